@@ -1,0 +1,56 @@
+"""Layer-wise Relevance Propagation for PyTorch: rules that replace a module's backward pass.
+
+>>> import torch
+>>> layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3, requires_grad=True)
+>>> with Epsilon(1e-6).register(layer):
+...     output = layer(x)
+>>> (relevance,) = torch.autograd.grad(output, x, grad_outputs=output)
+>>> relevance.shape
+torch.Size([1, 3])
+"""
+
+from lrp_rules.composite import Attachment, attach
+from lrp_rules.hooks import BasicHook, Hook, Registration
+from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
+from lrp_rules.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    ReLUBetaSmooth,
+    ReLUDeconvNet,
+    ReLUGuidedBackprop,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from lrp_rules.stabilizer import Stabilizer
+
+__all__ = [
+    "AlphaBeta",
+    "Attachment",
+    "BasicHook",
+    "ClampMod",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "GammaMod",
+    "Hook",
+    "NoMod",
+    "Norm",
+    "ParamMod",
+    "Pass",
+    "ReLUBetaSmooth",
+    "ReLUDeconvNet",
+    "ReLUGuidedBackprop",
+    "Registration",
+    "Stabilizer",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "attach",
+    "zero_bias",
+]
+__version__ = "0.1.0"

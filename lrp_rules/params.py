@@ -1,0 +1,243 @@
+"""Parameters of a module: the effective ones, changed ones, and a module that uses them.
+
+Nothing here writes to the module: a changed parameter lives in a twin of the module, so that an optimizer's references, tied
+weights and other threads never see it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from torch import Tensor
+
+    Modifier = Callable[[Tensor, str], Tensor]
+
+
+def zero_bias(zero_params: str | Iterable[str] | None = None) -> list[str]:
+    """Return the names in ``zero_params`` with ``'bias'`` among them, as a new list.
+
+    >>> zero_bias(), zero_bias("weight"), zero_bias(["bias"])
+    (['bias'], ['weight', 'bias'], ['bias'])
+    """
+    names = list(parameter_names(zero_params))
+    return names if "bias" in names else [*names, "bias"]
+
+
+def parameter_names(names: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return ``names`` (none, one or several) as a tuple of whole names."""
+    given = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    for name in given:
+        if not isinstance(name, str):
+            msg = f"parameter names are {names!r}; expected None, one name or several names, such as ['bias']"
+            raise TypeError(msg)
+    return given
+
+
+def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[str, Tensor | None]:
+    """Return ``values`` with those called ``names`` set to zero."""
+    chosen = set(names)
+    return {
+        name: torch.zeros_like(value) if value is not None and name in chosen else value for name, value in values.items()
+    }
+
+
+def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the parameters that the module's forward pass uses, by the names under which it uses them.
+
+    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``. Call it after
+    the forward pass: a parametrization with a state of its own (the power iteration of ``spectral_norm``) is evaluated as it
+    was left there, without another step.
+    """
+    names = dict.fromkeys(module._parameters)
+    for hook in module._forward_pre_hooks.values():
+        # the older torch.nn.utils.weight_norm and spectral_norm are pre-hooks that set a plain attribute before each call
+        name = getattr(hook, "name", None)
+        if type(hook).__module__.startswith("torch.nn.utils.") and isinstance(name, str):
+            for part in (f"{name}_g", f"{name}_v", f"{name}_orig"):
+                names.pop(part, None)
+            names[name] = None
+    values: dict[str, Tensor | None] = {name: getattr(module, name) for name in names}
+    if parametrize.is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        for name, parametrization in module.parametrizations.items():
+            values[name] = _settled(parametrization)()
+    return values
+
+
+def _settled(parametrization: nn.Module) -> nn.Module:
+    """Return a twin in eval mode: evaluating it moves no state."""
+
+    def settle(copy: nn.Module) -> None:
+        copy.training = False
+
+    return _tree(parametrization, settle)
+
+
+def _tree(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
+    """Return twins of a module and of all below it, each of them changed in place."""
+    copy = twin(module, {})
+    change(copy)
+    copy._modules = {name: None if child is None else _tree(child, change) for name, child in module._modules.items()}
+    return copy
+
+
+def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
+    """Return a module that computes what ``module`` does, without its hooks, with ``values`` as its parameters.
+
+    It shares everything else, and lives as long as the caller needs it; ``module`` is not touched.
+    """
+    parametrized = parametrize.is_parametrized(module) and bool(values)
+    other: nn.Module = object.__new__(type(module).__mro__[1] if parametrized else type(module))
+    state = dict(module.__dict__)
+    state.update({name: OrderedDict() for name in state if name.endswith("_hooks")})
+    # an attribute comes before a parameter of that name, and is free to be any tensor
+    state["_parameters"] = {name: value for name, value in module._parameters.items() if name not in values}
+    state.update(values)
+    other.__dict__ = state
+    return other
+
+
+@contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Yield a twin of a module that may be run again without a trace: buffers and random state stay as they are."""
+
+    def own_buffers(copy: nn.Module) -> None:
+        copy._buffers = {name: None if value is None else value.clone() for name, value in copy._buffers.items()}
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=module.training):
+        yield _tree(module, own_buffers)
+
+
+class ParamMod:
+    """Change the parameters of a module for a while, without touching the module.
+
+    ``with mod(module) as modified:`` gives a module that computes with the changed parameters.
+
+    Parameters
+    ----------
+    modifier
+        ``modifier(parameter, name)`` returns the changed parameter.
+    param_keys
+        Names of the parameters to change; None (default) means every parameter of the module, ``[]`` none.
+    zero_params
+        Name or names that are set to zero first.
+    require_params
+        Whether a name in ``param_keys`` that the module lacks is an error.
+
+    Raises
+    ------
+    RuntimeError
+        When applied, if the module lacks a parameter that ``param_keys`` names; the message names it.
+
+    """
+
+    def __init__(
+        self,
+        modifier: Modifier,
+        param_keys: str | Iterable[str] | None = None,
+        zero_params: str | Iterable[str] | None = None,
+        require_params: bool = True,  # noqa: FBT001, FBT002  the API of zennit.core.ParamMod
+    ) -> None:
+        if not callable(modifier):
+            msg = f"modifier is {modifier!r}; expected a callable (parameter, name) -> parameter"
+            raise TypeError(msg)
+        self.modifier = modifier
+        self.param_keys = None if param_keys is None else list(parameter_names(param_keys))
+        self.zero_params = None if zero_params is None else list(parameter_names(zero_params))
+        self.require_params = require_params
+
+    def parameters(self, module: nn.Module, values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """Return ``values``, the effective parameters of ``module``, as this changes them."""
+        keys = list(values) if self.param_keys is None else self.param_keys
+        missing = [key for key in keys if key not in values]
+        if missing and self.require_params:
+            names = ", ".join(repr(key) for key in missing)
+            msg = (
+                f"{module} has no parameter {names}; it has {sorted(values)}. "
+                "Name its own in param_keys, or pass require_params=False"
+            )
+            raise RuntimeError(msg)
+        changed = zeroed(values, self.zero_params or ())
+        for key in keys:
+            value = changed.get(key)
+            if value is not None:
+                changed[key] = self.modifier(value, key)
+        return changed
+
+    @contextmanager
+    def __call__(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Yield a twin of ``module`` with the changed parameters."""
+        yield twin(module, self.parameters(module, effective_parameters(module)))
+
+    @classmethod
+    def ensure(cls, value: ParamMod | Modifier) -> ParamMod:
+        """Pass a ParamMod through, and make one of a callable."""
+        return value if isinstance(value, ParamMod) else cls(value)
+
+
+class _Clamp:
+    """p -> clamp(p), as an object, so that it can be pickled."""
+
+    def __init__(self, minimum: float | None, maximum: float | None) -> None:
+        self.minimum, self.maximum = minimum, maximum
+
+    def __call__(self, parameter: Tensor, _name: str) -> Tensor:
+        if self.minimum is None and self.maximum is None:
+            return parameter
+        return parameter.clamp(min=self.minimum, max=self.maximum)
+
+
+class _AddClamped(_Clamp):
+    """p -> p + gamma * clamp(p)."""
+
+    def __init__(self, gamma: float, minimum: float | None, maximum: float | None) -> None:
+        super().__init__(minimum, maximum)
+        self.gamma = gamma
+
+    def __call__(self, parameter: Tensor, name: str) -> Tensor:
+        return parameter + self.gamma * super().__call__(parameter, name)
+
+
+def _unchanged(parameter: Tensor, _name: str) -> Tensor:
+    return parameter
+
+
+class ClampMod(ParamMod):
+    """p -> clamp(p, min, max); None leaves that side open. Further arguments as in :class:`ParamMod`."""
+
+    def __init__(
+        self,
+        min: float | None = None,  # noqa: A002  the API's name
+        max: float | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(_Clamp(min, max), **kwargs)
+
+
+class GammaMod(ParamMod):
+    """p -> p + gamma * clamp(p, min, max). Further arguments as in :class:`ParamMod`."""
+
+    def __init__(
+        self,
+        gamma: float = 0.25,
+        min: float | None = None,  # noqa: A002
+        max: float | None = None,  # noqa: A002
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(_AddClamped(gamma, min, max), **kwargs)
+
+
+class NoMod(ParamMod):
+    """p -> p; for ``zero_params`` alone. Further arguments as in :class:`ParamMod`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(_unchanged, **kwargs)

@@ -1,0 +1,453 @@
+"""The rules: one class each, its formula in the docstring.
+
+Notation, as everywhere in this project: z = A(w) x + b is the output of the layer, R the relevance at its output, r the relevance
+at its input, S(d) a stabilized denominator (:class:`Stabilizer`), v+ = max(v, 0), v- = min(v, 0), and products of vectors are
+elementwise. A layer that is not linear has its Jacobian at x as A, and what the linearisation leaves over as b. Shapes: R is like
+the output of the layer, r like its input; the first dimension holds samples.
+
+References (cited by the classes)
+    Bach et al. 2015, doi:10.1371/journal.pone.0130140. Zeiler and Fergus 2014, arXiv:1311.2901. Springenberg et al. 2015,
+    arXiv:1412.6806. Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008. Montavon et al. 2019,
+    doi:10.1007/978-3-030-28954-6_10. Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4. Dombrowski et al. 2019,
+    arXiv:1906.07983. Andeol et al. 2021, arXiv:2105.00926.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules.hooks import BasicHook, Hook
+from lrp_rules.params import parameter_names
+from lrp_rules.stabilizer import Stabilizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lrp_rules.linear_map import Layer, Matrix
+
+    Names = str | Iterable[str] | None
+    Stabilizing = float | Callable[[Tensor], Tensor]
+    Term = tuple[Matrix, Tensor]
+
+
+def positive(v: Tensor) -> Tensor:
+    """v+."""
+    return v.clamp(min=0)
+
+
+def negative(v: Tensor) -> Tensor:
+    """v-."""
+    return v.clamp(max=0)
+
+
+def nonnegative(x: Tensor) -> bool:
+    """Whether x- is known to vanish. Asked on the CPU alone: elsewhere the answer would have to be waited for."""
+    return x.device.type == "cpu" and x.numel() > 0 and bool(x.amin() >= 0)
+
+
+def split(x: Tensor, of_positive: Matrix, of_negative: Matrix) -> list[Term]:
+    """Return the terms (A, x+) and (A', x-), without the second where x- vanishes."""
+    return [(of_positive, x)] if nonnegative(x) else [(of_positive, positive(x)), (of_negative, negative(x))]
+
+
+def propagate(terms: Sequence[Term], bias: Tensor | float, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: N803
+    """Return r = sum v * A^T s over the terms (A, v), with s = R / S(d) and d = sum A v + bias."""
+    (A, v), *others = terms  # noqa: N806
+    d = A @ v
+    for B, u in others:  # noqa: N806
+        d = d + B @ u
+    s = R / stabilizer(d + bias)
+    r = v * (A.T @ s)
+    for B, u in others:  # noqa: N806
+        r = r + u * (B.T @ s)
+    return r
+
+
+class Epsilon(BasicHook):
+    """LRP-Epsilon (Bach et al. 2015): relevance in proportion to the contributions to the output.
+
+    Used in middle layers; ``epsilon=0`` is LRP-0, used in upper layers; a large epsilon absorbs what is weak.
+
+        d = A(w) x + b        r = x * A(w)^T (R / S(d))
+
+    Modules with several inputs or outputs give each input its share, x_k * J_k^T (R / S(d)).
+
+    Parameters
+    ----------
+    epsilon
+        Added to the denominator with its sign; or a callable d -> S(d).
+    zero_params
+        Name or names of parameters that are set to zero, such as 'bias'.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If epsilon is neither a number nor callable; if it is negative or not finite.
+
+    """
+
+    allows_several: ClassVar[bool] = True
+    uses_output: ClassVar[bool] = True
+
+    def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(stabilizer=epsilon)
+        self.zero_params = parameter_names(zero_params)
+
+    def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: N803
+        s = tuple(R_k / self.stabilizer(d) for R_k, d in zip(R, layer.linear_outputs, strict=True))
+        return tuple(x * c for x, c in zip(layer.inputs, layer.pull(s), strict=True))
+
+
+class Norm(Epsilon):
+    """Normalise by the output, weigh by the contribution: Epsilon for any module, also without parameters.
+
+        d = f(x)        r = x * J^T (R / S(d)),  J the Jacobian of f at x
+
+    For sums, poolings, normalisations, and modules with several inputs, each of which gets its share.
+
+    Parameters
+    ----------
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+
+    """
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6) -> None:
+        super().__init__(epsilon=stabilizer)
+
+
+class ZPlus(BasicHook):
+    """LRP-ZPlus (Bach et al. 2015; Montavon et al. 2017): relevance to positive contributions alone.
+
+    For convolutions below the middle of a network; r is not negative where R is not. The same as AlphaBeta(1, 0).
+
+        d = A(w+) x+ + A(w-) x- + b+        s = R / S(d)
+        r = x+ * A(w+)^T s + x- * A(w-)^T s
+
+    Parameters
+    ----------
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Name or names of parameters that are set to zero, such as 'bias'.
+
+    """
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(stabilizer=stabilizer)
+        self.zero_params = parameter_names(zero_params)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        terms = split(layer.x, layer.matrix(positive), layer.matrix(negative))
+        return propagate(terms, positive(layer.bias), R, self.stabilizer)
+
+
+class AlphaBeta(BasicHook):
+    """LRP-AlphaBeta (Bach et al. 2015): alpha times the positive contributions' share, minus beta times the negative ones'.
+
+    For lower layers, mostly with (1, 0) or (2, 1).
+
+        da = A(w+) x+ + A(w-) x- + b+        sa = R / S(da)
+        db = A(w-) x+ + A(w+) x- + b-        sb = R / S(db)
+        r = alpha * [x+ * A(w+)^T sa + x- * A(w-)^T sa] - beta * [x+ * A(w-)^T sb + x- * A(w+)^T sb]
+
+    Parameters
+    ----------
+    alpha, beta
+        Not negative, with alpha - beta = 1.
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Name or names of parameters that are set to zero, such as 'bias'.
+
+    Raises
+    ------
+    ValueError
+        If alpha or beta is negative or not finite, or if they do not differ by 1.
+
+    """
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
+    ) -> None:
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not 0 <= value < math.inf:
+                msg = f"{name} is {value!r}; expected a finite number that is not negative"
+                raise ValueError(msg)
+        # written in decimals, both carry an error of half a unit in the last place, and so does their difference
+        if not abs(alpha - beta - 1) <= math.ulp(1.0) + math.ulp(alpha) / 2 + math.ulp(beta) / 2:
+            msg = f"alpha - beta is {alpha!r} - {beta!r} = {alpha - beta!r}; expected 1, as in (2, 1) or (1, 0)"
+            raise ValueError(msg)
+        super().__init__(stabilizer=stabilizer)
+        self.alpha, self.beta = alpha, beta
+        self.zero_params = parameter_names(zero_params)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        plus, minus = layer.matrix(positive), layer.matrix(negative)
+        r = self.alpha * propagate(split(layer.x, plus, minus), positive(layer.bias), R, self.stabilizer)
+        if self.beta == 0:
+            return r
+        return r - self.beta * propagate(split(layer.x, minus, plus), negative(layer.bias), R, self.stabilizer)
+
+
+class Gamma(BasicHook):
+    """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon with contributions of the output's sign favoured.
+
+    For convolutions in the middle of a network; from Epsilon at gamma = 0 towards ZPlus as gamma grows.
+
+        where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)      r = x+ * A(w + g w+)^T s + x- * A(w + g w-)^T s
+        where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)      r = x+ * A(w + g w-)^T s + x- * A(w + g w+)^T s
+
+    with s = R / S(d) and z the real output of the layer, bias and weights in. Where z = 0, the relevance goes nowhere.
+
+    Parameters
+    ----------
+    gamma
+        g, finite and not negative.
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Name or names of parameters that are set to zero, such as 'bias'.
+
+    Raises
+    ------
+    ValueError
+        If gamma is negative or not finite.
+
+    """
+
+    uses_output: ClassVar[bool] = True
+
+    def __init__(self, gamma: float = 0.25, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        if not 0 <= gamma < math.inf:
+            msg = f"gamma is {gamma!r}; expected a finite number that is not negative, such as 0.25"
+            raise ValueError(msg)
+        super().__init__(stabilizer=stabilizer)
+        self.gamma = gamma
+        self.zero_params = parameter_names(zero_params)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        two = self.gamma <= 1 and layer.additive
+        return self._in_two_maps(layer, R) if two else self._in_four_maps(layer, R)
+
+    def _in_two_maps(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        # With w+ = (w + |w|) / 2 and w- = (w - |w|) / 2, and alike for x and b, all sums above become
+        #     d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0,
+        # two maps in place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels
+        # there. In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
+        # large gamma takes the way below.
+        x, z, half = layer.x, layer.z, self.gamma / 2
+        A, A_abs = layer.matrix(), layer.matrix(torch.abs)  # noqa: N806
+        sign = z.sign()
+        d = (1 + half) * layer.linear_outputs[0] + half * sign * (A_abs @ x.abs() + layer.bias.abs())
+        s = sign.abs() * R / self.stabilizer(d)
+        return (1 + half) * x * (A.T @ s) + half * x.abs() * (A_abs.T @ (sign * s))
+
+    def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        z, g = layer.z, self.gamma
+        plus, minus = layer.matrix(lambda w: w + g * positive(w)), layer.matrix(lambda w: w + g * negative(w))
+        b = layer.bias
+        above = propagate(split(layer.x, plus, minus), b + g * positive(b), R * (z > 0), self.stabilizer)
+        below = propagate(split(layer.x, minus, plus), b + g * negative(b), R * (z < 0), self.stabilizer)
+        return above + below
+
+
+class ZBox(BasicHook):
+    """LRP-ZBox (Montavon et al. 2017): for the first layer, when inputs such as pixels are bounded.
+
+        d = A(w) x - A(w+) l - A(w-) h        s = R / S(d)
+        r = x * A(w)^T s - l * A(w+)^T s - h * A(w-)^T s
+
+    The bias cancels.
+
+    Parameters
+    ----------
+    low, high
+        l and h, the bounds of x, in its units: numbers, or tensors that broadcast to x. A tensor with fewer dimensions gets
+        trailing ones; one with a longer batch is cut to the batch.
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Name or names of parameters that are set to zero.
+
+    Raises
+    ------
+    ValueError
+        If low > high anywhere, or, when applied, if a bound does not broadcast to the input.
+
+    """
+
+    def __init__(
+        self, low: float | Tensor, high: float | Tensor, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
+    ) -> None:
+        super().__init__(stabilizer=stabilizer)
+        # a number keeps all its digits until it meets the input
+        self.low = low if isinstance(low, Tensor) else torch.as_tensor(low, dtype=torch.float64)
+        self.high = high if isinstance(high, Tensor) else torch.as_tensor(high, dtype=torch.float64)
+        self.zero_params = parameter_names(zero_params)
+        if self.low.ndim == 0 or self.high.ndim == 0 or self.low.shape == self.high.shape:
+            self._check_order(self.low, self.high)  # bounds of different shapes meet only at the input
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        x = layer.x
+        low, high = (_expand(bound, layer, name) for bound, name in ((self.low, "low"), (self.high, "high")))
+        if self.low.ndim > 0 and self.high.ndim > 0 and self.low.shape != self.high.shape:
+            self._check_order(low, high)
+        plus, minus = layer.matrix(positive), layer.matrix(negative)
+        if layer.additive:
+            # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels
+            terms = [(plus, x - low), (minus, x - high)]
+        else:
+            terms = [(layer.matrix(), x), (plus, -low.expand_as(x)), (minus, -high.expand_as(x))]
+        return propagate(terms, 0.0, R, self.stabilizer)
+
+    @staticmethod
+    def _check_order(low: Tensor, high: Tensor) -> None:
+        if bool((low > high).any()):
+            msg = f"low is above high somewhere: low is {low}, high is {high}; expected the lowest and the highest value of x"
+            raise ValueError(msg)
+
+
+def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
+    """Return a bound in a shape that broadcasts to x."""
+    x = layer.x
+    expanded = bound.to(x)
+    if 0 < bound.ndim < x.ndim:
+        expanded = expanded.view(bound.shape + (1,) * (x.ndim - bound.ndim))
+    if layer.batched and expanded.ndim == x.ndim and expanded.shape[0] > x.shape[0] > 0:
+        expanded = expanded[: x.shape[0]]
+    try:
+        expanded.expand_as(x)
+    except RuntimeError:
+        msg = (
+            f"{name} has shape {tuple(bound.shape)}, which does not broadcast to the input of {layer.module}, of shape "
+            f"{tuple(x.shape)}. Give a number, or a tensor such as (1, channels, 1, 1)"
+        )
+        raise ValueError(msg) from None
+    return expanded
+
+
+class WSquare(BasicHook):
+    """LRP-WSquare (Montavon et al. 2017): by the squared weights alone, whatever the input.
+
+    For the first layer, when its inputs are not bounded.
+
+        d = A(w^2) 1 + b^2        r = A(w^2)^T (R / S(d))
+
+    The ones are padded like any input, so that borders count fewer.
+
+    Parameters
+    ----------
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Name or names of parameters that are set to zero, such as 'bias'.
+
+    """
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(stabilizer=stabilizer)
+        self.zero_params = parameter_names(zero_params)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        ones = layer.at_ones()
+        return propagate([(ones.matrix(torch.square), ones.x)], ones.bias.square(), R, self.stabilizer)
+
+
+class Flat(BasicHook):
+    """LRP-Flat (Lapuschkin et al. 2019): evenly to all inputs that reach an output.
+
+    For the first layers, where single inputs mean little.
+
+        d = A(1) 1        r = A(1)^T (R / S(d))
+
+    A module without parameters is used as it is, with ones as its input.
+
+    Parameters
+    ----------
+    stabilizer
+        Number or callable, as in :class:`Stabilizer`.
+    zero_params
+        Accepted for the sake of the API: all parameters are replaced by ones, and the bias by zero.
+
+    """
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(stabilizer=stabilizer)
+        self.zero_params = parameter_names(zero_params)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+        ones = layer.at_ones()
+        return propagate([(ones.matrix(torch.ones_like), ones.x)], 0.0, R, self.stabilizer)
+
+
+class Pass(Hook):
+    """Relevance as it is, r = R: for elementwise modules whose gradient is not wanted."""
+
+    needs_grad_input: ClassVar[bool] = False
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the relevance of the outputs."""
+        return grad_output
+
+
+class ReLUDeconvNet(Hook):
+    """DeconvNet (Zeiler and Fergus 2014): r = max(R, 0), whatever the input of the ReLU."""
+
+    needs_grad_input: ClassVar[bool] = False
+    allows_several: ClassVar[bool] = False
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the positive part of the relevance."""
+        return (positive(grad_output[0]),)
+
+
+class ReLUGuidedBackprop(Hook):
+    """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
+
+    allows_several: ClassVar[bool] = False
+
+    def backward(
+        self, module: nn.Module, grad_input: tuple[Tensor, ...], grad_output: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return the module's gradient where the relevance is positive."""
+        return (grad_input[0] * (grad_output[0] > 0),)
+
+
+class ReLUBetaSmooth(Hook):
+    """Gradient of a softplus in place of a ReLU's (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
+
+    Makes explanations of ReLU networks differentiable in x.
+
+    Parameters
+    ----------
+    beta_smooth
+        Sharpness, in units of 1 / x; finite and positive. The larger, the closer to the ReLU's own gradient.
+
+    Raises
+    ------
+    ValueError
+        If beta_smooth is not positive or not finite.
+
+    """
+
+    needs_grad_input: ClassVar[bool] = False
+    allows_several: ClassVar[bool] = False
+
+    def __init__(self, beta_smooth: float = 10.0) -> None:
+        if not 0 < beta_smooth < math.inf:
+            msg = f"beta_smooth is {beta_smooth!r}; expected a finite number above 0, such as 10"
+            raise ValueError(msg)
+        self.beta_smooth = beta_smooth
+
+    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:  # noqa: A002
+        """Keep the input for the backward pass."""
+        self.input = input[0]
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the relevance, scaled by the sigmoid of the input."""
+        return (torch.sigmoid(self.beta_smooth * self.input) * grad_output[0],)
