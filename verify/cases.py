@@ -1,0 +1,207 @@
+"""The grid: which rule is tried on which layer with which data. All randomness of the verifier is here."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from verify.checks import agreement, api, errors
+from verify.layers import CORE, LAYERS, LayerCase
+from verify.model import Case, Level
+from verify.variants import VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+DEFAULT_DTYPES = ("float64", "float32")
+
+#: Kinds of data. Relevance has both signs and exact zeros in all of them, and nothing to do with the output.
+KINDS = {
+    "signed": "inputs of both signs",
+    "nonnegative": "inputs as after a ReLU, exact zeros among them",
+    "nonpositive": "no input above zero",
+    "zeros": "small integers: exact zeros everywhere, outputs that cancel to zero exactly, a dead unit",
+    "single": "one input other than zero, so that one contribution is all of an output",
+}
+#: Ways to lay out or to size the signed data.
+LAYOUTS = {
+    "noncontiguous": "every other element of a wider tensor",
+    "channels-last": "channels last in memory",
+    "expanded": "one sample, expanded to a batch",
+    "batch-of-1": "one sample",
+    "batch-of-0": "no sample",
+}
+
+_GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A layer, its input, and the relevance of its output; drawn from a seed and a name, so that it can be drawn again."""
+
+    module: nn.Module
+    x: Tensor
+    relevance: Tensor
+    batched: bool
+
+
+def draw(layer: LayerCase, kind: str, dtype: str, seed: int, device: str = "cpu") -> Problem:
+    """Draw the data of one case. In float32 it is that of float64, rounded."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{layer.name}/{kind}".encode()))
+    integers = kind == "zeros"
+
+    def values(shape: Sequence[int], scale: float = 1.0) -> Tensor:
+        if integers:
+            return torch.randint(-2, 3, tuple(shape), generator=generator).double()
+        return scale * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+
+    module = layer.build().double().eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(values(parameter.shape))
+            if integers and parameter.ndim > 0:
+                parameter[0] = 0.0  # a dead unit: no weights, no bias
+            if not integers and name == "bias":
+                parameter.mul_(0.5)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(values(module.running_mean.shape, 0.5))
+            module.running_var.copy_(1.0 + values(module.running_var.shape).square())
+    target = getattr(torch, dtype)
+    module = module.to(device, target)
+
+    shape = list(layer.shape)
+    if kind in {"batch-of-1", "batch-of-0"}:
+        shape[0] = int(kind[-1])
+    x = values(shape)
+    if kind == "nonnegative":
+        x = x.clamp(min=0)
+    elif kind == "nonpositive":
+        x = -x.abs()
+    elif kind == "single":
+        x = x * _one_per_sample(x, layer, generator)
+    elif kind == "expanded":
+        x = x[:1].expand(shape)
+    x = x.to(device, target)
+    if kind == "noncontiguous":
+        wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+        wide[..., ::2] = x
+        x = wide[..., ::2]
+    elif kind == "channels-last" and x.ndim in {4, 5}:
+        x = x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)  # noqa: PLR2004  dimensions
+
+    with torch.no_grad():
+        output_shape = module(x).shape
+    relevance = torch.randn(tuple(output_shape), generator=generator, dtype=torch.float64)
+    relevance = relevance * (torch.rand(tuple(output_shape), generator=generator) > 0.2)  # noqa: PLR2004  a fifth is zero
+    return Problem(module, x, relevance.to(device, target), layer.batched)
+
+
+def _one_per_sample(x: Tensor, layer: LayerCase, generator: torch.Generator) -> Tensor:
+    samples = x.shape[0] if layer.batched else 1
+    mask = torch.zeros(samples, x.numel() // samples, dtype=x.dtype)
+    mask[torch.arange(samples), torch.randint(mask.shape[1], (samples,), generator=generator)] = 1
+    return mask.view(x.shape)
+
+
+def all_cases(*, seed: int = 0, dtypes: Sequence[str] = DEFAULT_DTYPES, device: str = "cpu") -> tuple[Case, ...]:
+    """Return the whole grid, in the order of the report."""
+    return tuple(_all_cases(seed, dtypes, device))
+
+
+def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
+    yield from api.cases()
+    for rule in dict.fromkeys(variant.rule for variant in VARIANTS):
+        for layer, kind, variant in _linear_grid(rule):
+            yield from _comparisons(layer, kind, variant, dtypes, device, seed)
+    for rule in _GRADIENT_RULES:
+        for layer in LAYERS:
+            if not _takes_gradient_rule(rule, layer):
+                continue
+            for kind in ("signed", "nonnegative", "zeros"):
+                for arguments in agreement.GRADIENT_ARGUMENTS.get(rule, ({},)):
+                    yield from _gradient_cases(rule, arguments, layer, kind, dtypes, device, seed)
+    yield from errors.cases()
+
+
+def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
+    """Defaults everywhere, on all kinds of data; variants and layouts on one layer of each kind."""
+    for variant in VARIANTS:
+        if variant.rule != rule:
+            continue
+        for layer in LAYERS:
+            if not layer.linear and rule not in {"Epsilon", "Norm"}:
+                continue
+            if variant.name != "default" and layer.name not in CORE:
+                continue
+            kinds = list(KINDS)
+            if variant.name == "default" and layer.name in CORE:
+                kinds += LAYOUTS
+            elif variant.name != "default":
+                kinds = ["signed", "nonnegative", "zeros"]
+            for kind in kinds:
+                if kind not in variant.without:
+                    yield layer, kind, variant
+
+
+def _takes_gradient_rule(rule: str, layer: LayerCase) -> bool:
+    if rule == "Pass":
+        return layer.name in {"identity", "relu", "tanh", "softmax", "batchnorm2d"}
+    return layer.name == "relu" or (rule == "ReLUGuidedBackprop" and layer.name in {"leakyrelu", "tanh", "softplus"})
+
+
+def _level(rule: str, layer: LayerCase) -> Level:
+    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would say
+    split = layer.family == "BatchNorm" and rule not in {"Epsilon", "Norm", "Pass"}
+    return Level.SHOULD if split else Level.MUST
+
+
+def _comparisons(
+    layer: LayerCase, kind: str, variant: Variant, dtypes: Sequence[str], device: str, seed: int
+) -> Iterator[Case]:
+    for dtype in dtypes:
+        problem = partial(draw, layer, kind, dtype, seed, device)
+        for check, run in (("agreement", agreement.agrees), ("conservation", agreement.conserves)):
+            yield Case(
+                id=f"{check}/{variant.rule}/{layer.name}/{variant.name}/{kind}/{dtype}",
+                rule=variant.rule,
+                layer=layer.family,
+                check=check,
+                dtype=dtype,
+                level=_level(variant.rule, layer),
+                run=partial(run, problem, layer, variant, device),
+                device=device,
+            )
+
+
+def _gradient_cases(
+    rule: str,
+    arguments: dict[str, float],
+    layer: LayerCase,
+    kind: str,
+    dtypes: Sequence[str],
+    device: str,
+    seed: int,
+) -> Iterator[Case]:
+    name = "-".join(f"{key}={value:g}" for key, value in arguments.items()) or "default"
+    for dtype in dtypes:
+        problem: Callable[[], Problem] = partial(draw, layer, kind, dtype, seed, device)
+        yield Case(
+            id=f"agreement/{rule}/{layer.name}/{name}/{kind}/{dtype}",
+            rule=rule,
+            layer=layer.family,
+            check="agreement",
+            dtype=dtype,
+            level=_level(rule, layer),
+            run=partial(agreement.gradient_agrees, problem, layer, rule, arguments, device),
+            device=device,
+        )

@@ -1,0 +1,48 @@
+"""What the small checks share: a layer with data, one run of a rule, findings in a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verify.model import Finding, Verdict
+
+
+def passed() -> Finding:
+    """Return a pass."""
+    return Finding(Verdict.PASS)
+
+
+def fail(reason: str) -> Finding:
+    """Return a failure."""
+    return Finding(Verdict.FAIL, reason=reason)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in every bit but the sign of zero."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+
+
+def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
+    """Return what a rule makes of a relevance: register, run forward and backward, remove."""
+    handle = rule.register(module)
+    try:
+        x = x.detach().requires_grad_()
+        (r,) = torch.autograd.grad(module(x), x, relevance)
+    finally:
+        handle.remove()
+    return r
+
+
+def layer_and_data(rule: str) -> tuple[Any, Tensor, Tensor]:
+    """Return a small layer that suits a rule, an input of both signs, and a relevance of both signs with zeros."""
+    module: nn.Module = nn.ReLU() if rule.startswith("ReLU") or rule == "Pass" else nn.Linear(3, 2, dtype=torch.float64)
+    x = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.5]], dtype=torch.float64)
+    if isinstance(module, nn.Linear):
+        with torch.no_grad():
+            module.weight.copy_(torch.tensor([[0.5, -1.0, 2.0], [-0.25, 1.5, 0.75]]))
+            module.bias.copy_(torch.tensor([0.75, -1.25]))
+        return module, x, torch.tensor([[1.5, -0.5], [0.0, 2.0]], dtype=torch.float64)
+    return module, x, torch.tensor([[1.5, -0.5, 2.0], [0.0, 2.0, -3.0]], dtype=torch.float64)

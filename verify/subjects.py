@@ -1,0 +1,115 @@
+"""What is under test: anything that has the rule classes of the API as attributes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RULES = (
+    "Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat",
+    "Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth",
+)  # fmt: skip
+
+
+class SubjectError(Exception):
+    """The subject cannot be used at all; the message says why and what to do."""
+
+
+class NotOfferedError(Exception):
+    """The subject does not have what a case is about: neither a pass nor a failure."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A namespace with rule classes, whose instances have ``register(module)``, which returns something with ``remove()``."""
+
+    spec: str
+    namespace: Any
+    version: str
+
+    def offers(self, name: str) -> bool:
+        """Whether the subject has something of that name."""
+        return hasattr(self.namespace, name)
+
+    def get(self, name: str) -> Any:
+        """Return the attribute, or raise NotOfferedError."""
+        if not self.offers(name):
+            msg = f"{self.spec} has no {name}"
+            raise NotOfferedError(msg)
+        return getattr(self.namespace, name)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is lrp_rules itself, which is held to every requirement."""
+        return self.spec.split(":")[0].split(".")[0] == "lrp_rules"
+
+
+def load(spec: str) -> Subject:
+    """Import a subject given as ``MODULE`` or ``MODULE:ATTRIBUTE``.
+
+    Raises
+    ------
+    SubjectError
+        If it cannot be imported, or has no rule of the API.
+
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name:
+        msg = f"the subject is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        raise SubjectError(msg)
+    # as `python -m` would: a subject in the folder of the call needs no installation
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        namespace = _import(module_name)
+        for part in filter(None, attribute.split(".")):
+            namespace = getattr(namespace, part)
+    except Exception as error:
+        msg = f"the subject {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        raise SubjectError(msg) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not any(hasattr(namespace, rule) for rule in RULES):
+        msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
+        raise SubjectError(msg)
+    return Subject(spec, namespace, _version(module_name))
+
+
+def _version(module_name: str) -> str:
+    package = module_name.split(".")[0]
+    own = getattr(sys.modules.get(package), "__version__", None)
+    if isinstance(own, str):
+        return own
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"
+
+
+_OPERATORS: list[Any] = []
+
+
+def _import(name: str) -> Any:
+    """Import a module; zennit's import of torchvision is helped where torchvision's compiled operators cannot be loaded.
+
+    They cannot with a CPU build of torch and the torchvision of PyPI. zennit uses none of them: declared is enough.
+    """
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _OPERATORS:
+            raise
+    package = name.split(".")[0]
+    for loaded in [module for module in sys.modules if module.split(".")[0] in {"torchvision", package}]:
+        del sys.modules[loaded]
+    _OPERATORS.append(library := torch.library.Library("torchvision", "FRAGMENT"))
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module(name)
