@@ -10,8 +10,9 @@ torch.Size([1, 3])
 """
 
 from lrp_rules.composite import Attachment, attach
-from lrp_rules.hooks import BasicHook, Hook, Registration
+from lrp_rules.hooks import BasicHook, Hook
 from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
+from lrp_rules.registration import Registration
 from lrp_rules.rules import (
     AlphaBeta,
     Epsilon,

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from lrp_rules.hooks import Hook, Registration
+    from lrp_rules.hooks import Hook
+    from lrp_rules.registration import Registration
 
     Key = str | type[nn.Module]
 
@@ -44,10 +45,11 @@ def attach(model: nn.Module, rules: Mapping[Key, Hook], ignore: Iterable[Key] = 
     model
         Any module, and all modules below it.
     rules
-        Maps types of modules, or names as in ``model.named_modules()``, to rules. Names may be glob patterns, where ``*`` also
-        spans dots. The first key that matches a module decides. A pattern or type that matches a module takes the whole of it:
-        modules below a matched one are left alone. Patterns with wildcards match only modules that have parameters of their own
-        or nothing below them, so that ``'*'`` is every layer and not the containers.
+        Maps types of modules, or names as in ``model.named_modules()``, to rules. Names may be glob patterns, where
+        ``*`` also spans dots. The first key that matches a module decides. A pattern or type that matches a module
+        takes the whole of it: modules below a matched one are left alone. Patterns with wildcards match only modules
+        that have parameters of their own or nothing below them, so that ``'*'`` is every layer and not the
+        containers.
     ignore
         Types and names of modules that keep their gradient.
 
@@ -89,8 +91,8 @@ def attach(model: nn.Module, rules: Mapping[Key, Hook], ignore: Iterable[Key] = 
             chosen.append((rules[key], module))
     if unmatched:
         msg = (
-            f"no rule for {', '.join(unmatched)}; expected one for each module with parameters. Add the type or name to rules, "
-            "or to ignore where the gradient is meant"
+            f"no rule for {', '.join(unmatched)}; expected one for each module with parameters. "
+            "Add the type or name to rules, or to ignore where the gradient is meant"
         )
         raise ValueError(msg)
 

@@ -1,28 +1,22 @@
-"""How a rule enters the backward pass. The only file that registers anything; nothing of a formula is here.
-
-A rule's hook lets the module run as it is, then takes the graph of that call away and puts one autograd node in its place, whose
-backward is the rule. The module's own backward does not run unless a rule asks for it. What a call needs later hangs on its node,
-as the saved tensors of any other node do: two calls never meet, and everything goes when the graph goes.
-"""
+"""What people subclass to write a rule: Hook, by its backward, or BasicHook, by modifiers or a formula."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lrp_rules.linear_map import Layer, TracedLayer, layer_type, pull
+from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters, twin, undisturbed
+from lrp_rules.registration import Registration
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
+
+    from lrp_rules.registration import Call
 
     Tensors = tuple[Tensor, ...]
 
@@ -30,10 +24,10 @@ if TYPE_CHECKING:
 class Hook:
     """What replaces the backward pass of a module while it is registered; people write their own by subclassing.
 
-    Define ``backward(module, grad_input, grad_output)``, and ``forward(module, input, output)`` where something of the forward
-    pass is needed. Both get tuples, with one entry for each floating-point tensor that goes in or comes out, as in torch's full
-    backward hooks. Tensors that ``forward`` sets as attributes of ``self`` belong to that one call: its ``backward`` finds them,
-    no other call does, and they go with the graph.
+    Define ``backward(module, grad_input, grad_output)``, and ``forward(module, input, output)`` where something of
+    the forward pass is needed. Both get tuples, with one entry for each floating-point tensor that goes in or comes
+    out, as in torch's full backward hooks. Tensors that ``forward`` sets as attributes of ``self`` belong to that one
+    call: its ``backward`` finds them, no other call does, and they go with the graph.
 
     >>> class SignOfRelevance(Hook):
     ...     needs_grad_input = False
@@ -47,15 +41,17 @@ class Hook:
     tensor([[ 1., -1.]])
     """
 
-    #: Whether ``backward`` uses ``grad_input``, the module's own gradient; where not, it is not computed, and is ``(None,)``.
+    #: Whether ``backward`` uses ``grad_input``, the module's own gradient. Where not, ``(None,)`` costs nothing.
     needs_grad_input: ClassVar[bool] = True
     #: Whether modules that take or return several tensors are allowed; others are refused with a TypeError.
     allows_several: ClassVar[bool] = True
 
-    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:  # noqa: A002  the API's name
+    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
         """Look at one call of the module, after it."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensor | Sequence[Tensor | None] | None:
+    def backward(
+        self, module: nn.Module, grad_input: Any, grad_output: Tensors
+    ) -> Tensor | Sequence[Tensor | None] | None:
         """Return the relevance of each input; None keeps ``grad_input``."""
         return None
 
@@ -106,15 +102,16 @@ class Hook:
 class BasicHook(Hook):
     """A rule for modules with one input and one output, made of modifiers or of a formula.
 
-    With modifiers, the module is run once for each of k changes of its input and parameters, and the relevance is put together
-    from the k gradients:
+    With modifiers, the module is run once for each of k changes of its input and parameters, and the relevance is put
+    together from the k gradients:
 
         z_i = output_modifiers[i](module with param_modifiers[i], run on input_modifiers[i](x))
         s   = gradient_mapper(R, [z_1, ..., z_k])
         c_i = gradient of z_i by its input, times s_i
         r   = reducer([input_modifiers[1](x), ...], [c_1, ..., c_k])
 
-    With a formula, a subclass overrides ``relevance(layer, R)``; all rules of this package do, since it saves most of these runs.
+    With a formula, a subclass overrides ``relevance(layer, R)``; all rules of this package do, since it saves most of
+    these runs.
 
     Parameters
     ----------
@@ -158,7 +155,7 @@ class BasicHook(Hook):
     ) -> None:
         lengths = {len(given) for given in (input_modifiers, param_modifiers, output_modifiers) if given is not None}
         if len(lengths) > 1:
-            msg = f"lists of modifiers have lengths {sorted(lengths)}; expected one length: the i-th of each work together"
+            msg = f"lists of modifiers have lengths {sorted(lengths)}; expected one: the i-th of each work together"
             raise ValueError(msg)
         count = lengths.pop() if lengths else 1
         self.input_modifiers = list(input_modifiers or [_same] * count)
@@ -168,7 +165,7 @@ class BasicHook(Hook):
         self.reducer = reducer
         self.stabilizer = Stabilizer.ensure(stabilizer)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803  the name in the formulas
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""
         inputs, outputs = [], []
         x = layer.x if torch.is_grad_enabled() else layer.x.detach()
@@ -177,19 +174,23 @@ class BasicHook(Hook):
                 self.input_modifiers, self.param_modifiers, self.output_modifiers, strict=True
             ):
                 modified = of_input(x)
-                inputs.append(modified.view_as(modified) if modified.requires_grad else modified.detach().requires_grad_())
+                inputs.append(
+                    modified.view_as(modified) if modified.requires_grad else modified.detach().requires_grad_()
+                )
                 run_on = twin(module, of_params.parameters(layer.module, layer.given))
                 outputs.append(of_output(layer.run(run_on, inputs[-1])[0]))
         values = outputs if torch.is_grad_enabled() else [output.detach() for output in outputs]
         mapped = (
-            [R / self.stabilizer(z) for z in values] if self.gradient_mapper is None else self.gradient_mapper(R, values)
+            [R / self.stabilizer(z) for z in values]
+            if self.gradient_mapper is None
+            else self.gradient_mapper(R, values)
         )
         gradients = pull(tuple(outputs), tuple(inputs), tuple(mapped), create_graph=torch.is_grad_enabled())
         if self.reducer is None:
             return sum((x * c for x, c in zip(inputs, gradients, strict=True)), start=torch.zeros_like(x))
         return self.reducer(inputs, gradients)
 
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:  # noqa: N803
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
         """Return the relevance of each input; rules that allow several override this instead."""
         return (self.relevance(layer, R[0]),)
 
@@ -220,171 +221,5 @@ class BasicHook(Hook):
         return self.relevances(layer, (relevance[0].to(dtype),))
 
 
-@dataclass
-class Call:
-    """What is known of one call of a module besides its tensors."""
-
-    hook: Hook
-    module: nn.Module
-    kind: type[Layer]
-    run: Callable[..., Tensors]
-    names: tuple[str, ...] = ()
-    count: int = 1
-
-    @property
-    def all_names(self) -> tuple[str, ...]:
-        """Names of the parameters of known layers, also of those that are None."""
-        return () if self.kind is TracedLayer else ("weight", "bias")
-
-
-class _Node(torch.autograd.Function):
-    """The node that stands for one call of a module."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Call, saved: Tensors, returned: Tensors, *inputs: Tensor) -> Any:
-        ctx.call = call
-        ctx.save_for_backward(*inputs, *saved)
-        return returned if len(returned) > 1 else returned[0]
-
-    @staticmethod
-    def backward(ctx: Any, *relevance: Tensor) -> Any:
-        call: Call = ctx.call
-        tensors = ctx.saved_tensors
-        inputs, saved = tensors[: call.count], tensors[call.count :]
-        device = inputs[0].device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                answer = call.hook._propagate(call, inputs, saved, relevance)
-        else:
-            answer = call.hook._propagate(call, inputs, saved, relevance)
-        if len(answer) != len(inputs) or any(
-            r is not None and r.shape != x.shape for r, x in zip(answer, inputs, strict=False)
-        ):
-            got = [None if r is None else tuple(r.shape) for r in answer]
-            msg = (
-                f"{type(call.hook).__name__} on {call.module}: relevance of shape {got}, expected one tensor for each input, "
-                f"of shape {[tuple(x.shape) for x in inputs]}. A rule that passes relevance on unchanged needs a module "
-                "whose outputs look like its inputs"
-            )
-            raise TypeError(msg)
-        return (None, None, None, *answer)
-
-
-class Registration:
-    """A hook on a module, until ``remove()`` or the end of the ``with`` block."""
-
-    def __init__(self, hook: Hook, module: nn.Module) -> None:
-        for other in module._forward_hooks.values():
-            owner = getattr(other, "__self__", None)
-            if isinstance(owner, Registration):
-                msg = (
-                    f"{type(hook).__name__} cannot be registered on {module}: it has {type(owner.hook).__name__} already. "
-                    "Remove that one first; one module takes one rule"
-                )
-                raise RuntimeError(msg)
-        self.hook = hook
-        # first of all hooks: what hooks of others do with the output comes after the rule, and is differentiated as usual
-        self._handles = [module.register_forward_hook(self._after, prepend=True, with_kwargs=True)]
-        if layer_type(module) is TracedLayer:
-            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-
-    def remove(self) -> None:
-        """Take the hook off the module. Graphs that were made with it keep it."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give a module that works in place, or on several tensors, inputs of its own."""
-        leaves, structure = tree_flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if _is_float(leaf)]
-        in_place = bool(getattr(module, "inplace", False))
-        if not torch.is_grad_enabled() or not (in_place or len(inputs) > 1) or not any(x.requires_grad for x in inputs):
-            return None
-        # several inputs may be one tensor, or depend on each other: each needs an end of its own to differentiate to
-        own = [_alias(leaf, in_place=in_place) if _is_float(leaf) else leaf for leaf in leaves]
-        return tree_unflatten(own, structure)
-
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Put the node in the place of the call's own graph."""
-        if not torch.is_grad_enabled():
-            return None
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            leaves, structure, positions, results, shell = [args[0]], None, [0], [output], None
-            several = False
-        else:
-            leaves, structure = tree_flatten((args, kwargs))
-            results, shell = tree_flatten(output)
-            positions = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-            several = len(positions) > 1 or sum(map(_is_float, results)) > 1 or any(map(_is_float, tree_flatten(kwargs)[0]))
-        inputs = tuple(getattr(leaves[i], "_lrp_input", leaves[i]) for i in positions)
-        outputs = tuple(result for result in results if _is_float(result))
-        if not outputs or not any(x.requires_grad for x in inputs):
-            return None
-        if several and not self.hook.allows_several:
-            msg = (
-                f"{type(self.hook).__name__} on {module} was called with {len(inputs)} tensors and gave {len(outputs)}; expected "
-                "one tensor, by position, and one back. Use Norm, Epsilon or Pass there, or put the rule on a part of the module"
-            )
-            raise TypeError(msg)
-
-        kind = layer_type(module)
-        rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
-        run = _run_plain if structure is None else partial(_run, leaves=rest, structure=structure, positions=positions)
-        call = Call(self.hook, module, kind, run, count=len(inputs))
-        call, saved, fragile = self.hook._record(call, inputs, outputs)
-        # a module behind may write into what it gets, but not into what a graph that is kept goes through
-        returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
-        made = _Node.apply(call, (*saved, *fragile), returned, *inputs)
-        made = made if isinstance(made, tuple) else (made,)
-        if fragile:
-            # the last saved tensor is a value: where it was overwritten since, an empty one says so
-            made[0].grad_fn._raw_saved_tensors[-1].register_hooks(_pack, _unpack)
-        if shell is None:
-            return made[0]
-        nodes = iter(made)
-        return tree_unflatten([next(nodes) if _is_float(result) else result for result in results], shell)
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _alias(x: Tensor, *, in_place: bool) -> Tensor:
-    if not in_place:
-        return x.view_as(x)
-    own = x.clone()
-    own._lrp_input = x  # type: ignore[attr-defined]  goes with the clone, when the call is over
-    return own
-
-
 def _same(value: Tensor) -> Tensor:
     return value
-
-
-def _run_plain(module: nn.Module, x: Tensor) -> Tensors:
-    return (module(x),)
-
-
-def _run(module: nn.Module, *inputs: Tensor, leaves: list[Any], structure: Any, positions: list[int]) -> Tensors:
-    filled = list(leaves)
-    for position, x in zip(positions, inputs, strict=True):
-        filled[position] = x
-    args, kwargs = tree_unflatten(filled, structure)
-    return tuple(result for result in tree_flatten(module(*args, **kwargs))[0] if _is_float(result))
-
-
-def _pack(value: Tensor) -> tuple[Tensor, int]:
-    return value.detach(), value._version
-
-
-def _unpack(packed: tuple[Tensor, int]) -> Tensor:
-    value, version = packed
-    return value if value._version == version else value.new_empty(0)

@@ -1,7 +1,7 @@
 """Parameters of a module: the effective ones, changed ones, and a module that uses them.
 
-Nothing here writes to the module: a changed parameter lives in a twin of the module, so that an optimizer's references, tied
-weights and other threads never see it.
+Nothing here writes to the module: a changed parameter lives in a twin of the module, so that an optimizer's
+references, tied weights and other threads never see it.
 """
 
 from __future__ import annotations
@@ -46,20 +46,22 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
     """Return ``values`` with those called ``names`` set to zero."""
     chosen = set(names)
     return {
-        name: torch.zeros_like(value) if value is not None and name in chosen else value for name, value in values.items()
+        name: torch.zeros_like(value) if value is not None and name in chosen else value
+        for name, value in values.items()
     }
 
 
 def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the parameters that the module's forward pass uses, by the names under which it uses them.
 
-    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``. Call it after
-    the forward pass: a parametrization with a state of its own (the power iteration of ``spectral_norm``) is evaluated as it
-    was left there, without another step.
+    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``. Call
+    it after the forward pass: a parametrization with a state of its own (the power iteration of ``spectral_norm``) is
+    evaluated as it was left there, without another step.
     """
     names = dict.fromkeys(module._parameters)
     for hook in module._forward_pre_hooks.values():
-        # the older torch.nn.utils.weight_norm and spectral_norm are pre-hooks that set a plain attribute before each call
+        # the older torch.nn.utils.weight_norm and spectral_norm are pre-hooks that set a plain attribute before each
+        # call
         name = getattr(hook, "name", None)
         if type(hook).__module__.startswith("torch.nn.utils.") and isinstance(name, str):
             for part in (f"{name}_g", f"{name}_v", f"{name}_orig"):
@@ -145,7 +147,7 @@ class ParamMod:
         modifier: Modifier,
         param_keys: str | Iterable[str] | None = None,
         zero_params: str | Iterable[str] | None = None,
-        require_params: bool = True,  # noqa: FBT001, FBT002  the API of zennit.core.ParamMod
+        require_params: bool = True,
     ) -> None:
         if not callable(modifier):
             msg = f"modifier is {modifier!r}; expected a callable (parameter, name) -> parameter"
@@ -216,8 +218,8 @@ class ClampMod(ParamMod):
 
     def __init__(
         self,
-        min: float | None = None,  # noqa: A002  the API's name
-        max: float | None = None,  # noqa: A002
+        min: float | None = None,
+        max: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(_Clamp(min, max), **kwargs)
@@ -229,8 +231,8 @@ class GammaMod(ParamMod):
     def __init__(
         self,
         gamma: float = 0.25,
-        min: float | None = None,  # noqa: A002
-        max: float | None = None,  # noqa: A002
+        min: float | None = None,
+        max: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(_AddClamped(gamma, min, max), **kwargs)

@@ -1,13 +1,13 @@
 """The rules: one class each, its formula in the docstring.
 
-Notation, as everywhere in this project: z = A(w) x + b is the output of the layer, R the relevance at its output, r the relevance
-at its input, S(d) a stabilized denominator (:class:`Stabilizer`), v+ = max(v, 0), v- = min(v, 0), and products of vectors are
-elementwise. A layer that is not linear has its Jacobian at x as A, and what the linearisation leaves over as b. Shapes: R is like
-the output of the layer, r like its input; the first dimension holds samples.
+Notation, as everywhere in this project: z = A(w) x + b is the output of the layer, R the relevance at its output, r
+the relevance at its input, S(d) a stabilized denominator (:class:`Stabilizer`), v+ = max(v, 0), v- = min(v, 0), and
+products of vectors are elementwise. A layer that is not linear has its Jacobian at x as A, and what the linearisation
+leaves over as b. Shapes: R is like the output of the layer, r like its input; the first dimension holds samples.
 
 References (cited by the classes)
-    Bach et al. 2015, doi:10.1371/journal.pone.0130140. Zeiler and Fergus 2014, arXiv:1311.2901. Springenberg et al. 2015,
-    arXiv:1412.6806. Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008. Montavon et al. 2019,
+    Bach et al. 2015, doi:10.1371/journal.pone.0130140. Zeiler and Fergus 2014, arXiv:1311.2901. Springenberg et al.
+    2015, arXiv:1412.6806. Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008. Montavon et al. 2019,
     doi:10.1007/978-3-030-28954-6_10. Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4. Dombrowski et al. 2019,
     arXiv:1906.07983. Andeol et al. 2021, arXiv:2105.00926.
 """
@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from lrp_rules.hooks import BasicHook, Hook
 from lrp_rules.params import parameter_names
-from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from lrp_rules.linear_map import Layer, Matrix
+    from lrp_rules.layer import Layer, Matrix
 
     Names = str | Iterable[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
@@ -54,15 +53,15 @@ def split(x: Tensor, of_positive: Matrix, of_negative: Matrix) -> list[Term]:
     return [(of_positive, x)] if nonnegative(x) else [(of_positive, positive(x)), (of_negative, negative(x))]
 
 
-def propagate(terms: Sequence[Term], bias: Tensor | float, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: N803
+def propagate(terms: Sequence[Term], bias: Tensor | float, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
     """Return r = sum v * A^T s over the terms (A, v), with s = R / S(d) and d = sum A v + bias."""
-    (A, v), *others = terms  # noqa: N806
+    (A, v), *others = terms
     d = A @ v
-    for B, u in others:  # noqa: N806
+    for B, u in others:
         d = d + B @ u
     s = R / stabilizer(d + bias)
     r = v * (A.T @ s)
-    for B, u in others:  # noqa: N806
+    for B, u in others:
         r = r + u * (B.T @ s)
     return r
 
@@ -97,7 +96,7 @@ class Epsilon(BasicHook):
         super().__init__(stabilizer=epsilon)
         self.zero_params = parameter_names(zero_params)
 
-    def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: N803
+    def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         s = tuple(R_k / self.stabilizer(d) for R_k, d in zip(R, layer.linear_outputs, strict=True))
         return tuple(x * c for x, c in zip(layer.inputs, layer.pull(s), strict=True))
 
@@ -141,13 +140,13 @@ class ZPlus(BasicHook):
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         terms = split(layer.x, layer.matrix(positive), layer.matrix(negative))
         return propagate(terms, positive(layer.bias), R, self.stabilizer)
 
 
 class AlphaBeta(BasicHook):
-    """LRP-AlphaBeta (Bach et al. 2015): alpha times the positive contributions' share, minus beta times the negative ones'.
+    """LRP-AlphaBeta (Bach et al. 2015): alpha times the positive share minus beta times the negative.
 
     For lower layers, mostly with (1, 0) or (2, 1).
 
@@ -186,7 +185,7 @@ class AlphaBeta(BasicHook):
         self.alpha, self.beta = alpha, beta
         self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         plus, minus = layer.matrix(positive), layer.matrix(negative)
         r = self.alpha * propagate(split(layer.x, plus, minus), positive(layer.bias), R, self.stabilizer)
         if self.beta == 0:
@@ -195,12 +194,13 @@ class AlphaBeta(BasicHook):
 
 
 class Gamma(BasicHook):
-    """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon with contributions of the output's sign favoured.
+    """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon that favours the output's sign.
 
     For convolutions in the middle of a network; from Epsilon at gamma = 0 towards ZPlus as gamma grows.
 
-        where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)      r = x+ * A(w + g w+)^T s + x- * A(w + g w-)^T s
-        where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)      r = x+ * A(w + g w-)^T s + x- * A(w + g w+)^T s
+        where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)      r = x+ * A(w + g w+)^T s + x- * A(w + g
+        w-)^T s where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)      r = x+ * A(w + g w-)^T s + x- *
+        A(w + g w+)^T s
 
     with s = R / S(d) and z the real output of the layer, bias and weights in. Where z = 0, the relevance goes nowhere.
 
@@ -230,24 +230,24 @@ class Gamma(BasicHook):
         self.gamma = gamma
         self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         two = self.gamma <= 1 and layer.additive
         return self._in_two_maps(layer, R) if two else self._in_four_maps(layer, R)
 
-    def _in_two_maps(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def _in_two_maps(self, layer: Layer, R: Tensor) -> Tensor:
         # With w+ = (w + |w|) / 2 and w- = (w - |w|) / 2, and alike for x and b, all sums above become
-        #     d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0,
-        # two maps in place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels
-        # there. In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
+        #     d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0, two maps in
+        # place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels there.
+        # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
         # large gamma takes the way below.
         x, z, half = layer.x, layer.z, self.gamma / 2
-        A, A_abs = layer.matrix(), layer.matrix(torch.abs)  # noqa: N806
+        A, A_abs = layer.matrix(), layer.matrix(torch.abs)
         sign = z.sign()
         d = (1 + half) * layer.linear_outputs[0] + half * sign * (A_abs @ x.abs() + layer.bias.abs())
         s = sign.abs() * R / self.stabilizer(d)
         return (1 + half) * x * (A.T @ s) + half * x.abs() * (A_abs.T @ (sign * s))
 
-    def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:
         z, g = layer.z, self.gamma
         plus, minus = layer.matrix(lambda w: w + g * positive(w)), layer.matrix(lambda w: w + g * negative(w))
         b = layer.bias
@@ -267,8 +267,8 @@ class ZBox(BasicHook):
     Parameters
     ----------
     low, high
-        l and h, the bounds of x, in its units: numbers, or tensors that broadcast to x. A tensor with fewer dimensions gets
-        trailing ones; one with a longer batch is cut to the batch.
+        l and h, the bounds of x, in its units: numbers, or tensors that broadcast to x. A tensor with fewer
+        dimensions gets trailing ones; one with a longer batch is cut to the batch.
     stabilizer
         Number or callable, as in :class:`Stabilizer`.
     zero_params
@@ -292,14 +292,15 @@ class ZBox(BasicHook):
         if self.low.ndim == 0 or self.high.ndim == 0 or self.low.shape == self.high.shape:
             self._check_order(self.low, self.high)  # bounds of different shapes meet only at the input
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         x = layer.x
         low, high = (_expand(bound, layer, name) for bound, name in ((self.low, "low"), (self.high, "high")))
         if self.low.ndim > 0 and self.high.ndim > 0 and self.low.shape != self.high.shape:
             self._check_order(low, high)
         plus, minus = layer.matrix(positive), layer.matrix(negative)
         if layer.additive:
-            # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels
+            # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing
+            # cancels
             terms = [(plus, x - low), (minus, x - high)]
         else:
             terms = [(layer.matrix(), x), (plus, -low.expand_as(x)), (minus, -high.expand_as(x))]
@@ -308,7 +309,7 @@ class ZBox(BasicHook):
     @staticmethod
     def _check_order(low: Tensor, high: Tensor) -> None:
         if bool((low > high).any()):
-            msg = f"low is above high somewhere: low is {low}, high is {high}; expected the lowest and the highest value of x"
+            msg = f"low is above high somewhere: low is {low}, high is {high}; expected the bounds of x"
             raise ValueError(msg)
 
 
@@ -353,7 +354,7 @@ class WSquare(BasicHook):
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         ones = layer.at_ones()
         return propagate([(ones.matrix(torch.square), ones.x)], ones.bias.square(), R, self.stabilizer)
 
@@ -380,7 +381,7 @@ class Flat(BasicHook):
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:  # noqa: N803
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         ones = layer.at_ones()
         return propagate([(ones.matrix(torch.ones_like), ones.x)], 0.0, R, self.stabilizer)
 
@@ -444,7 +445,7 @@ class ReLUBetaSmooth(Hook):
             raise ValueError(msg)
         self.beta_smooth = beta_smooth
 
-    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:  # noqa: A002
+    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the input for the backward pass."""
         self.input = input[0]
 

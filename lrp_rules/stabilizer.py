@@ -48,7 +48,7 @@ class Stabilizer:
 
     def __post_init__(self) -> None:
         epsilon = self.epsilon
-        if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
+        if isinstance(epsilon, bool) or not isinstance(epsilon, Real):  # numpy's numbers are Real, too
             msg = f"epsilon is {epsilon!r}, a {type(epsilon).__name__}; expected a number"
             raise TypeError(msg)
         if not 0 <= epsilon < math.inf:

@@ -1,0 +1,155 @@
+"""A layer as a matrix and a constant, z = A(w) x + b, and what makes rules fast: the matrix is never formed.
+
+``A @ x`` runs the layer without its bias, ``A.T @ s`` runs its transpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules.params import zeroed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Change = Callable[[Tensor], Tensor]
+    Parameters = Mapping[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``."""
+
+    forward: Callable[[Tensor], Tensor]
+    transposed: Callable[[Tensor], Tensor]
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        return self.forward(vector)
+
+    @property
+    def T(self) -> Matrix:
+        """The transpose."""
+        return Matrix(self.transposed, self.forward)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a module, as rules see it: z = A(w) x + b.
+
+    Parameters
+    ----------
+    module
+        The module that was called.
+    inputs
+        The tensors it was called with; most rules know one, ``x``.
+    outputs
+        What it returned. None where that is no longer known, as after an in-place operation behind the module.
+    shape
+        The shape of the output.
+    given
+        The parameters that the call used, by name.
+    zero_params
+        Names of those that the rule sets to zero.
+    run
+        ``run(module, *inputs)`` repeats the call on another module, and returns its outputs.
+
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...] | None
+    shape: torch.Size
+    given: Parameters
+    zero_params: tuple[str, ...] = ()
+    run: Callable[..., tuple[Tensor, ...]] = field(kw_only=True)
+
+    def matrix(self, change: Change | None = None) -> Matrix:
+        """Return A(w), or A(change(w))."""
+        raise NotImplementedError
+
+    @property
+    def bias(self) -> Tensor:
+        """b, in a shape that broadcasts to the output."""
+        raise NotImplementedError
+
+    def at_ones(self) -> Layer:
+        """Return the layer with ones as its input: one sample of them, since all samples are the same."""
+        return replace(self, inputs=(torch.ones_like(self.x[:1] if self.batched else self.x),), outputs=None)
+
+    def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return A^T s for each input."""
+        return (self.matrix().T @ s[0],)
+
+    @property
+    def real_outputs(self) -> tuple[Tensor, ...]:
+        """What the module itself returned, whatever the rule sets to zero."""
+        if self.outputs is not None:
+            return self.outputs
+        real = replace(self, zero_params=())
+        return (real.matrix() @ self.x + real.bias,)
+
+    @property
+    def linear_outputs(self) -> tuple[Tensor, ...]:
+        """A(w) x + b. Where nothing is set to zero, the forward pass has computed it already."""
+        # not z - b: where b outweighs A x, that difference would have lost the digits of A x
+        return (self.matrix() @ self.x + self.bias,) if self.zeroes else self.real_outputs
+
+    @property
+    def x(self) -> Tensor:
+        """The only input."""
+        return self.inputs[0]
+
+    @property
+    def z(self) -> Tensor:
+        """The only output of the module itself."""
+        return self.real_outputs[0]
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether ``zero_params`` names a parameter that is there."""
+        return any(self.given.get(name) is not None for name in self.zero_params)
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters, with those in ``zero_params`` set to zero."""
+        return zeroed(self.given, self.zero_params) if self.zeroes else self.given
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension of the input holds samples."""
+        return True
+
+    @property
+    def additive(self) -> bool:
+        """Whether A(v + w) = A(v) + A(w), so that a formula may be put together from fewer maps."""
+        return self.parameters.get("weight") is not None
+
+
+@dataclass(frozen=True)
+class WeightedLayer(Layer):
+    """What the layers with one weight and at most one bias have in common."""
+
+    @property
+    def batched(self) -> bool:
+        return self.x.ndim == self._dims + 2
+
+    @property
+    def bias(self) -> Tensor:
+        bias = self.parameters["bias"]
+        return self.x.new_zeros(()) if bias is None else bias.view((-1,) + (1,) * self._dims)
+
+    def _weight(self, change: Change | None) -> Tensor:
+        weight = self.parameters["weight"]
+        assert weight is not None
+        return weight if change is None else change(weight)
+
+    @property
+    def _dims(self) -> int:
+        """How many spatial dimensions the layer has."""
+        size = self.module.kernel_size
+        assert isinstance(size, tuple)
+        return len(size)

@@ -1,0 +1,98 @@
+"""Any module, linearised at its inputs by the graph of its call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lrp_rules.layer import Layer, Matrix
+from lrp_rules.params import twin, undisturbed
+
+if TYPE_CHECKING:
+    from lrp_rules.layer import Change
+
+
+@dataclass(frozen=True)
+class TracedLayer(Layer):
+    """Any other module, linearised at its inputs: A is its Jacobian there, through the graph of the call.
+
+    The module is run again, by ``run``, only for changed parameters or inputs.
+    """
+
+    def matrix(self, change: Change | None = None) -> Matrix:
+        inputs, outputs = self._trace(change)
+        create_graph = torch.is_grad_enabled()
+
+        def transposed(s: Tensor) -> Tensor:
+            return pull(outputs, inputs, (s,), create_graph=create_graph)[0]
+
+        def forward(v: Tensor) -> Tensor:
+            # A^T u is linear in u, so its own transpose is A
+            with torch.enable_grad():
+                u = torch.zeros_like(outputs[0], requires_grad=True)
+                (pulled,) = pull(outputs, inputs[:1], (u,), create_graph=True)
+            return pull((pulled,), (u,), (v.expand_as(pulled),), create_graph=create_graph)[0]
+
+        return Matrix(forward, transposed)
+
+    @property
+    def bias(self) -> Tensor:
+        return self.linear_outputs[0] - self.matrix() @ self.x
+
+    @property
+    def additive(self) -> bool:
+        return False  # nobody knows how the module uses its parameters, if it has any
+
+    @property
+    def linear_outputs(self) -> tuple[Tensor, ...]:
+        return self._values(self._trace(None)[1])
+
+    @property
+    def real_outputs(self) -> tuple[Tensor, ...]:
+        return self._values(replace(self, zero_params=())._trace(None)[1])
+
+    def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs, outputs = self._trace(None)
+        return pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
+
+    def at_ones(self) -> Layer:
+        return replace(self, inputs=(torch.ones_like(self.x),), outputs=None)
+
+    def _trace(self, change: Change | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return inputs and outputs with a graph between them."""
+        unchanged = not self.zeroes and (change is None or all(v is None for n, v in self.given.items() if n != "bias"))
+        if unchanged and self.outputs is not None:
+            return self.inputs, self.outputs
+        create_graph = torch.is_grad_enabled()
+        parameters = {
+            name: value if value is None or change is None or name == "bias" else change(value)
+            for name, value in self.parameters.items()
+        }
+        with undisturbed(self.module, self.x.device) as copy, torch.enable_grad():
+            # a path of their own: several inputs may be one tensor, or depend on each other
+            inputs = tuple(
+                x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in self.inputs
+            )
+            return inputs, self.run(twin(copy, parameters), *inputs)
+
+    @staticmethod
+    def _values(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
+
+
+def pull(
+    outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], s: tuple[Tensor, ...], *, create_graph: bool
+) -> tuple[Tensor, ...]:
+    """A^T s, by the graph between inputs and outputs; zero where there is none."""
+    pairs = [(output, part.to(output.dtype)) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
+    wanted = [x for x in inputs if x.requires_grad]
+    pulled = torch.autograd.grad(
+        [output for output, _ in pairs], wanted, [part for _, part in pairs],
+        retain_graph=True, create_graph=create_graph, allow_unused=True,
+    ) if pairs and wanted else [None] * len(wanted)  # fmt: skip
+    gradients = iter(pulled)
+    found = (next(gradients) if x.requires_grad else None for x in inputs)
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
