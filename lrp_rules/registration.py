@@ -143,8 +143,8 @@ class Registration:
         if several and not self.hook.allows_several:
             msg = (
                 f"{type(self.hook).__name__} on {module} was called with {len(inputs)} tensors and gave "
-                f"{len(outputs)}; expected one tensor, by position, and one back. Use Norm, Epsilon or Pass there, or put the rule on a "
-                "part of the module"
+                f"{len(outputs)}; expected one tensor, by position, and one back. Use Norm, Epsilon or Pass there, or "
+                "put the rule on a part of the module"
             )
             raise TypeError(msg)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from verify.checks import agreement, api, errors
+from verify.checks import agreement, api, errors, laws, second_order
 from verify.layers import CORE, LAYERS, LayerCase
 from verify.model import Case, Level
 from verify.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -40,12 +41,25 @@ LAYOUTS = {
     "batch-of-0": "no sample",
 }
 
+#: Layers that the laws and the derivatives are tried on: dense, strided, transposed, gathering, not linear.
+_OF_LAWS = ("linear-5-4", "conv2d-k3x2-s2x1-p1x0", "convtranspose2d-s2-p1-op1")
+_OF_DERIVATIVES = (
+    "linear-5-4",
+    "conv1d-k3-s2-p1-d2",
+    "conv2d-circular",
+    "convtranspose1d-k3",
+    "avgpool1d",
+    "batchnorm1d",
+    "tanh",
+    "softmax",
+)
+
 _GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A layer, its input, and the relevance of its output; drawn from a seed and a name, so that it can be drawn again."""
+    """A layer, its input, and the relevance of its output; drawn from a seed and a name, to be drawn again."""
 
     module: nn.Module
     x: Tensor
@@ -53,57 +67,74 @@ class Problem:
     batched: bool
 
 
-def draw(layer: LayerCase, kind: str, dtype: str, seed: int, device: str = "cpu") -> Problem:
+Draw = Callable[[LayerCase, str, str], Problem]
+
+
+def draw(layer: LayerCase, kind: str, dtype: str, seed: int = 0, device: str = "cpu") -> Problem:
     """Draw the data of one case. In float32 it is that of float64, rounded."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{layer.name}/{kind}".encode()))
-    integers = kind == "zeros"
+    source = _Source(zlib.crc32(f"{seed}/{layer.name}/{kind}".encode()), integers=kind == "zeros")
+    target = getattr(torch, dtype)
+    module = _module(layer, source).to(device, target)
+    x = _layout(_inputs(layer, kind, source).to(device, target), kind)
+    with torch.no_grad():
+        shape = module(x).shape
+    relevance = torch.randn(tuple(shape), generator=source.generator, dtype=torch.float64)
+    relevance = relevance * (torch.rand(tuple(shape), generator=source.generator) > 0.2)  # a fifth is zero
+    return Problem(module, x, relevance.to(device, target), layer.batched)
 
-    def values(shape: Sequence[int], scale: float = 1.0) -> Tensor:
-        if integers:
-            return torch.randint(-2, 3, tuple(shape), generator=generator).double()
-        return scale * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
 
+class _Source:
+    """Where the numbers of one case come from: normal ones, or small integers."""
+
+    def __init__(self, seed: int, *, integers: bool) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.integers = integers
+
+    def __call__(self, shape: Sequence[int], scale: float = 1.0) -> Tensor:
+        if self.integers:
+            return torch.randint(-2, 3, tuple(shape), generator=self.generator).double()
+        return scale * torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
+
+
+def _module(layer: LayerCase, source: _Source) -> nn.Module:
     module = layer.build().double().eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(values(parameter.shape))
-            if integers and parameter.ndim > 0:
+            parameter.copy_(source(parameter.shape, 0.5 if name == "bias" else 1.0))
+            if source.integers:
                 parameter[0] = 0.0  # a dead unit: no weights, no bias
-            if not integers and name == "bias":
-                parameter.mul_(0.5)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.copy_(values(module.running_mean.shape, 0.5))
-            module.running_var.copy_(1.0 + values(module.running_var.shape).square())
-    target = getattr(torch, dtype)
-    module = module.to(device, target)
+        for name, buffer in module.named_buffers():
+            if name == "running_mean":
+                buffer.copy_(source(buffer.shape, 0.5))
+            elif name == "running_var":
+                buffer.copy_(1.0 + source(buffer.shape).square())
+    return module
 
+
+def _inputs(layer: LayerCase, kind: str, source: _Source) -> Tensor:
     shape = list(layer.shape)
     if kind in {"batch-of-1", "batch-of-0"}:
         shape[0] = int(kind[-1])
-    x = values(shape)
+    x = source(shape)
     if kind == "nonnegative":
-        x = x.clamp(min=0)
-    elif kind == "nonpositive":
-        x = -x.abs()
-    elif kind == "single":
-        x = x * _one_per_sample(x, layer, generator)
-    elif kind == "expanded":
-        x = x[:1].expand(shape)
-    x = x.to(device, target)
+        return x.clamp(min=0)
+    if kind == "nonpositive":
+        return -x.abs()
+    if kind == "single":
+        return x * _one_per_sample(x, layer, source.generator)
+    return x
+
+
+def _layout(x: Tensor, kind: str) -> Tensor:
+    if kind == "expanded":
+        return x[:1].expand(x.shape)
     if kind == "noncontiguous":
         wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
         wide[..., ::2] = x
-        x = wide[..., ::2]
-    elif kind == "channels-last" and x.ndim in {4, 5}:
-        x = x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)  # noqa: PLR2004  dimensions
-
-    with torch.no_grad():
-        output_shape = module(x).shape
-    relevance = torch.randn(tuple(output_shape), generator=generator, dtype=torch.float64)
-    relevance = relevance * (torch.rand(tuple(output_shape), generator=generator) > 0.2)  # noqa: PLR2004  a fifth is zero
-    return Problem(module, x, relevance.to(device, target), layer.batched)
+        return wide[..., ::2]
+    if kind == "channels-last" and x.ndim in {4, 5}:
+        return x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    return x
 
 
 def _one_per_sample(x: Tensor, layer: LayerCase, generator: torch.Generator) -> Tensor:
@@ -131,6 +162,11 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
                 for arguments in agreement.GRADIENT_ARGUMENTS.get(rule, ({},)):
                     yield from _gradient_cases(rule, arguments, layer, kind, dtypes, device, seed)
     yield from errors.cases()
+    drawn = partial(draw, seed=seed)
+    yield from laws.cases(
+        drawn, [_layer(name) for name in _OF_LAWS], [dtype for dtype in dtypes if dtype in DEFAULT_DTYPES]
+    )
+    yield from second_order.cases(drawn, [_layer(name) for name in _OF_DERIVATIVES])
 
 
 def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
@@ -141,7 +177,7 @@ def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
         for layer in LAYERS:
             if not layer.linear and rule not in {"Epsilon", "Norm"}:
                 continue
-            if variant.name != "default" and layer.name not in CORE:
+            if variant.name != "default" and layer.name not in (variant.only or CORE):
                 continue
             kinds = list(KINDS)
             if variant.name == "default" and layer.name in CORE:
@@ -153,6 +189,10 @@ def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
                     yield layer, kind, variant
 
 
+def _layer(name: str) -> LayerCase:
+    return next(layer for layer in LAYERS if layer.name == name)
+
+
 def _takes_gradient_rule(rule: str, layer: LayerCase) -> bool:
     if rule == "Pass":
         return layer.name in {"identity", "relu", "tanh", "softmax", "batchnorm2d"}
@@ -160,7 +200,8 @@ def _takes_gradient_rule(rule: str, layer: LayerCase) -> bool:
 
 
 def _level(rule: str, layer: LayerCase) -> Level:
-    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would say
+    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would
+    # say
     split = layer.family == "BatchNorm" and rule not in {"Epsilon", "Norm", "Pass"}
     return Level.SHOULD if split else Level.MUST
 

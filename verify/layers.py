@@ -73,12 +73,17 @@ LAYERS: tuple[LayerCase, ...] = (
     _weighted(
         "conv2d-circular", "Conv2d", lambda: nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="circular"), 2, 2, 4, 5
     ),
-    _weighted("conv2d-reflect", "Conv2d", lambda: nn.Conv2d(2, 2, 3, padding=(1, 2), padding_mode="reflect"), 2, 2, 4, 5),
+    _weighted(
+        "conv2d-reflect", "Conv2d", lambda: nn.Conv2d(2, 2, 3, padding=(1, 2), padding_mode="reflect"), 2, 2, 4, 5
+    ),
     _weighted(
         "conv2d-replicate-s2",
         "Conv2d",
         lambda: nn.Conv2d(2, 2, 3, stride=2, padding=2, padding_mode="replicate"),
-        2, 2, 5, 4,
+        2,
+        2,
+        5,
+        4,
     ),  # fmt: skip
     _unbatched("conv2d-unbatched", "Conv2d", lambda: nn.Conv2d(2, 3, 3, padding=1), 2, 4, 5),
     _weighted("conv3d-k2", "Conv3d", lambda: nn.Conv3d(2, 2, 2), 2, 2, 3, 4, 3),
@@ -91,20 +96,28 @@ LAYERS: tuple[LayerCase, ...] = (
         "convtranspose1d-s2-d3-op2",
         "ConvTranspose1d",
         lambda: nn.ConvTranspose1d(2, 2, 3, stride=2, dilation=3, output_padding=2, padding=1),
-        2, 2, 5,
+        2,
+        2,
+        5,
     ),  # fmt: skip
     _weighted("convtranspose2d-k3", "ConvTranspose2d", lambda: nn.ConvTranspose2d(2, 3, (3, 2)), 2, 2, 3, 4),
     _weighted(
         "convtranspose2d-s2-p1-op1",
         "ConvTranspose2d",
         lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
-        2, 3, 3, 2,
+        2,
+        3,
+        3,
+        2,
     ),  # fmt: skip
     _weighted(
         "convtranspose2d-g2-d2-nobias",
         "ConvTranspose2d",
         lambda: nn.ConvTranspose2d(4, 6, 2, groups=2, dilation=2, bias=False),
-        2, 4, 3, 2,
+        2,
+        4,
+        3,
+        2,
     ),  # fmt: skip
     _weighted("convtranspose3d-s2", "ConvTranspose3d", lambda: nn.ConvTranspose3d(1, 2, 2, stride=2), 2, 1, 2, 3, 2),
     _weighted("batchnorm1d", "BatchNorm", lambda: nn.BatchNorm1d(4), 3, 4),
@@ -113,9 +126,7 @@ LAYERS: tuple[LayerCase, ...] = (
     _pool("avgpool1d", "AvgPool", lambda: nn.AvgPool1d(3, 2), 2, 2, 8),
     _pool("avgpool2d", "AvgPool", lambda: nn.AvgPool2d(2), 2, 2, 4, 6),
     _pool("avgpool2d-p1-ceil", "AvgPool", lambda: nn.AvgPool2d((3, 2), 2, (1, 0), ceil_mode=True), 2, 2, 6, 5),
-    _pool(
-        "avgpool2d-p1-nopadcount", "AvgPool", lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), 2, 2, 5, 6
-    ),
+    _pool("avgpool2d-p1-nopadcount", "AvgPool", lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), 2, 2, 5, 6),
     _pool("avgpool2d-divisor", "AvgPool", lambda: nn.AvgPool2d(2, divisor_override=3), 2, 2, 4, 5),
     _pool("avgpool3d", "AvgPool", lambda: nn.AvgPool3d(2), 2, 1, 2, 4, 4),
     _pool("adaptiveavgpool1d", "AdaptiveAvgPool", lambda: nn.AdaptiveAvgPool1d(3), 2, 2, 7),
@@ -137,4 +148,6 @@ LAYERS: tuple[LayerCase, ...] = (
 FAMILIES = tuple(dict.fromkeys(layer.family for layer in LAYERS))
 
 #: One of each kind, on which variants of rules and of inputs are tried; all others get the defaults.
-CORE = frozenset({"linear-5-4", "conv2d-k3x2-s2x1-p1x0", "conv2d-circular", "convtranspose2d-s2-p1-op1", "avgpool2d-p1-ceil"})
+CORE = frozenset(
+    {"linear-5-4", "conv2d-k3x2-s2x1-p1x0", "conv2d-circular", "convtranspose2d-s2-p1-op1", "avgpool2d-p1-ceil"}
+)

@@ -41,8 +41,8 @@ BAD = frozenset({Verdict.FAIL, Verdict.ERROR, Verdict.CRASH, Verdict.TIMEOUT})
 class Outcome:
     """The verdict on one case, as plain data.
 
-    ``ratio`` is the largest |got - expected| / bound over the decided entries, ``probable`` the same against the probabilistic
-    bound, ``undecided`` the share of entries for which rounding leaves no finite bound.
+    ``ratio`` is the largest |got - expected| / bound over the decided entries, ``probable`` the same against the
+    probabilistic bound, ``undecided`` the share of entries for which rounding leaves no finite bound.
     """
 
     id: str

@@ -27,7 +27,7 @@ class NotOfferedError(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """A namespace with rule classes, whose instances have ``register(module)``, which returns something with ``remove()``."""
+    """A namespace with rule classes; their instances have ``register(module)``, which returns what has ``remove()``."""
 
     spec: str
     namespace: Any
@@ -97,7 +97,7 @@ _OPERATORS: list[Any] = []
 
 
 def _import(name: str) -> Any:
-    """Import a module; zennit's import of torchvision is helped where torchvision's compiled operators cannot be loaded.
+    """Import a module, with help where torchvision, which zennit imports, cannot load its compiled operators.
 
     They cannot with a CPU build of torch and the torchvision of PyPI. zennit uses none of them: declared is enough.
     """

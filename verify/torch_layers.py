@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from reference import layers as ref
@@ -136,7 +135,7 @@ def _softmax(module: nn.Softmax, shape: Shape) -> Layer:
     return ref.Softmax(shape, axis=module.dim - 1 if module.dim > 0 else module.dim)
 
 
-def _flatten(module: nn.Flatten, shape: Shape) -> Layer:  # noqa: ARG001
+def _flatten(module: nn.Flatten, shape: Shape) -> Layer:
     return ref.Elementwise((prod(shape),), "identity")
 
 

@@ -36,8 +36,9 @@ class Sample:
 class Variant:
     """A rule with parameters.
 
-    ``arguments(shape, dtype)`` are those for the subject, ``parts(layer, sample)`` and ``stabilizer`` those for the reference.
-    ``name`` is part of the id of a case; the variant ``default`` is made without any argument, so that defaults are tested.
+    ``arguments(shape, dtype)`` are those for the subject, ``parts(layer, sample)`` and ``stabilizer`` those for the
+    reference. ``name`` is part of the id of a case; the variant ``default`` is made without any argument, so that
+    defaults are tested.
     """
 
     rule: str
@@ -48,6 +49,8 @@ class Variant:
     zero_params: tuple[str, ...] = ()
     #: Kinds of input that leave nothing to compare, such as exact zeros without a stabilizer.
     without: frozenset[str] = frozenset()
+    #: Names of layers, for what needs one of its own; None is those that variants are tried on.
+    only: frozenset[str] | None = None
 
 
 def _given(**arguments: Any) -> Callable[[Shape, torch.dtype], dict[str, Any]]:
@@ -68,6 +71,8 @@ def clipped(d: torch.Tensor) -> torch.Tensor:
     return torch.where(d < 0, d.clamp(max=-0.5), d.clamp(min=0.5))
 
 
+#: With 60 inputs of both signs, no half of them is empty: 0 / 0 is not met even without a stabilizer.
+_NEVER_ZERO = frozenset({"linear-60-20"})
 _SHIFTED = CallableStabilizer(_shifted, 1.5)
 _CLIPPED = ref.Stabilizer(0.5, clip=True)
 
@@ -88,6 +93,7 @@ def _with_stabilizers(
             _given(**arguments, **{name: 0.0}),
             ref.Stabilizer(0.0),
             without=frozenset({"zeros", "single", "nonnegative", "nonpositive"}),
+            only=_NEVER_ZERO if rule in {"ZPlus", "AlphaBeta"} else None,
         ),
     )
 
@@ -121,7 +127,7 @@ def _box(low: Any, high: Any) -> Callable[[Affine, Sample], tuple[Part, ...]]:
         if sample.batched and values.ndim == len(shape) and values.shape[0] > shape[0]:
             values = values[: shape[0]]
         whole = np.broadcast_to(values, shape)
-        return (whole[sample.index] if sample.batched else whole).ravel()
+        return whole[sample.index] if sample.batched else whole
 
     return lambda layer, sample: ref.zbox(layer, of_sample(low, sample), of_sample(high, sample))
 
@@ -148,8 +154,8 @@ def _per_sample(scale: float, extra: int) -> Callable[[Shape], Array]:
 
 def _full(scale: float) -> Callable[[Shape], Array]:
     """A bound for each entry of the input, and two more samples than there are."""
-    return lambda shape: scale * (1 + 0.125 * (np.arange(np.prod(shape) + 2 * np.prod(shape[1:])) % 7)).reshape(
-        shape[0] + 2, *shape[1:]
+    return lambda shape: (
+        scale * (1 + 0.125 * (np.arange(np.prod(shape) + 2 * np.prod(shape[1:])) % 7)).reshape(shape[0] + 2, *shape[1:])
     )
 
 
@@ -179,8 +185,13 @@ VARIANTS: tuple[Variant, ...] = (
     *_with_stabilizers("WSquare", lambda layer, _: ref.wsquare(layer)),
     *_no_bias("WSquare", lambda layer, _: ref.wsquare(layer)),
     *_with_stabilizers("Flat", lambda layer, _: ref.flat(layer)),
-    Variant("Flat", "zero_params=bias", lambda layer, _: ref.flat(layer), _given(zero_params="bias"), zero_params=("bias",)),
+    Variant("Flat", "zero_params=bias", lambda layer, _: ref.flat(layer), _given(zero_params="bias"),
+            zero_params=("bias",)),
 )  # fmt: skip
+
+
+#: The box that makes ZBox the Epsilon rule without bias.
+BOX_OF_ZERO = Variant("ZBox", "low=0-high=0", _box(0.0, 0.0), _given(low=0.0, high=0.0))
 
 
 def variant(rule: str, name: str = "default") -> Variant:

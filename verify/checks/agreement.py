@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from reference import rules as ref
-from reference.layers import affine
-from reference.ledger import ledger
-from reference.rounding import bound, gradient_bound, model_for
+from reference.layers import NonlinearLayer, affine
+from reference.ledger import Ledger, ledger
+from reference.precision import model_for
+from reference.rounding import beta_smooth_bound, bound, product_bound
+from verify.checks.probing import relevance_of
 from verify.comparator import compare
 from verify.model import Finding, Verdict
 from verify.torch_layers import array, describe
@@ -20,44 +22,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from reference.layers import Layer
+    from reference.precision import Model
+    from reference.rounding import Bound
     from verify.cases import Problem
     from verify.layers import LayerCase
     from verify.subjects import Subject
 
     Array = NDArray[np.float64]
 
-GRADIENT_ARGUMENTS: dict[str, tuple[dict[str, float], ...]] = {"ReLUBetaSmooth": ({}, {"beta_smooth": 0.5}, {"beta_smooth": 100.0})}
+GRADIENT_ARGUMENTS: dict[str, tuple[dict[str, float], ...]] = {
+    "ReLUBetaSmooth": ({}, {"beta_smooth": 0.5}, {"beta_smooth": 100.0})
+}
 
 
-def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
-    """Return what a rule makes of a relevance: register, run forward and backward, remove."""
-    handle = rule.register(module)
-    try:
-        x = x.detach().requires_grad_()
-        (r,) = torch.autograd.grad(module(x), x, relevance)
-    finally:
-        handle.remove()
-    return r
-
-
-def _got(subject: Subject, rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
+def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
     """Return the subject's relevance, one row a sample; or what is wrong with it."""
-    del subject
     x = problem.x
     r = relevance_of(rule, problem.module, x, problem.relevance)
     if not isinstance(r, torch.Tensor) or r.shape != x.shape:
         shape = tuple(r.shape) if isinstance(r, torch.Tensor) else type(r).__name__
-        return None, Finding(Verdict.FAIL, reason=f"relevance of shape {shape}, expected that of the input, {tuple(x.shape)}")
+        return None, Finding(
+            Verdict.FAIL, reason=f"relevance of shape {shape}, expected that of the input, {tuple(x.shape)}"
+        )
     if r.dtype != x.dtype:
-        return None, Finding(Verdict.FAIL, reason=f"relevance of dtype {r.dtype}, expected that of the input, {x.dtype}")
-    return _rows(r, batched=problem.batched), None
+        return None, Finding(
+            Verdict.FAIL, reason=f"relevance of dtype {r.dtype}, expected that of the input, {x.dtype}"
+        )
+    return rows(r, batched=problem.batched), None
 
 
-def _rows(t: Tensor, *, batched: bool) -> Array:
-    rows: Array = array(t)
-    return rows.reshape(rows.shape[0], -1) if batched and rows.shape[0] else rows.reshape(1 if not batched else 0, -1 if rows.size else 0)
+def rows(t: Tensor, *, batched: bool) -> Array:
+    """Return a tensor's values with one row a sample."""
+    values: Array = array(t)
+    samples = values.shape[0] if batched else 1
+    return values.reshape(samples, values.size // samples if samples else 0)
 
 
 def _unsupported(problem: Problem) -> Finding | None:
@@ -76,40 +77,47 @@ class Expected:
     """What the reference says of one case: relevance, bounds and ledger, one row a sample."""
 
     def __init__(self, problem: Problem, layer: LayerCase, variant: Variant, device: str) -> None:
-        x, relevance = (_rows(t, batched=problem.batched) for t in (problem.x, problem.relevance))
-        dtype = str(problem.x.dtype).removeprefix("torch.")
-        self.model = model_for(dtype, device)
+        self.model = model_for(str(problem.x.dtype), device)
         described = describe(problem.module, layer.sample_shape)
-        rows, worst, probable, ledgers = [], [], [], []
+        x, relevance = (rows(t, batched=problem.batched) for t in (problem.x, problem.relevance))
+        found: list[Array] = []
+        self.bounds: list[Bound] = []
+        self.ledgers: list[Ledger] = []
         for index, (x_i, relevance_i) in enumerate(zip(x, relevance, strict=True)):
             sample = Sample(index, tuple(problem.x.shape), problem.batched)
             parts = variant.parts(affine(described, x_i, variant.zero_params), sample)
-            rows.append(ref.relevance(parts, relevance_i, variant.stabilizer))
-            limits = bound(parts, relevance_i, variant.stabilizer, self.model)
-            worst.append(limits.worst)
-            probable.append(limits.probable)
-            ledgers.append(ledger(parts, relevance_i, variant.stabilizer))
-        shape = x.shape
-        self.relevance, self.worst, self.probable = (np.array(v).reshape(shape) for v in (rows, worst, probable))
-        self.ledgers = ledgers
+            found.append(ref.relevance(parts, relevance_i, variant.stabilizer))
+            self.bounds.append(bound(parts, relevance_i, variant.stabilizer, self.model))
+            self.ledgers.append(ledger(parts, relevance_i, variant.stabilizer))
+        self.relevance = np.array(found).reshape(x.shape)
+        self.worst = np.array([limit.worst for limit in self.bounds]).reshape(x.shape)
+        self.probable = np.array([limit.probable for limit in self.bounds]).reshape(x.shape)
 
 
-def agrees(problem_of: Callable[[], Problem], layer: LayerCase, variant: Variant, device: str, subject: Subject) -> Finding:
+def agrees(
+    problem_of: Callable[[], Problem], layer: LayerCase, variant: Variant, device: str, subject: Subject
+) -> Finding:
     """Check agreement: every entry within its bound."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
     if unsupported := _unsupported(problem):
         return unsupported
-    got, wrong = _got(subject, rule, problem)
+    got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
     expected = Expected(problem, layer, variant, device)
-    return _judge(got, expected.relevance, expected.worst, expected.probable, expected.model.name, expected.ledgers)
+    return judge(got, expected.relevance, expected.worst, expected.probable, expected.model.name, expected.ledgers)
 
 
-def _judge(
-    got: Array, expected: Array, worst: Array, probable: Array, model: str, ledgers: list[Any] | None = None
+def judge(
+    got: Array,
+    expected: Array,
+    worst: Array,
+    probable: Array | None,
+    model: str,
+    ledgers: list[Ledger] | None = None,
 ) -> Finding:
+    """Turn a comparison into a finding: every check that compares ends here. One row a sample."""
     found = compare(got, expected, worst, probable)
     details: dict[str, Any] = {"model": model}
     if found.index is not None:
@@ -123,11 +131,12 @@ def _judge(
             "ratio": found.ratio,
         }
     if ledgers:
-        details["ledger"] = [{name: float(value) for name, value in _totals(account).items()} for account in ledgers]
+        details["ledger"] = [_totals(account) for account in ledgers]
     if found.refuted:
         where = details["worst entry"]
         reason = (
-            f"sample {where['sample']}, entry {where['entry']}: got {where['got']:.9g}, expected {where['expected']:.9g}, "
+            f"sample {where['sample']}, entry {where['entry']}: "
+            f"got {where['got']:.9g}, expected {where['expected']:.9g}, "
             f"{_times(found.ratio)} the bound {where['bound']:.3g}"
         )
         return Finding(Verdict.FAIL, found.ratio, found.probable, found.undecided, reason, details)
@@ -141,9 +150,8 @@ def _times(ratio: float) -> str:
     return "not comparable with" if np.isnan(ratio) else f"{ratio:.3g} times"
 
 
-def _totals(account: Any) -> Mapping[str, float]:
-    total = account.total()
-    return {"inputs": total.inputs, "bias": total.bias, "stabilizer": total.stabilizer, "zero branch": total.zero_branch}
+def _totals(account: Ledger) -> dict[str, float]:
+    return dict(account.total()._asdict())
 
 
 def conserves(
@@ -154,24 +162,21 @@ def conserves(
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
     if unsupported := _unsupported(problem):
         return unsupported
-    got, wrong = _got(subject, rule, problem)
+    got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
     expected = Expected(problem, layer, variant, device)
     for index, account in enumerate(expected.ledgers):
-        if not account.balances():
-            reason = f"the reference's own ledger of sample {index} does not balance: off by {account.imbalance():.3g}"
+        if not bool((np.abs(account.imbalance()) <= account.balance).all()):
+            reason = f"the reference's own ledger of sample {index} is off by {np.abs(account.imbalance()).max():.3g}"
             return Finding(Verdict.ERROR, reason=reason)
-    # the sum of n entries is off by what each of them is, and by its own n - 1 additions in float64
-    n = max(got.shape[1], 1) if got.ndim > 1 else 1
-    adding = 2 * n * np.finfo(np.float64).eps
-    inputs = np.array([_totals(account)["inputs"] for account in expected.ledgers])
-    room = expected.worst.sum(axis=1) + adding * (np.abs(got).sum(axis=1) + np.abs(expected.relevance).sum(axis=1))
-    room += np.array([account.room() for account in expected.ledgers])
-    likely = np.sqrt((expected.probable**2).sum(axis=1)) + room - expected.worst.sum(axis=1) if len(room) else room
-    likely = np.where(np.isfinite(room), likely, np.inf)
-    sums = got.sum(axis=1) if got.ndim > 1 else np.zeros(0)
-    return _judge(sums[:, None], inputs[:, None], room[:, None], likely[:, None], expected.model.name, expected.ledgers)
+    sums = np.array([[row.sum()] for row in got]).reshape(len(got), 1)
+    inputs = np.array([[account.total().inputs] for account in expected.ledgers]).reshape(len(got), 1)
+    room = [
+        [account.inputs_bound(limit, row)]
+        for account, limit, row in zip(expected.ledgers, expected.bounds, got, strict=True)
+    ]
+    return judge(sums, inputs, np.array(room).reshape(len(got), 1), None, expected.model.name, expected.ledgers)
 
 
 def gradient_agrees(
@@ -187,23 +192,32 @@ def gradient_agrees(
     rule = subject.get(rule_name)(**arguments)
     if unsupported := _unsupported(problem):
         return unsupported
-    got, wrong = _got(subject, rule, problem)
+    got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
-    dtype = str(problem.x.dtype).removeprefix("torch.")
-    model = model_for(dtype, device)
+    model = model_for(str(problem.x.dtype), device)
     described = describe(problem.module, layer.sample_shape)
-    rows = [
-        ref.gradient_rule(rule_name, described, x_i, relevance_i, **arguments)
-        for x_i, relevance_i in zip(
-            *(_rows(t, batched=problem.batched) for t in (problem.x, problem.relevance)), strict=True
-        )
-    ]
-    limits = [
-        gradient_bound(rule_name, described, x_i, relevance_i, model, **arguments)
-        for x_i, relevance_i in zip(
-            *(_rows(t, batched=problem.batched) for t in (problem.x, problem.relevance)), strict=True
-        )
-    ]
-    worst = np.array(limits).reshape(got.shape)
-    return _judge(got, np.array(rows).reshape(got.shape), worst, worst, model.name)
+    samples = zip(*(rows(t, batched=problem.batched) for t in (problem.x, problem.relevance)), strict=True)
+    pairs = [_gradient_rule(rule_name, described, x_i, R_i, arguments, model) for x_i, R_i in samples]
+    expected, worst, probable = (
+        np.array(values).reshape(got.shape)
+        for values in ([r for r, _ in pairs], [b.worst for _, b in pairs], [b.probable for _, b in pairs])
+    )
+    return judge(got, expected, worst, probable, model.name)
+
+
+def _gradient_rule(
+    rule: str, layer: Layer, x: Array, R: Array, arguments: Mapping[str, float], model: Model
+) -> tuple[Array, Bound]:
+    """Return what the reference says of one sample, and how far rounding can take it."""
+    exact = product_bound(np.zeros_like(R), R, 0, model)
+    if rule == "Pass":
+        return ref.pass_(R), exact
+    if rule == "ReLUDeconvNet":
+        return ref.relu_deconvnet(R), exact
+    if rule == "ReLUBetaSmooth":
+        beta = arguments.get("beta_smooth", 10.0)
+        return ref.relu_beta_smooth(x, R, beta), beta_smooth_bound(x, R, beta, model)
+    assert isinstance(layer, NonlinearLayer)
+    slope, size = np.diagonal(layer.jacobian(x)), np.diagonal(layer.sizes(x)[1])
+    return ref.relu_guided(slope, R), product_bound(size, R, layer.roundings, model)

@@ -138,21 +138,30 @@ _MODIFIERS: tuple[tuple[str, str, dict[str, Any], torch.Tensor, torch.Tensor], .
     ("not-required", "ClampMod", {"min": 0.0, "param_keys": ["scale"], "require_params": False}, _W, _B),
     ("default-gamma", "GammaMod", {"min": 0.0}, _W + 0.25 * _W.clamp(min=0), _B + 0.25 * _B.clamp(min=0)),
     ("max", "GammaMod", {"gamma": 0.5, "max": 0.0}, _W + 0.5 * _W.clamp(max=0), _B + 0.5 * _B.clamp(max=0)),
-    ("zero_params", "GammaMod", {"gamma": 0.5, "min": 0.0, "zero_params": ["bias"]}, _W + 0.5 * _W.clamp(min=0), _B * 0),
+    (
+        "zero_params",
+        "GammaMod",
+        {"gamma": 0.5, "min": 0.0, "zero_params": ["bias"]},
+        _W + 0.5 * _W.clamp(min=0),
+        _B * 0,
+    ),
     ("default", "NoMod", {}, _W, _B),
     ("zero_params", "NoMod", {"zero_params": ["bias"]}, _W, _B * 0),
     ("whole-names", "NoMod", {"zero_params": "bias_weight"}, _W, _B),
 )
 
 
-def _modifier(name: str, arguments: dict[str, Any], weight: torch.Tensor, bias: torch.Tensor, subject: Subject) -> Finding:
+def _modifier(
+    name: str, arguments: dict[str, Any], weight: torch.Tensor, bias: torch.Tensor, subject: Subject
+) -> Finding:
     module = nn.Linear(2, 2, dtype=torch.float64)
     with torch.no_grad():
         module.weight.copy_(_W)
         module.bias.copy_(_B)
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     with subject.get(name)(**arguments)(module) as modified, torch.no_grad():
-        # all numbers are small multiples of 1/16, so that what the modified module computes tells its parameters exactly
+        # all numbers are small multiples of 1/16, so that what the modified module computes tells its parameters
+        # exactly
         constant, *columns = modified(x)
     found = torch.stack(columns, dim=1) - constant[:, None]
     if not (same(found, weight) and same(constant, bias)):
@@ -163,7 +172,7 @@ def _modifier(name: str, arguments: dict[str, Any], weight: torch.Tensor, bias: 
 
 
 def _copy(name: str, subject: Subject) -> Finding:
-    module, x, R = layer_and_data(name)  # noqa: N806
+    module, x, R = layer_and_data(name)
     rule = subject.get(name)(**_UNUSUAL[name])
     copied = rule.copy()
     if copied is rule:
@@ -173,7 +182,7 @@ def _copy(name: str, subject: Subject) -> Finding:
 
 
 def _remove(name: str, subject: Subject) -> Finding:
-    module, x, R = layer_and_data(name)  # noqa: N806
+    module, x, R = layer_and_data(name)
     x.requires_grad_()
     (plain,) = torch.autograd.grad(module(x), x, R)
     handle = subject.get(name)(**_UNUSUAL[name]).register(module)
@@ -201,7 +210,11 @@ def _stabilizer(arguments: dict[str, Any], d: torch.Tensor, expected: list[list[
         near = bool(((found - wanted).abs() <= 8 * torch.finfo(d.dtype).eps * wanted.abs()).all())
         return passed() if near else fail(f"Stabilizer({arguments}) of {d.tolist()} is {found.tolist()}")
     wanted = torch.tensor(expected, dtype=d.dtype)
-    return passed() if same(found, wanted) else fail(f"Stabilizer({arguments}) of {d.tolist()} is {found.tolist()}, expected {expected}")
+    return (
+        passed()
+        if same(found, wanted)
+        else fail(f"Stabilizer({arguments}) of {d.tolist()} is {found.tolist()}, expected {expected}")
+    )
 
 
 def _ensure(subject: Subject) -> Finding:
@@ -213,11 +226,15 @@ def _ensure(subject: Subject) -> Finding:
     if ensure(own) is not own:
         return fail("Stabilizer.ensure does not pass a callable through")
     number = ensure(0.5)
-    return passed() if same(number(_D), torch.where(_D < 0, _D - 0.5, _D + 0.5)) else fail("Stabilizer.ensure(0.5) is no stabilizer of 0.5")
+    return (
+        passed()
+        if same(number(_D), torch.where(_D < 0, _D - 0.5, _D + 0.5))
+        else fail("Stabilizer.ensure(0.5) is no stabilizer of 0.5")
+    )
 
 
 def _basic_default(subject: Subject) -> Finding:
-    module, x, R = layer_and_data("Epsilon")  # noqa: N806
+    module, x, R = layer_and_data("Epsilon")
     z = module(x)
     expected = x * ((R / torch.where(z < 0, z - 0.5, z + 0.5)) @ module.weight)
     found = relevance_of(subject.get("BasicHook")(stabilizer=0.5), module, x, R)
@@ -225,13 +242,13 @@ def _basic_default(subject: Subject) -> Finding:
 
 
 def _basic_zplus(subject: Subject) -> Finding:
-    module, x, R = layer_and_data("ZPlus")  # noqa: N806
+    module, x, R = layer_and_data("ZPlus")
     clamp = subject.get("ClampMod")
     rule = subject.get("BasicHook")(
         input_modifiers=[lambda v: v.clamp(min=0), lambda v: v.clamp(max=0)],
         param_modifiers=[clamp(min=0.0), clamp(max=0.0, zero_params="bias")],
         output_modifiers=[lambda v: v, lambda v: v],
-        gradient_mapper=lambda R, outputs: [R / (sum(outputs) + 0.5)] * 2,  # noqa: N803
+        gradient_mapper=lambda R, outputs: [R / (sum(outputs) + 0.5)] * 2,
         reducer=lambda inputs, gradients: sum(v * c for v, c in zip(inputs, gradients, strict=True)),
     )
     plus, minus = module.weight.clamp(min=0), module.weight.clamp(max=0)
@@ -241,26 +258,31 @@ def _basic_zplus(subject: Subject) -> Finding:
 
 
 def _near(found: torch.Tensor, expected: torch.Tensor, what: str) -> Finding:
-    # all terms of the sums here are of moderate size, and the denominators are 0.5 or more: 64 roundings of the largest entry
+    # all terms of the sums here are of moderate size, and the denominators are 0.5 or more: 64 roundings of the
+    # largest entry
     room = 64 * torch.finfo(expected.dtype).eps * expected.abs().max()
-    return passed() if not bool(((found - expected).abs() > room).any()) else fail(f"{what} gives {found.tolist()}, expected {expected.tolist()}")
+    return (
+        passed()
+        if not bool(((found - expected).abs() > room).any())
+        else fail(f"{what} gives {found.tolist()}, expected {expected.tolist()}")
+    )
 
 
 def _hook(subject: Subject) -> Finding:
     seen: dict[str, Any] = {}
 
     class Own(subject.get("Hook")):  # type: ignore[misc]  the subject's class
-        def forward(self, module: nn.Module, input: Any, output: Any) -> None:  # noqa: A002, ARG002
+        def forward(self, module: nn.Module, input: Any, output: Any) -> None:
             seen["forward"] = (type(input), module)
 
-        def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> Any:  # noqa: ARG002
+        def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> Any:
             seen["backward"] = (type(grad_input), type(grad_output))
             return (2 * grad_input[0] + 0 * grad_output[0].sum(),)
 
         def copy(self) -> Any:
             return Own()
 
-    module, x, R = layer_and_data("Epsilon")  # noqa: N806
+    module, x, R = layer_and_data("Epsilon")
     found = relevance_of(Own(), module, x, R)
     if seen.get("forward") != (tuple, module) or seen.get("backward") != (tuple, tuple):
         return fail(f"forward and backward got {seen}, expected tuples")

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     Arguments = dict[str, Any]
 
 STABILIZED = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
-ONE_INPUT = ("ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
+ONE_INPUT = (
+    "ZPlus",
+    "AlphaBeta",
+    "Gamma",
+    "ZBox",
+    "WSquare",
+    "Flat",
+    "ReLUDeconvNet",
+    "ReLUGuidedBackprop",
+    "ReLUBetaSmooth",
+)
 SHARING = ("Norm", "Epsilon")
 
 
@@ -43,20 +53,24 @@ def _box(rule: str) -> Arguments:
     return {"low": -4.0, "high": 3.0} if rule == "ZBox" else {}
 
 
-def _refused(rule: str, arguments: Arguments, expected: type[Exception], named: tuple[str, ...] = ()) -> Callable[[Subject], Finding]:
+def _refused(
+    rule: str, arguments: Arguments, expected: type[Exception], named: tuple[str, ...] = ()
+) -> Callable[[Subject], Finding]:
     """Check that making or using the rule raises ``expected``, and that its message has one of the texts ``named``."""
 
     def run(subject: Subject) -> Finding:
         make = subject.get(rule)
-        module, x, R = layer_and_data(rule)  # noqa: N806
+        module, x, R = layer_and_data(rule)
         try:
             relevance_of(make(**_box(rule) | arguments), module, x, R)
         except expected as error:
             if named and not all(text in str(error) for text in named):
                 return fail(f"{type(error).__name__} says {str(error)!r}, expected it to name {', '.join(named)}")
             return passed()
-        except Exception as error:  # noqa: BLE001  the subject may raise anything
-            return fail(f"{_spell(rule, arguments)} raises {type(error).__name__}: {error}; expected {expected.__name__}")
+        except Exception as error:
+            return fail(
+                f"{_spell(rule, arguments)} raises {type(error).__name__}: {error}; expected {expected.__name__}"
+            )
         return fail(f"{_spell(rule, arguments)} is accepted, expected {expected.__name__}")
 
     return run
@@ -65,10 +79,10 @@ def _refused(rule: str, arguments: Arguments, expected: type[Exception], named: 
 def _accepted(rule: str, arguments: Arguments) -> Callable[[Subject], Finding]:
     def run(subject: Subject) -> Finding:
         make = subject.get(rule)
-        module, x, R = layer_and_data(rule)  # noqa: N806
+        module, x, R = layer_and_data(rule)
         try:
             r = relevance_of(make(**_box(rule) | arguments), module, x, R)
-        except Exception as error:  # noqa: BLE001  the subject may raise anything
+        except Exception as error:
             return fail(f"{_spell(rule, arguments)} raises {type(error).__name__}: {error}; expected it to be accepted")
         return passed() if bool(r.isfinite().all()) else fail(f"{_spell(rule, arguments)} gives {r.tolist()}")
 
@@ -96,8 +110,20 @@ def _alpha_beta() -> Iterator[Case]:
     for name, (alpha, beta, text) in wrong.items():
         arguments = {"alpha": alpha, "beta": beta}
         yield _case(name, "AlphaBeta", _refused("AlphaBeta", arguments, ValueError), Level.MUST)
-        yield _case(f"{name}-is-named", "AlphaBeta", _refused("AlphaBeta", arguments, ValueError, (text,)), Level.SHOULD)
-    for alpha, beta in ((1.4, 0.4), (2.2, 1.2), (2.3, 1.3), (1.15, 0.15), (1.1, 0.1), (1.0, 0.0), (2, 1), (1.5, 0.5), (11.3, 10.3)):
+        yield _case(
+            f"{name}-is-named", "AlphaBeta", _refused("AlphaBeta", arguments, ValueError, (text,)), Level.SHOULD
+        )
+    for alpha, beta in (
+        (1.4, 0.4),
+        (2.2, 1.2),
+        (2.3, 1.3),
+        (1.15, 0.15),
+        (1.1, 0.1),
+        (1.0, 0.0),
+        (2, 1),
+        (1.5, 0.5),
+        (11.3, 10.3),
+    ):
         arguments = {"alpha": alpha, "beta": beta}
         yield _case(f"accepts-{alpha}-{beta}", "AlphaBeta", _accepted("AlphaBeta", arguments), Level.MUST)
 
@@ -109,7 +135,9 @@ def _stabilizers() -> Iterator[Case]:
             yield _case(f"{name}-{kind}", rule, _refused(rule, {name: value}, TypeError), Level.MUST)
         yield _case(f"{name}-text-is-named", rule, _refused(rule, {name: "0.1"}, TypeError, ("0.1",)), Level.SHOULD)
         for kind, number in (("negative", -0.1), ("inf", inf), ("nan", nan)):
-            yield _case(f"{name}-{kind}", rule, _refused(rule, {name: number}, ValueError, (str(number),)), Level.SHOULD)
+            yield _case(
+                f"{name}-{kind}", rule, _refused(rule, {name: number}, ValueError, (str(number),)), Level.SHOULD
+            )
         for kind, value in (("integer", 1), ("numpy", np.float64(0.5)), ("callable", lambda d: d + 4.0)):
             yield _case(f"accepts-{name}-{kind}", rule, _accepted(rule, {name: value}), Level.MUST)
 
@@ -122,7 +150,10 @@ def _bounds() -> Iterator[Case]:
         arguments = {name: filled, **other}
         yield _case(f"{name}-does-not-broadcast", "ZBox", _refused("ZBox", arguments, Exception), Level.MUST)
         yield _case(
-            f"{name}-does-not-broadcast-is-named", "ZBox", _refused("ZBox", arguments, ValueError, ("(1, 4)", "(2, 3)")), Level.SHOULD
+            f"{name}-does-not-broadcast-is-named",
+            "ZBox",
+            _refused("ZBox", arguments, ValueError, ("(1, 4)", "(2, 3)")),
+            Level.SHOULD,
         )
     high = torch.tensor([[3.0, 3.0, -5.0]], dtype=torch.float64)
     low = torch.full((1, 3), -4.0, dtype=torch.float64)
@@ -143,7 +174,9 @@ def _bounds() -> Iterator[Case]:
 
 def _ranges() -> Iterator[Case]:
     for value in (-0.25, inf, nan):
-        yield _case(f"gamma-{value}", "Gamma", _refused("Gamma", {"gamma": value}, ValueError, (str(value),)), Level.SHOULD)
+        yield _case(
+            f"gamma-{value}", "Gamma", _refused("Gamma", {"gamma": value}, ValueError, (str(value),)), Level.SHOULD
+        )
     for value in (0.0, -1.0, inf, nan):
         run = _refused("ReLUBetaSmooth", {"beta_smooth": value}, ValueError, (str(value),))
         yield _case(f"beta_smooth-{value}", "ReLUBetaSmooth", run, Level.SHOULD)
@@ -158,7 +191,11 @@ def _missing() -> Iterator[Case]:
             with make(param_keys=["weigth"])(nn.Linear(2, 2)):
                 pass
         except RuntimeError as error:
-            return passed() if "weigth" in str(error) else fail(f"RuntimeError says {str(error)!r}, without the name 'weigth'")
+            return (
+                passed()
+                if "weigth" in str(error)
+                else fail(f"RuntimeError says {str(error)!r}, without the name 'weigth'")
+            )
         return fail("a parameter 'weigth' that the module lacks is accepted, expected RuntimeError")
 
     for modifier in ("ClampMod", "GammaMod", "NoMod"):
@@ -207,7 +244,7 @@ def _is_refused(rule: str, module: nn.Module, call: Callable[[nn.Module, Tensor]
     except TypeError as error:
         unnamed = [text for text in (rule, type(module).__name__) if text not in str(error)]
         return fail(f"TypeError says {str(error)!r}, without {unnamed}") if unnamed else passed()
-    except Exception as error:  # noqa: BLE001  the subject may raise anything
+    except Exception as error:
         return fail(f"raises {type(error).__name__}: {error}; expected a TypeError that names rule and module")
     finally:
         handle.remove()
@@ -238,7 +275,11 @@ def _takes_keyword(rule: str, subject: Subject) -> Finding:
         (found,) = torch.autograd.grad(module(input=x), x, _R)
     finally:
         handle.remove()
-    return passed() if same(found, by_position) else fail("a tensor passed by keyword gets another relevance than by position")
+    return (
+        passed()
+        if same(found, by_position)
+        else fail("a tensor passed by keyword gets another relevance than by position")
+    )
 
 
 def _takes_outputs(rule: str, subject: Subject) -> Finding:

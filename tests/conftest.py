@@ -1,0 +1,14 @@
+"""What all tests share: the same random numbers in each run and in any order."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries under test may draw from the global state
+    torch.manual_seed(0)

@@ -1,0 +1,337 @@
+"""The command `lrp-verify`: which cases of which subject, what to print, which files to write, how to exit."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import sys
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from verify import export, terminal
+from verify.model import BAD, Case, Outcome
+from verify.report import Call, Report
+from verify.runner import TIME_LIMIT, Runner, RunnerError, Source, SubjectInfo, cpu_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+#: Where the cases come from; its module has DTYPES and DEFAULT_DTYPES beside the function.
+CASES = "verify.cases:all_cases"
+
+
+class Status(IntEnum):
+    """How the command exits."""
+
+    HELD = 0
+    DID_NOT_HOLD = 1
+    UNUSABLE = 2
+    INTERRUPTED = 130
+
+
+class UnusableError(Exception):
+    """The call cannot be carried out; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one call."""
+
+    subject: str
+    filters: Mapping[str, Sequence[str]]  # rule, layer, check -> patterns
+    dtypes: Sequence[str]
+    ids: Sequence[str]
+    device: str
+    seed: int
+    workers: int
+    time_limit: float
+    strict: bool
+    quiet: bool
+    json: str | None
+    files: Mapping[str, Path]  # json, junit, markdown, figure
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        typer.echo(f"lrp-verify {export.version()}")
+        raise typer.Exit
+
+
+_EPILOG = (
+    "Exit status: 0 everything held, 1 something did not, 2 the call or the subject is unusable, 130 interrupted, "
+    "after what there is was printed. What is only advised (level should) decides for lrp_rules; with --strict for all."
+)
+_MANY = "repeatable, or separated by commas; patterns such as 'Conv*' are welcome."
+
+
+@app.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+def lrp_verify(
+    *,
+    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is tried.")] = "lrp_rules",
+    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Only these families of layers, likewise.")] = None,
+    check: Annotated[list[str] | None, typer.Option(help="Only these checks, likewise.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="In these dtypes, likewise.")] = None,
+    device: Annotated[str, typer.Option(help="Where the subject computes: cpu, cuda, cuda:1.")] = "cpu",
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this case, in this process, with all there is to say.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws other data.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; 0 is this one. Default: one a CPU; 0 with --case.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one case, where there are workers.")] = TIME_LIMIT,
+    strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw where the relevance of real images goes.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+    version: Annotated[  # noqa: ARG001  see _version
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Hold an implementation of the rules of layer-wise relevance propagation to their reference."""
+    files = {"json": Path(json) if json and json != "-" else None, "junit": junit}
+    files |= {"markdown": markdown, "figure": figure}
+    ids = tuple(case or ())
+    request = Request(
+        subject,
+        {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
+        _split(dtype),
+        ids,
+        device,
+        seed,
+        workers if workers is not None else 0 if ids else cpu_count(),
+        time_limit,
+        strict,
+        quiet,
+        json,
+        {name: path for name, path in files.items() if path is not None},
+    )
+    try:
+        status = _list(request) if list_ else _verify(request)
+    except (UnusableError, RunnerError) as error:
+        Console(stderr=True).print(f"lrp-verify: {error}", soft_wrap=True, markup=False, highlight=False)
+        status = Status.UNUSABLE
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    raise typer.Exit(int(status))
+
+
+def main() -> None:
+    """Run the command."""
+    app(prog_name="lrp-verify")
+
+
+def _split(values: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+
+
+# --- which cases ------------------------------------------------------------------------------------------------------
+
+
+def _list(request: Request) -> Status:
+    _, selected = _selected(request)
+    typer.echo("\n".join(case.id for case in selected))
+    return Status.HELD
+
+
+def _selected(request: Request) -> tuple[Source, list[Case]]:
+    """Return the source of the cases and those that are asked for; all of the call is checked here."""
+    if not 0 < request.time_limit < float("inf"):
+        msg = f"--time-limit is {request.time_limit:g}; expected a finite number of seconds above 0"
+        raise UnusableError(msg)
+    if request.ids and (any(request.filters.values()) or request.dtypes):
+        msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
+        raise UnusableError(msg)
+    _check_files(request.files)
+    module = importlib.import_module(CASES.partition(":")[0])
+    _check_device(request.device)
+    known: tuple[str, ...] = module.DTYPES
+    # a case that is named may be of any dtype
+    dtypes = known if request.ids else _chosen("dtype", request.dtypes, known) or module.DEFAULT_DTYPES
+    source = Source(tuple(dtypes), request.seed, request.device, CASES)
+    cases = source.cases()
+    if request.ids:
+        return source, [_named(id_, cases) for id_ in request.ids]
+    selected = list(cases.values())
+    for name, patterns in request.filters.items():
+        values = list(dict.fromkeys(getattr(case, name) for case in cases.values()))
+        if chosen := _chosen(name, patterns, values):
+            selected = [case for case in selected if getattr(case, name) in chosen]
+    if not selected:
+        given = ", ".join(f"--{name} {','.join(patterns)}" for name, patterns in request.filters.items() if patterns)
+        msg = f"no case is selected by {given or 'this call'}; see --list, with fewer of these options"
+        raise UnusableError(msg)
+    return source, selected
+
+
+def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Return the known values that match a pattern, whatever their case; a pattern without a match is a mistake."""
+    found = set()
+    for pattern in patterns:
+        matching = {value for value in known if fnmatchcase(value.lower(), pattern.lower())}
+        if not matching:
+            msg = f"--{name} {pattern!r} is unknown; known are {', '.join(value for value in known if value != '-')}"
+            raise UnusableError(msg)
+        found |= matching
+    return [value for value in known if value in found]
+
+
+def _named(id_: str, cases: Mapping[str, Case]) -> Case:
+    if id_ in cases:
+        return cases[id_]
+    close = difflib.get_close_matches(id_, cases, n=5, cutoff=0.5)
+    hint = "; close to it:\n" + "\n".join(f"  {match}" for match in close) if close else "; --list prints all"
+    msg = f"no case has the id {id_!r}{hint}"
+    raise UnusableError(msg)
+
+
+def _check_device(device: str) -> None:
+    torch = importlib.import_module("torch")
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        msg = f"--device {device!r} cannot be used; known are {', '.join(known)}"
+        raise UnusableError(msg) from error
+
+
+def _check_files(files: Mapping[str, Path]) -> None:
+    for name, path in files.items():
+        if any(path.resolve() == other.resolve() for option, other in files.items() if option != name):
+            msg = f"--{name} {path} is named twice; expected a file for each"
+            raise UnusableError(msg)
+        if name == "figure" and path.suffix.lower() != ".png":
+            msg = f"--figure {path}: expected a name that ends in .png"
+            raise UnusableError(msg)
+        try:
+            export.check_writable(path)
+        except OSError as error:
+            msg = f"--{name} {path} cannot be written: {error.strerror or error}; nothing was run"
+            raise UnusableError(msg) from error
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _verify(request: Request) -> Status:
+    source, selected = _selected(request)
+    # these import torch
+    from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415
+    from verify.subjects import SubjectError  # noqa: PLC0415
+
+    try:
+        check_itself()
+        report = _report(request, source, selected)
+    except (SubjectError, ComparatorError) as error:
+        raise UnusableError(str(error)) from error
+    # standard output is for JSON alone if that goes there
+    console = Console(stderr=request.json == "-", highlight=False, markup=False, emoji=False)
+    if request.ids and not request.quiet:
+        for outcome in report.outcomes:
+            terminal.show_case(report, outcome, console)
+    if request.ids or request.quiet:
+        terminal.show_totals(report, console)
+    else:
+        terminal.show(report, console)
+    _write(request, report)
+    if report.interrupted:
+        return Status.INTERRUPTED
+    if "figure" in request.files:
+        _draw(request)
+    if not report.asked:
+        return Status.UNUSABLE
+    return Status.HELD if report.held else Status.DID_NOT_HOLD
+
+
+def _report(request: Request, source: Source, selected: Sequence[Case]) -> Report:
+    """Run the cases, and come back with what there is when interrupted."""
+    start = time.perf_counter()
+    workers = min(request.workers, len(selected))
+    call = Call(
+        len(selected),
+        source.dtypes,
+        request.seed,
+        request.device,
+        workers,
+        request.time_limit,
+        request.strict,
+    )
+    info, interrupted = SubjectInfo(request.subject), False
+    outcomes: list[Outcome] = []
+    try:
+        with (
+            Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner,
+            _progress(request, len(selected)) as progress,
+        ):
+            info = runner.describe(request.subject)
+            with contextlib.closing(runner.run(request.subject, selected)) as run:
+                for outcome in run:
+                    outcomes.append(outcome)
+                    progress.show(outcomes)
+    except KeyboardInterrupt:
+        interrupted = True
+    place = {case.id: index for index, case in enumerate(selected)}
+    ordered = tuple(sorted(outcomes, key=lambda outcome: place[outcome.id]))
+    seconds = time.perf_counter() - start
+    return Report(info, call, ordered, seconds, interrupted, export.environment(request.device))
+
+
+class _Shown(Progress):
+    """A progress bar on standard error, which is only there on a terminal."""
+
+    def show(self, outcomes: Sequence[Outcome]) -> None:
+        bad = outcomes[-1].verdict in BAD
+        task = self.tasks[0]
+        self.update(task.id, advance=1, bad=task.fields["bad"] + bad)
+
+
+def _progress(request: Request, total: int) -> _Shown:
+    console = Console(stderr=True)
+    columns = TextColumn(f"{request.subject}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    hidden = request.quiet or not console.is_terminal
+    shown = _Shown(*columns, TextColumn("{task.fields[bad]} failed"), console=console, transient=True, disable=hidden)
+    shown.add_task("", total=total, bad=0)
+    return shown
+
+
+def _write(request: Request, report: Report) -> None:
+    contents = {"json": export.json_bytes, "junit": export.junit_bytes, "markdown": export.markdown_bytes}
+    if request.json == "-":
+        typer.echo(export.json_bytes(report), nl=False)
+    for name, path in request.files.items():
+        if name in contents:
+            try:
+                export.write(path, contents[name](report))
+            except OSError as error:
+                msg = f"--{name} {path} could not be written: {error.strerror or error}"
+                raise UnusableError(msg) from error
+
+
+def _draw(request: Request) -> None:
+    from verify import network  # noqa: PLC0415  imports torch and matplotlib
+    from verify.subjects import load  # noqa: PLC0415  imports torch
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            network.draw(load(request.subject), request.files["figure"], device=request.device)
+    except Exception as error:
+        msg = f"--figure could not be drawn: {type(error).__name__}: {error}"
+        raise UnusableError(msg) from error

@@ -1,0 +1,206 @@
+"""The files of a run: JSON, JUnit XML, and how to write one so that an interruption never costs an old one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from verify.model import BAD, SCHEMA, Outcome, Verdict
+from verify.report import UNDECIDED_LIMIT, largest, markdown, percent
+from verify.runner import cpu_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from verify.report import Report
+
+#: The JSON Schema of what `as_json` returns.
+SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA.replace('/', '-')}.schema.json"
+
+
+def version() -> str:
+    """Return the version of this project."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("lrp-rules")
+    return "unknown"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what a number may depend on besides the subject. Imports torch only for an accelerator's name."""
+    accelerator = None
+    if device.startswith("cuda"):
+        import torch  # noqa: PLC0415  seconds, for nothing where there is no accelerator
+
+        accelerator = torch.cuda.get_device_name(device)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "lrp-rules": version(),
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+        "numpy": importlib.metadata.version("numpy"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpus": cpu_count(),
+        "threads": 1,  # of each worker
+        "accelerator": accelerator,
+    }
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the run as the schema describes it. JSON knows no NaN and no infinity: they are "nan", "inf", "-inf"."""
+    call = report.call
+    plain: dict[str, Any] = _finite(
+        {
+            "schema": SCHEMA,
+            "subject": vars(report.subject),
+            "environment": {**report.environment, "rounding": report.models},
+            "call": vars(call),
+            "summary": {
+                "held": report.held,
+                "interrupted": report.interrupted,
+                "selected": call.selected,
+                "finished": len(report.outcomes),
+                "verdicts": {verdict.value: report.verdicts[verdict] for verdict in Verdict},
+                "failures": len(report.failures),
+                "advice": len(report.advice),
+                "ratio": largest(outcome.ratio for outcome in report.outcomes),
+                "probable": largest(outcome.probable for outcome in report.outcomes),
+                "doubtful": len(report.doubtful),
+                "undecided": report.undecided,
+                "undecided_limit": UNDECIDED_LIMIT,
+                "seconds": report.seconds,
+            },
+            "cases": [{**vars(outcome), "decides": report.decides(outcome)} for outcome in report.outcomes],
+        }
+    )
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def json_bytes(report: Report) -> bytes:
+    """Return the run as a JSON file, one line a case."""
+    whole = as_json(report)
+    cases = [json.dumps(case, allow_nan=False) for case in whole.pop("cases")]
+    head = json.dumps(whole, allow_nan=False, indent=1).removesuffix("\n}")
+    body = ",\n".join(f"  {case}" for case in cases)
+    return f'{head},\n "cases": [\n{body}\n ]\n}}\n'.encode()
+
+
+def markdown_bytes(report: Report) -> bytes:
+    """Return the table as a Markdown file."""
+    return markdown(report).encode()
+
+
+def junit_bytes(report: Report) -> bytes:
+    """Return the run as JUnit XML: a suite a rule, and one for what no single case decides."""
+    suites: dict[str, list[TestCase]] = {}
+    for outcome in report.outcomes:
+        case = TestCase(outcome.id, f"{outcome.rule or '-'}.{outcome.check}", outcome.seconds)
+        if result := _junit_result(report, outcome):
+            case.result = [result]
+        suites.setdefault(outcome.rule or "-", []).append(case)
+    share = TestCase("share of undecided entries", "run", 0.0)
+    text = f"{percent(report.undecided)}, limit {percent(UNDECIDED_LIMIT)}"
+    if not report.undecided <= UNDECIDED_LIMIT:
+        share.result = [Failure(text)]
+    finished = TestCase("all selected cases were run", "run", 0.0)
+    if report.interrupted:
+        finished.result = [Error(f"interrupted after {len(report.outcomes)} of {report.call.selected} cases")]
+    suites["run"] = [share, finished]
+    whole = JUnitXml(f"lrp-verify {report.subject.spec} {report.subject.version}")
+    for name, cases in suites.items():
+        suite = TestSuite(name)
+        suite.add_testcases(cases)
+        whole.add_testsuite(suite)
+    whole.update_statistics()  # type: ignore[no-untyped-call]  # junitparser annotates no method without arguments
+    target = io.BytesIO()
+    whole.write(target)
+    return target.getvalue()
+
+
+def _junit_result(report: Report, outcome: Outcome) -> Failure | Error | Skipped | None:
+    if outcome.verdict is Verdict.PASS:
+        return None
+    reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
+    if outcome.verdict not in BAD:
+        return Skipped(reason)
+    if not report.decides(outcome):
+        return Skipped(f"only advised, {reason}")
+    return Failure(reason) if outcome.verdict is Verdict.FAIL else Error(reason)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def check_writable(path: Path) -> None:
+    """Find out before a run whether its file can be written after it.
+
+    Raises
+    ------
+    OSError
+        If not; with the reason.
+
+    """
+    with atomically(path, keep=False):
+        pass
+
+
+@contextlib.contextmanager
+def atomically(path: Path, *, keep: bool = True) -> Iterator[Path]:
+    """Give a path to write to, beside ``path`` and with its suffix, and rename it to ``path`` when all is written.
+
+    An old file stays as it is until then, and if anything goes wrong. A device or a pipe is written directly.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file", str(path))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "may not be written", str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()  # what a link points to is replaced, not the link
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+        yield temporary
+        if keep:
+            if path.exists():
+                shutil.copymode(path, temporary)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with atomically(path) as temporary:
+        temporary.write_bytes(content)

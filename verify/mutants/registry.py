@@ -1,0 +1,111 @@
+"""What a mutant is, and how the files beside this one make them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import lrp_rules
+from lrp_rules import BasicHook, Stabilizer
+from verify.subjects import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from lrp_rules.layer import Layer
+
+    Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong subject: ``lrp_rules`` with one attribute, ``rule``, replaced by something with one mistake.
+
+    ``name`` says the mistake, ``why`` says it in a sentence, with the library in which it was seen. ``variant`` is the
+    name of the known convention that the mistake follows, if it follows one.
+    """
+
+    name: str
+    rule: str
+    why: str
+    replacement: Callable[..., Any]
+    variant: str | None = None
+
+    def namespace(self) -> SimpleNamespace:
+        """Return what a subject offers, with the mistake in it."""
+        offered = {name: getattr(lrp_rules, name) for name in lrp_rules.__all__}
+        return SimpleNamespace(**offered | {self.rule: self.replacement})
+
+    @property
+    def spec(self) -> str:
+        """How a command line names this subject."""
+        return f"verify.mutants:{self.name.replace('-', '_')}"
+
+    def subject(self) -> Subject:
+        """Return the subject, as ``verify.subjects.load(self.spec)`` does."""
+        return Subject(self.spec, self.namespace(), lrp_rules.__version__)
+
+
+found: dict[str, Mutant] = {}
+
+
+def mutant(variant: str | None = None, *, name: str | None = None) -> Callable[[Made], Made]:
+    """Make a mutant of a class or function: its docstring is the reason.
+
+    The nearest base that the API knows is the rule, and the class's name begins with it: ``ZBoxBoundsSwapped`` is the
+    mutant ``zbox-bounds-swapped``. So the messages of a rule still name it, and a class of a module can be pickled.
+    A function has its rule's name before two underscores: ``zero_bias__in_place``.
+    """
+
+    def register(made: Made) -> Made:
+        if isinstance(made, type):
+            rule = next(base.__name__ for base in made.__mro__ if getattr(lrp_rules, base.__name__, None) is base)
+            mistake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", made.__name__.removeprefix(rule)).lower()
+        else:
+            rule, _, mistake = made.__name__.partition("__")
+        full = name or f"{rule}-{mistake}".replace("_", "-").lower()
+        if full in found:
+            msg = f"two mutants are called {full}; a name must say one mistake"
+            raise ValueError(msg)
+        found[full] = Mutant(full, rule, inspect.getdoc(made) or "", made, variant)
+        return made
+
+    return register
+
+
+class Stabilized(BasicHook):
+    """A rule whose own ``stabilize(d, epsilon)`` stands for S(d) wherever a number was asked for."""
+
+    @staticmethod
+    def stabilize(d: Tensor, epsilon: float) -> Tensor:
+        """Return a wrong S(d)."""
+        raise NotImplementedError
+
+    def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the rule makes of it."""
+        rule, given = copy.copy(self), self.stabilizer
+        if isinstance(given, Stabilizer):
+            rule.stabilizer = lambda d: self.stabilize(d, given.epsilon)
+        return super(Stabilized, rule).relevances(layer, R)
+
+
+def without_bias(layer: Layer) -> Layer:
+    """Return the layer without its bias; its real output stays what it was."""
+    return replace(layer, given={name: None if name == "bias" else value for name, value in layer.given.items()})
+
+
+def with_bias(layer: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
+    """Return the layer with a changed bias, and no output remembered."""
+    bias = layer.given.get("bias")
+    return layer if bias is None else replace(layer, given={**layer.given, "bias": change(bias)}, outputs=None)
+
+
+def signed(d: Tensor, epsilon: float | Tensor) -> Tensor:
+    """Return the right S(d), for mutants whose mistake is elsewhere."""
+    return (d < 0).to(d.dtype).mul(-2).add(1).mul(epsilon).add(d)
