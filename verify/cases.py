@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from verify.checks import agreement, api, errors, laws, second_order
+from verify.examples import found
 from verify.layers import CORE, LAYERS, LayerCase
 from verify.model import Case, Level
+from verify.problem import Problem
 from verify.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -55,16 +56,6 @@ _OF_DERIVATIVES = (
 )
 
 _GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A layer, its input, and the relevance of its output; drawn from a seed and a name, to be drawn again."""
-
-    module: nn.Module
-    x: Tensor
-    relevance: Tensor
-    batched: bool
 
 
 Draw = Callable[[LayerCase, str, str], Problem]
@@ -166,6 +157,7 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
     yield from laws.cases(
         drawn, [_layer(name) for name in _OF_LAWS], [dtype for dtype in dtypes if dtype in DEFAULT_DTYPES]
     )
+    yield from found()
     yield from second_order.cases(drawn, [_layer(name) for name in _OF_DERIVATIVES])
 
 

@@ -165,19 +165,22 @@ def _selected(request: Request) -> tuple[Source, list[Case]]:
     _check_device(request.device)
     known: tuple[str, ...] = module.DTYPES
     # a case that is named may be of any dtype
-    dtypes = known if request.ids else _chosen("dtype", request.dtypes, known) or module.DEFAULT_DTYPES
+    given = _chosen("dtype", request.dtypes, known)
+    dtypes = known if request.ids else given or module.DEFAULT_DTYPES
     source = Source(tuple(dtypes), request.seed, request.device, CASES)
     cases = source.cases()
     if request.ids:
         return source, [_named(id_, cases) for id_ in request.ids]
-    selected = list(cases.values())
+    # some checks keep to one dtype whatever is asked for, and some have none
+    selected = [case for case in cases.values() if not given or case.dtype in given or case.dtype not in known]
     for name, patterns in request.filters.items():
         values = list(dict.fromkeys(getattr(case, name) for case in cases.values()))
         if chosen := _chosen(name, patterns, values):
             selected = [case for case in selected if getattr(case, name) in chosen]
     if not selected:
-        given = ", ".join(f"--{name} {','.join(patterns)}" for name, patterns in request.filters.items() if patterns)
-        msg = f"no case is selected by {given or 'this call'}; see --list, with fewer of these options"
+        options = [*request.filters.items(), ("dtype", request.dtypes)]
+        words = " ".join(f"--{name} {','.join(patterns)}" for name, patterns in options if patterns)
+        msg = f"no case is selected by {words}; see --list, with fewer of these options"
         raise UnusableError(msg)
     return source, selected
 

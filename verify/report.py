@@ -227,7 +227,7 @@ def totals(report: Report) -> str:
         verdict = "nothing could be asked"
     done, selected = len(report.outcomes), report.call.selected
     words = [
-        f"{selected} cases" if done == selected else f"{done} of {selected} cases",
+        f"{selected} case{'s' * (selected != 1)}" if done == selected else f"{done} of {selected} cases",
         ", ".join(f"{report.verdicts[v]} {v.value}" for v in Verdict if report.verdicts[v]),
         f"{percent(report.undecided)} undecided (limit {percent(UNDECIDED_LIMIT)})",
         f"rounding of {', '.join(report.models)}" if report.models else "",

@@ -85,7 +85,7 @@ def load(spec: str) -> Subject:
 
 
 def _version(module_name: str) -> str:
-    package = module_name.split(".")[0]
+    package = module_name.split(".", maxsplit=1)[0]
     own = getattr(sys.modules.get(package), "__version__", None)
     if isinstance(own, str):
         return own
@@ -106,7 +106,7 @@ def _import(name: str) -> Any:
     except RuntimeError as error:
         if "torchvision::" not in str(error) or _OPERATORS:
             raise
-    package = name.split(".")[0]
+    package = name.split(".", maxsplit=1)[0]
     for loaded in [module for module in sys.modules if module.split(".")[0] in {"torchvision", package}]:
         del sys.modules[loaded]
     _OPERATORS.append(library := torch.library.Library("torchvision", "FRAGMENT"))

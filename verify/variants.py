@@ -144,18 +144,24 @@ def _tensors(low: Any, high: Any) -> Callable[[Shape, torch.dtype], dict[str, An
 
 def _channels(scale: float) -> Callable[[Shape], Array]:
     """A bound for each channel, as (1, C, 1, ...); multiples of 1/8, exact in every dtype."""
-    return lambda shape: scale * (1 + 0.125 * np.arange(shape[1])).reshape(1, -1, *(1,) * (len(shape) - 2))
+    return lambda shape: np.asarray(
+        scale * (1 + 0.125 * np.arange(shape[1])).reshape(1, -1, *(1,) * (len(shape) - 2)), np.float64
+    )
 
 
 def _per_sample(scale: float, extra: int) -> Callable[[Shape], Array]:
     """A bound for each sample, with fewer dimensions than the input, and more samples than there are."""
-    return lambda shape: scale * (1 + 0.25 * np.arange(shape[0] + extra))
+    return lambda shape: np.asarray(scale * (1 + 0.25 * np.arange(shape[0] + extra)), np.float64)
 
 
 def _full(scale: float) -> Callable[[Shape], Array]:
     """A bound for each entry of the input, and two more samples than there are."""
-    return lambda shape: (
-        scale * (1 + 0.125 * (np.arange(np.prod(shape) + 2 * np.prod(shape[1:])) % 7)).reshape(shape[0] + 2, *shape[1:])
+    return lambda shape: np.asarray(
+        (
+            scale
+            * (1 + 0.125 * (np.arange(np.prod(shape) + 2 * np.prod(shape[1:])) % 7)).reshape(shape[0] + 2, *shape[1:])
+        ),
+        np.float64,
     )
 
 
@@ -197,3 +203,21 @@ BOX_OF_ZERO = Variant("ZBox", "low=0-high=0", _box(0.0, 0.0), _given(low=0.0, hi
 def variant(rule: str, name: str = "default") -> Variant:
     """Return the variant of that name."""
     return next(v for v in VARIANTS if v.rule == rule and v.name == name)
+
+
+def drawn(rule: str, arguments: dict[str, Any]) -> Variant:
+    """Return a rule with the arguments that a search has drawn: numbers, and names of parameters."""
+    epsilon = arguments.get("epsilon" if rule == "Epsilon" else "stabilizer", 1e-6)
+    parts: dict[str, Callable[[Affine, Sample], tuple[Part, ...]]] = {
+        "Epsilon": lambda layer, _: ref.epsilon(layer),
+        "Norm": lambda layer, _: ref.norm(layer),
+        "ZPlus": lambda layer, _: ref.zplus(layer),
+        "AlphaBeta": _alpha_beta(arguments.get("alpha", 2.0), arguments.get("beta", 1.0)),
+        "Gamma": _gamma(arguments.get("gamma", 0.25)),
+        "ZBox": _box(arguments.get("low", 0.0), arguments.get("high", 0.0)),
+        "WSquare": lambda layer, _: ref.wsquare(layer),
+        "Flat": lambda layer, _: ref.flat(layer),
+    }
+    given = arguments.get("zero_params")
+    zero = (given,) if isinstance(given, str) else tuple(given or ())
+    return Variant(rule, "drawn", parts[rule], _given(**arguments), ref.Stabilizer(epsilon), zero_params=zero)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from reference.layers import Layer
     from reference.precision import Model
     from reference.rounding import Bound
-    from verify.cases import Problem
     from verify.layers import LayerCase
+    from verify.problem import Problem
     from verify.subjects import Subject
 
     Array = NDArray[np.float64]

@@ -70,8 +70,8 @@ def cases() -> Iterator[Case]:
     for name in _UNUSUAL:
         yield _case(f"copy/{name}", name, partial(_copy, name))
         yield _case(f"remove/{name}", name, partial(_remove, name))
-    for name, arguments, d, expected in _STABILIZERS:
-        yield _case(f"Stabilizer/{name}", "Stabilizer", partial(_stabilizer, arguments, d, expected), Level.SHOULD)
+    for name, arguments, d, wanted in _STABILIZERS:
+        yield _case(f"Stabilizer/{name}", "Stabilizer", partial(_stabilizer, arguments, d, wanted), Level.SHOULD)
     yield _case("Stabilizer/ensure", "Stabilizer", _ensure, Level.SHOULD)
     yield _case("BasicHook/default-is-epsilon", "BasicHook", _basic_default, Level.SHOULD)
     yield _case("BasicHook/modifiers-make-zplus", "BasicHook", _basic_zplus, Level.SHOULD)
@@ -271,7 +271,9 @@ def _near(found: torch.Tensor, expected: torch.Tensor, what: str) -> Finding:
 def _hook(subject: Subject) -> Finding:
     seen: dict[str, Any] = {}
 
-    class Own(subject.get("Hook")):  # type: ignore[misc]  the subject's class
+    base: Any = subject.get("Hook")
+
+    class Own(base):  # type: ignore[misc]
         def forward(self, module: nn.Module, input: Any, output: Any) -> None:
             seen["forward"] = (type(input), module)
 

@@ -138,7 +138,8 @@ def _stabilizers() -> Iterator[Case]:
             yield _case(
                 f"{name}-{kind}", rule, _refused(rule, {name: number}, ValueError, (str(number),)), Level.SHOULD
             )
-        for kind, value in (("integer", 1), ("numpy", np.float64(0.5)), ("callable", lambda d: d + 4.0)):
+        accepted: dict[str, Any] = {"integer": 1, "numpy": np.float64(0.5), "callable": lambda d: d + 4.0}
+        for kind, value in accepted.items():
             yield _case(f"accepts-{name}-{kind}", rule, _accepted(rule, {name: value}), Level.MUST)
 
 
@@ -157,18 +158,20 @@ def _bounds() -> Iterator[Case]:
         )
     high = torch.tensor([[3.0, 3.0, -5.0]], dtype=torch.float64)
     low = torch.full((1, 3), -4.0, dtype=torch.float64)
-    for name, arguments in (
-        ("low-above-high", {"low": 1.0, "high": 0.5}),
-        ("low-above-high-somewhere", {"low": -4.0, "high": high}),
-        ("low-above-high-in-tensors", {"low": low, "high": high}),
-    ):
+    refused: dict[str, Arguments] = {
+        "low-above-high": {"low": 1.0, "high": 0.5},
+        "low-above-high-somewhere": {"low": -4.0, "high": high},
+        "low-above-high-in-tensors": {"low": low, "high": high},
+    }
+    for name, arguments in refused.items():
         yield _case(name, "ZBox", _refused("ZBox", arguments, ValueError), Level.SHOULD)
-    for name, arguments in (
-        ("one-tensor", {"low": low, "high": 3.0}),
-        ("integers", {"low": -4, "high": 3}),
-        ("tensor-of-every-entry", {"low": low.expand(2, 3), "high": low.abs().expand(2, 3)}),
-        ("tensor-without-dimensions", {"low": torch.tensor(-4.0), "high": torch.tensor(3.0)}),
-    ):
+    accepted: dict[str, Arguments] = {
+        "one-tensor": {"low": low, "high": 3.0},
+        "integers": {"low": -4, "high": 3},
+        "tensor-of-every-entry": {"low": low.expand(2, 3), "high": low.abs().expand(2, 3)},
+        "tensor-without-dimensions": {"low": torch.tensor(-4.0), "high": torch.tensor(3.0)},
+    }
+    for name, arguments in accepted.items():
         yield _case(f"accepts-{name}", "ZBox", _accepted("ZBox", arguments), Level.MUST)
 
 

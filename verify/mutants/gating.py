@@ -229,7 +229,7 @@ class ReLUGuidedBackpropNegative(ReLUGuidedBackprop):
 
 
 @mutant("gate-input")
-class ReLUGuidedBackpropInputOnly(ReLUGuidedBackprop):
+class ReLUGuidedBackpropDeconvNet(ReLUGuidedBackprop):
     """Positive relevance passes everywhere, and the derivative is left out: DeconvNet."""
 
     def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 import lrp_rules
 from lrp_rules import BasicHook, Stabilizer
+from lrp_rules.layer import Matrix
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
@@ -104,6 +107,19 @@ def with_bias(layer: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
     """Return the layer with a changed bias, and no output remembered."""
     bias = layer.given.get("bias")
     return layer if bias is None else replace(layer, given={**layer.given, "bias": change(bias)}, outputs=None)
+
+
+def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
+    """Return the matrix of the layer with each entry changed, where a rule changes parameters."""
+    A, x = layer.matrix(), layer.x
+    whole = x[0].shape if layer.batched else x.shape
+    units = torch.eye(whole.numel(), dtype=x.dtype).view(-1, *whole)
+    columns = change(torch.stack([(A @ (unit[None] if layer.batched else unit)).flatten() for unit in units]))
+    samples = -1 if layer.batched else 1
+    return Matrix(
+        lambda v: (v.reshape(samples, len(columns)) @ columns).view(layer.shape),
+        lambda s: (s.reshape(samples, columns.shape[1]) @ columns.T).view(x.shape),
+    )
 
 
 def signed(d: Tensor, epsilon: float | Tensor) -> Tensor:

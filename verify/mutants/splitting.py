@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZPlus
-from lrp_rules.layer import Matrix
 from lrp_rules.rules import negative, positive, propagate, split
-from verify.mutants.registry import mutant
+from verify.mutants.registry import entrywise, mutant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,26 +90,6 @@ class ZPlusOutputClamped(ZPlus):
         return layer.x * (A.T @ s)
 
 
-def _clamped_matrix(layer: Layer) -> tuple[Matrix, Matrix]:
-    """Return A(w)+ and A(w)-, in the place of A(w+) and A(w-)."""
-    A, x = layer.matrix(), layer.x
-    zeros = torch.zeros_like(x[:1] if layer.batched else x)
-    units = torch.eye(zeros.numel(), dtype=x.dtype).view(-1, *(zeros.shape[1:] if layer.batched else zeros.shape))
-    columns = torch.stack([(A @ (unit[None] if layer.batched else unit)).flatten() for unit in units])
-    shape = layer.shape[1:] if layer.batched else layer.shape
-
-    def of(part: Tensor) -> Matrix:
-        def forward(v: Tensor) -> Tensor:
-            return (v.reshape(-1, len(part)) @ part).view(-1, *shape) if layer.batched else (v.flatten() @ part).view(shape)
-
-        def back(s: Tensor) -> Tensor:
-            return (s.reshape(-1, part.shape[1]) @ part.T).view(x.shape)
-
-        return Matrix(forward, back)
-
-    return of(positive(columns)), of(negative(columns))
-
-
 @mutant("matrix-clamped")
 class ZPlusMatrixClamped(ZPlus):
     """A(w)+ in the place of A(w+): another thing where padding makes several parameters meet in one entry."""
@@ -118,7 +97,8 @@ class ZPlusMatrixClamped(ZPlus):
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         if type(layer).__name__ != "ConvLayer" or not layer.x.numel():
             return super().relevance(layer, R)
-        return propagate(split(layer.x, *_clamped_matrix(layer)), positive(layer.bias), R, self.stabilizer)
+        terms = split(layer.x, entrywise(layer, positive), entrywise(layer, negative))
+        return propagate(terms, positive(layer.bias), R, self.stabilizer)
 
 
 @mutant("inputs-unsplit")
