@@ -1,0 +1,1 @@
+"""Holds any implementation of LRP rules to the reference: run ``lrp-verify``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from verify.report import Call, Report
 from verify.runner import TIME_LIMIT, Runner, RunnerError, Source, SubjectInfo, cpu_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 #: Where the cases come from; its module has DTYPES and DEFAULT_DTYPES beside the function.
 CASES = "verify.cases:all_cases"
@@ -161,7 +162,8 @@ def _selected(request: Request) -> tuple[Source, list[Case]]:
         msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
         raise UnusableError(msg)
     _check_files(request.files)
-    module = importlib.import_module(CASES.partition(":")[0])
+    with _uninterrupted():
+        module = importlib.import_module(CASES.partition(":")[0])
     _check_device(request.device)
     known: tuple[str, ...] = module.DTYPES
     # a case that is named may be of any dtype
@@ -183,6 +185,19 @@ def _selected(request: Request) -> tuple[Source, list[Case]]:
         msg = f"no case is selected by {words}; see --list, with fewer of these options"
         raise UnusableError(msg)
     return source, selected
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back until the end: the import of torch would swallow it, or abort."""
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[str]:

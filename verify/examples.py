@@ -110,11 +110,11 @@ def _filled(values: tuple[float, ...], shape: tuple[int, ...] | torch.Size) -> t
 
 def _ask(example: Example, subject: Subject) -> Finding:
     variant = drawn(example.rule, example.arguments)
-    for check in (agreement.agrees, agreement.conserves):
-        finding = check(example.problem, example.layer, variant, "cpu", subject)
-        if finding.verdict is not Verdict.PASS:
-            return finding
-    return finding
+    agrees = agreement.agrees(example.problem, example.layer, variant, "cpu", subject)
+    if agrees.verdict is not Verdict.PASS:
+        return agrees
+    conserves = agreement.conserves(example.problem, example.layer, variant, "cpu", subject)
+    return agrees if conserves.verdict is Verdict.PASS else conserves
 
 
 def found() -> Iterator[Case]:

@@ -84,7 +84,7 @@ LAYERS: tuple[LayerCase, ...] = (
         2,
         5,
         4,
-    ),  # fmt: skip
+    ),
     _unbatched("conv2d-unbatched", "Conv2d", lambda: nn.Conv2d(2, 3, 3, padding=1), 2, 4, 5),
     _weighted("conv3d-k2", "Conv3d", lambda: nn.Conv3d(2, 2, 2), 2, 2, 3, 4, 3),
     _weighted("conv3d-s2-p1", "Conv3d", lambda: nn.Conv3d(1, 3, 3, stride=(1, 2, 2), padding=1), 2, 1, 3, 5, 4),
@@ -99,7 +99,7 @@ LAYERS: tuple[LayerCase, ...] = (
         2,
         2,
         5,
-    ),  # fmt: skip
+    ),
     _weighted("convtranspose2d-k3", "ConvTranspose2d", lambda: nn.ConvTranspose2d(2, 3, (3, 2)), 2, 2, 3, 4),
     _weighted(
         "convtranspose2d-s2-p1-op1",
@@ -109,7 +109,7 @@ LAYERS: tuple[LayerCase, ...] = (
         3,
         3,
         2,
-    ),  # fmt: skip
+    ),
     _weighted(
         "convtranspose2d-g2-d2-nobias",
         "ConvTranspose2d",
@@ -118,7 +118,7 @@ LAYERS: tuple[LayerCase, ...] = (
         4,
         3,
         2,
-    ),  # fmt: skip
+    ),
     _weighted("convtranspose3d-s2", "ConvTranspose3d", lambda: nn.ConvTranspose3d(1, 2, 2, stride=2), 2, 1, 2, 3, 2),
     _weighted("batchnorm1d", "BatchNorm", lambda: nn.BatchNorm1d(4), 3, 4),
     _weighted("batchnorm2d", "BatchNorm", lambda: nn.BatchNorm2d(3), 2, 3, 2, 4),

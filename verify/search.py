@@ -1,7 +1,7 @@
 """Check ``search``: Hypothesis looks for numbers on which a rule is wrong, and shrinks what it finds.
 
-The grid asks the same questions in every run; the search asks new ones, with the numbers on which floating point breaks:
-zeros of both signs, subnormal, huge, tiny and nearly cancelling ones.
+The grid asks the same questions in every run; the search asks new ones, with the numbers on which floating point
+breaks: zeros of both signs, subnormal, huge, tiny and nearly cancelling ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ _ADVERSARIAL = (
 
 def numbers(dtype: str) -> st.SearchStrategy[float]:
     """Return numbers of a dtype: simple ones, adversarial ones, and any of moderate size."""
-    width = 32 if dtype == "float32" else 64
     simple = st.integers(-3, 3).map(float)
     # beyond these, products and sums overflow, and there is nothing left to compare
-    any_ = st.floats(-1e9, 1e9, width=width) if width == 64 else st.floats(-(2.0**30), 2.0**30, width=32)
+    any_ = st.floats(-(2.0**30), 2.0**30, width=32 if dtype == "float32" else 64)
     return st.one_of(simple, st.sampled_from(_ADVERSARIAL), any_)
 
 
@@ -202,8 +201,5 @@ def _finding(example: Example, subject: Subject) -> Finding:
 
 
 def _outcome(id_: str, rule: str, finding: Finding, seconds: float, example: Example | None = None) -> Outcome:
-    return Outcome(
-        id=id_, rule=rule, layer=example.kind if example else "-", check=CHECK, dtype=example.dtype if example else "-",
-        level=Level.MUST, verdict=finding.verdict, ratio=finding.ratio, probable=finding.probable,
-        undecided=finding.undecided if example else 0.0, reason=finding.reason, seconds=seconds, details=finding.details,
-    )  # fmt: skip
+    layer, dtype = (example.kind, example.dtype) if example else ("-", "-")
+    return Outcome(id_, rule, layer, CHECK, dtype, Level.MUST, seconds=seconds, **vars(finding))

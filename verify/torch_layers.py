@@ -135,7 +135,7 @@ def _softmax(module: nn.Softmax, shape: Shape) -> Layer:
     return ref.Softmax(shape, axis=module.dim - 1 if module.dim > 0 else module.dim)
 
 
-def _flatten(module: nn.Flatten, shape: Shape) -> Layer:
+def _flatten(_module: nn.Flatten, shape: Shape) -> Layer:
     return ref.Elementwise((prod(shape),), "identity")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from verify.checks.conduct_probing import (
     Topic,
     X,
     attached,
+    batch_norm,
     complain,
     differs,
     fill,
@@ -26,6 +27,7 @@ from verify.checks.conduct_probing import (
     layer,
     leaf,
     make,
+    noisy,
     same_bits,
     tensor,
     watched,
@@ -58,20 +60,57 @@ def _neighbours(rule: str, subject: Subject) -> Iterator[str]:
 
 
 def _overwritten(rule: str, subject: Subject) -> Iterator[str]:
-    """An input that is overwritten before the backward pass is an error, as it is in torch, or makes no difference."""
-    for module in (layer(rule), watched(rule)):
+    """What a call used may be written before its backward pass: an error, as in torch itself, or no difference."""
+
+    def replace(module: nn.Module) -> None:
+        module.weight = nn.Parameter(tensor([[1.0, 0.0, 2.0], [0.5, 1.0, -1.0], [0.0, -1.0, 1.0]]))
+
+    tried: list[tuple[str, nn.Module, Callable[[Any, Tensor], Any]]] = [
+        ("input", module, lambda _module, h: h.mul_(3)) for module in (layer(rule), watched(rule))
+    ]
+    if rule in WEIGHED:
+        for kind in (layer, watched):
+            tried += [
+                ("weight", kind(rule), lambda module, _h: module.weight.mul_(-2)),
+                ("bias", kind(rule), lambda module, _h: module.bias.mul_(-2)),
+                ("weight, by another Parameter,", kind(rule), lambda module, _h: replace(module)),
+            ]
+        tried += [
+            ("running mean", batch_norm(), lambda module, _h: module.running_mean.add_(2)),
+            ("running variance", batch_norm(), lambda module, _h: module.running_var.mul_(16)),
+        ]
+    for name, module, write in tried:
         expected, x = fresh(subject, rule, module), leaf(X)
         with attached(make(subject, rule), module):
             h = x * 1
             y = module(h)
-            h.mul_(3)
+            with torch.no_grad():
+                write(module, h)
             try:
                 found = grad(y, x, R)
-            except RuntimeError as error:
-                if "inplace operation" not in str(error):
-                    raise
+            except Exception as error:
+                if not str(error).strip():
+                    yield f"{type(error).__name__} without a message"
             else:
-                yield from differs(found, expected, "the input was overwritten after the forward pass: the relevance")
+                of = f"{type(module).__name__}, whose {name} was overwritten after the forward pass: the relevance"
+                yield from differs(found, expected, of)
+
+
+def _switched(rule: str, subject: Subject) -> Iterator[str]:
+    """A module that is switched to eval or train mode before the backward pass: the mode of the forward pass counts."""
+    for build, training in ((batch_norm, True), (batch_norm, False), (noisy, False)):
+        module = build().train(training)
+        expected, x = fresh(subject, rule, module), leaf(X)
+        with attached(make(subject, rule), module), torch.random.fork_rng(devices=[]):
+            y = module(x)
+            module.train(not training)
+            found = grad(y, x, R)
+        modes = ("eval", "train")[training], ("train", "eval")[training]
+        of = f"{type(module).__name__}, forward in {modes[0]} and backward in {modes[1]} mode: the relevance"
+        # train mode divides by a root that is no power of two
+        room = 256 * torch.finfo(x.dtype).eps * expected.abs().max() if training else 0.0
+        if not bool(((found - expected).abs() <= room).all()):
+            yield f"{of} is {found.tolist()}, expected {expected.tolist()}, as without the switch"
 
 
 def _in_place(rule: str, subject: Subject) -> Iterator[str]:
@@ -179,9 +218,11 @@ def _computed(kinds: tuple[Callable[[], tuple[nn.Module, Tensor]], ...], rule: s
 
 TOPICS = (
     Topic("in-place-neighbours", _neighbours, (*WEIGHED, "Pass")),
-    # RULES.md is silent on all three
-    Topic("overwritten-input", _overwritten, level=Level.SHOULD),
+    # RULES.md does not speak of what happens between forward and backward
+    Topic("overwritten", _overwritten, level=Level.SHOULD),
+    Topic("mode-switched", _switched, WEIGHED, Level.SHOULD),
     Topic("on-in-place-relu", _in_place, (*GRADIENT, "Norm")),
+    # nor of a module that writes to its input
     Topic("shortcut-around-in-place-relu", _shortcut, (*GRADIENT, "Norm"), Level.SHOULD),
     Topic("weight-norm", partial(_computed, (_weight_norm_old, _weight_norm)), WEIGHED),
     Topic("spectral-norm", partial(_computed, (_spectral_norm_old, _spectral_norm)), WEIGHED),

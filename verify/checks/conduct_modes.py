@@ -27,6 +27,7 @@ from verify.checks.conduct_probing import (
     leaf,
     linear,
     make,
+    noisy,
     same_bits,
     tensor,
 )
@@ -175,17 +176,10 @@ def _batches(rule: str, subject: Subject) -> Iterator[str]:
             yield f"an empty batch gets relevance of shape {tuple(none.shape)}, expected {tuple(x[:0].shape)}"
 
 
-class _NoisyLinear(nn.Linear):
-    """A linear layer with a dropout of its own."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(nn.functional.dropout(input, 0.5, self.training))
-
-
 def _random_layer(rule: str) -> nn.Module:
     if rule == "Pass":
         return nn.Dropout(0.5)
-    return nn.RReLU() if rule in GRADIENT else linear(_NoisyLinear)
+    return nn.RReLU() if rule in GRADIENT else noisy()
 
 
 _LONG = tensor([(7 * k % 13 - 6.5) / 4 for k in range(48)]).reshape(16, 3)
@@ -212,7 +206,7 @@ def _random_state(rule: str, subject: Subject) -> Iterator[str]:
 
 def _dropout_mask(rule: str, subject: Subject) -> Iterator[str]:
     """What dropout takes out of the output gets no relevance: the mask is that of the forward pass."""
-    modules = (nn.Dropout(0.5), linear(_NoisyLinear)) if rule == "Norm" else (linear(_NoisyLinear),)
+    modules = (nn.Dropout(0.5), noisy()) if rule == "Norm" else (noisy(),)
     for module in modules:
         x = leaf(_LONG)
         with torch.random.fork_rng(devices=[]), attached(make(subject, rule), module):

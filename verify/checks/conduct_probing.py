@@ -120,6 +120,18 @@ def linear(kind: Callable[..., nn.Linear] = nn.Linear, scale: float = 1.0) -> nn
     return module
 
 
+class Noisy(nn.Linear):
+    """A linear layer with a dropout of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(input, 0.5, self.training))
+
+
+def noisy() -> nn.Linear:
+    """Return such a layer, in train mode."""
+    return linear(Noisy)
+
+
 def batch_norm() -> nn.BatchNorm1d:
     """Return a batch normalisation of three channels, in eval mode."""
     module = nn.BatchNorm1d(3, dtype=torch.float64).eval()

@@ -1,23 +1,19 @@
-"""Arguments: zero_params, zero_bias, the parameter modifiers, and defaults."""
+"""Arguments of rules: zero_params, zero_bias, names, order and defaults."""
 # ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
-# ruff: noqa: A002  the API calls its parameters min and max
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import lrp_rules
 from lrp_rules import (
     AlphaBeta,
-    ClampMod,
     Epsilon,
     Flat,
     Gamma,
-    GammaMod,
-    NoMod,
     Norm,
     ReLUBetaSmooth,
     WSquare,
@@ -28,15 +24,14 @@ from lrp_rules.rules import propagate
 from verify.mutants.registry import Stabilized, mutant, signed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lrp_rules.layer import Layer
 
     Names = str | list[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
-    Parameters = Mapping[str, Tensor | None]
 
 
 @mutant()
@@ -166,164 +161,6 @@ def zero_bias__in_front(zero_params: Names = None) -> list[str]:
 def zero_bias__required(zero_params: Names) -> list[str]:
     """The argument has no default."""
     return _zeroes(zero_params)
-
-
-@mutant()
-class ClampModSwapped(ClampMod):
-    """The bounds are swapped."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(max, min, **kwargs)
-
-
-@mutant()
-class ClampModZeroIsNone(ClampMod):
-    """A bound of 0 is falsy, and taken for none."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(min or None, max or None, **kwargs)
-
-
-@mutant()
-class ClampModMaxIgnored(ClampMod):
-    """The upper bound is not used."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
-        super().__init__(min, None, **kwargs)
-
-
-@mutant()
-class ClampModWeightAlone(ClampMod):
-    """By default, the weight is clamped and the bias is not."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(min, max, **{"param_keys": ["weight"]} | kwargs)
-
-
-@mutant()
-class ClampModKeysIgnored(ClampMod):
-    """All parameters are clamped, whichever are named."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        super().parameters(module, values)
-        return ClampMod.parameters(_all_keys(self), module, values)
-
-
-def _all_keys(mod: ClampMod) -> ClampMod:
-    every = ClampMod(zero_params=mod.zero_params)
-    every.modifier = mod.modifier
-    return every
-
-
-@mutant()
-class ClampModNoKeysIsAll(ClampMod):
-    """An empty list of names is falsy, and taken for all of them."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        return ClampMod.parameters(_all_keys(self), module, values) if self.param_keys == [] else super().parameters(module, values)
-
-
-@mutant()
-class ClampModMissingAccepted(ClampMod):
-    """A parameter that the module lacks is passed over, whatever require_params says."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(min, max, **kwargs | {"require_params": False})
-
-
-@mutant()
-class ClampModMissingRefused(ClampMod):
-    """A parameter that the module lacks is an error, whatever require_params says."""
-
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(min, max, **kwargs | {"require_params": True})
-
-
-@mutant()
-class ClampModWrittenInPlace(ClampMod):
-    """The module's own parameters are clamped, and stay so."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        changed = super().parameters(module, values)
-        for name, value in values.items():
-            new = changed[name]
-            if value is not None and new is not None:
-                value.data.copy_(new.data)
-        return changed
-
-
-@mutant()
-class ClampModOptionsLost(ClampMod):
-    """The signature has no further arguments."""
-
-    def __init__(self, min: float | None = None, max: float | None = None) -> None:
-        super().__init__(min, max)
-
-
-@mutant()
-class GammaModReplaces(GammaMod):
-    """Gamma times the clamped parameter stands alone, and the parameter itself is not added."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        changed = super().parameters(module, values)
-        return {n: None if v is None or (w := values[n]) is None else v - w for n, v in changed.items()}
-
-
-@mutant()
-class GammaModDefault(GammaMod):
-    """Gamma is 0.5 by default."""
-
-    def __init__(self, gamma: float = 0.5, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(gamma, min, max, **kwargs)
-
-
-@mutant()
-class GammaModUnclamped(GammaMod):
-    """The whole parameter is scaled."""
-
-    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
-        super().__init__(gamma, None, None, **kwargs)
-
-
-@mutant()
-class GammaModFixed(GammaMod):
-    """Gamma is 0.25 whatever number is given."""
-
-    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
-        super().__init__(0.25, min, max, **kwargs)
-
-
-@mutant()
-class GammaModZeroedLast(GammaMod):
-    """What zero_params names is left as it is."""
-
-    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
-        super().__init__(gamma, min, max, **kwargs | {"zero_params": None})
-
-
-@mutant()
-class NoModZeroParamsIgnored(NoMod):
-    """What zero_params names is left as it is."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs | {"zero_params": None})
-
-
-@mutant()
-class NoModZeroParamsSubstring(NoMod):
-    """A parameter is zeroed if its name is found inside of a given one (zennit)."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        names = [name for name in values if any(name in given for given in self.zero_params or ())]
-        return NoMod(zero_params=names).parameters(module, values)
-
-
-@mutant()
-class NoModZeroesAll(NoMod):
-    """Naming one parameter zeroes them all."""
-
-    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        return NoMod(zero_params=list(values) if self.zero_params else None).parameters(module, values)
 
 
 @mutant()

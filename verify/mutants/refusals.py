@@ -1,0 +1,443 @@
+"""Bad input: what is accepted that should be refused, refused that should be accepted, or refused in wrong words."""
+# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrp_rules import (
+    AlphaBeta,
+    BasicHook,
+    Epsilon,
+    Flat,
+    Gamma,
+    GammaMod,
+    NoMod,
+    Norm,
+    ReLUBetaSmooth,
+    ReLUDeconvNet,
+    ReLUGuidedBackprop,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from lrp_rules.linear_map import LinearLayer
+from verify.mutants.registry import mutant, signed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from lrp_rules.layer import Layer
+
+    Names = str | list[str] | None
+    Stabilizing = float | Callable[[Tensor], Tensor]
+    Tensors = tuple[Tensor, ...]
+
+
+class _Checked(AlphaBeta):
+    """AlphaBeta with a check of its own."""
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
+    ) -> None:
+        self.check(alpha, beta)
+        super().__init__(2.0, 1.0, stabilizer, zero_params)
+        self.alpha, self.beta = alpha, beta
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        raise NotImplementedError
+
+
+def _refuse(*, wrong: bool, alpha: float, beta: float, kind: type[Exception] = ValueError) -> None:
+    if wrong:
+        msg = f"alpha is {alpha!r} and beta is {beta!r}; expected alpha - beta = 1"
+        raise kind(msg)
+
+
+@mutant()
+class AlphaBetaAnythingAccepted(_Checked):
+    """Alpha and beta are not looked at, so that (1, 1) is taken."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        pass
+
+
+@mutant()
+class AlphaBetaExactDifference(_Checked):
+    """The difference must be 1 to the last bit, which refuses (1.4, 0.4) (zennit)."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        _refuse(wrong=alpha < 0 or beta < 0 or not alpha - beta == 1.0 or not isfinite(alpha), alpha=alpha, beta=beta)
+
+
+@mutant()
+class AlphaBetaLooseDifference(_Checked):
+    """A difference within 10^-6 of 1 is taken for 1."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        _refuse(wrong=alpha < 0 or beta < 0 or not abs(alpha - beta - 1) < 1e-6, alpha=alpha, beta=beta)
+
+
+@mutant()
+class AlphaBetaSumMustBeOne(_Checked):
+    """The sum must be 1, as in the other way to write the rule."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        _refuse(wrong=abs(alpha + beta - 1) > 1e-9 and abs(alpha - beta - 1) > 1e-9, alpha=alpha, beta=beta)
+
+
+@mutant()
+class AlphaBetaNegativeAccepted(_Checked):
+    """A beta below 0 is taken, as long as the difference is 1."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        _refuse(wrong=not abs(alpha - beta - 1) <= 4e-16 * max(1, abs(alpha)), alpha=alpha, beta=beta)
+
+
+@mutant()
+class AlphaBetaNanAccepted(_Checked):
+    """The comparison is written so that NaN passes: abs(alpha - beta - 1) > tolerance is false for it."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        wrong = alpha < 0 or beta < 0 or alpha == inf or beta == inf or abs(alpha - beta - 1) > 4e-16 * max(1, alpha)
+        _refuse(wrong=wrong, alpha=alpha, beta=beta)
+
+
+@mutant()
+class AlphaBetaAssertionError(_Checked):
+    """What is wrong with alpha and beta is asserted, and not raised as a ValueError."""
+
+    @staticmethod
+    def check(alpha: float, beta: float) -> None:
+        wrong = not 0 <= alpha < inf or not 0 <= beta < inf or not abs(alpha - beta - 1) <= 4e-16 * max(1, alpha)
+        _refuse(wrong=wrong, alpha=alpha, beta=beta, kind=AssertionError)
+
+
+@mutant()
+class AlphaBetaMessageWithoutNumbers(AlphaBeta):
+    """The message does not say which numbers were given."""
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
+    ) -> None:
+        try:
+            super().__init__(alpha, beta, stabilizer, zero_params)
+        except ValueError:
+            msg = "alpha and beta must be consistent"
+            raise ValueError(msg) from None
+
+
+@mutant()
+class AlphaBetaIntegersRefused(AlphaBeta):
+    """An int is not a float, and is refused."""
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
+    ) -> None:
+        if type(alpha) is not float or type(beta) is not float:
+            msg = f"alpha is {alpha!r} and beta is {beta!r}; expected floats"
+            raise ValueError(msg)
+        super().__init__(alpha, beta, stabilizer, zero_params)
+
+
+@mutant()
+class EpsilonTextAccepted(Epsilon):
+    """Text that spells a number is turned into one."""
+
+    def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(float(epsilon) if isinstance(epsilon, str) else epsilon, zero_params)
+
+
+@mutant()
+class ZPlusNoneIsDefault(ZPlus):
+    """None stands for the default stabilizer."""
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(1e-6 if stabilizer is None else stabilizer, zero_params)
+
+
+@mutant()
+class WSquareStabilizerValueError(WSquare):
+    """A stabilizer of a wrong type raises ValueError."""
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        try:
+            super().__init__(stabilizer, zero_params)
+        except TypeError as error:
+            raise ValueError(*error.args) from None
+
+
+@mutant()
+class FlatStabilizerUnchecked(Flat):
+    """A stabilizer is added as it is, whatever it is: a tensor or a list fails late or broadcasts."""
+
+    def __init__(self, stabilizer: Any = 1e-6, zero_params: Names = None) -> None:
+        super().__init__(1e-6, zero_params)
+        self.stabilizer = stabilizer if callable(stabilizer) else partial(signed, epsilon=stabilizer)
+
+
+@mutant()
+class NormMessageWithoutValue(Norm):
+    """The message of the TypeError does not say what was given."""
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6) -> None:
+        try:
+            super().__init__(stabilizer)
+        except TypeError:
+            msg = "expected a number or a callable"
+            raise TypeError(msg) from None
+
+
+@mutant()
+class NormFloatsAlone(Norm):
+    """Only a Python float is a number: integers and those of NumPy are refused."""
+
+    def __init__(self, stabilizer: Stabilizing = 1e-6) -> None:
+        if not callable(stabilizer) and type(stabilizer) is not float:
+            msg = f"the stabilizer is {stabilizer!r}; expected a float or a callable"
+            raise TypeError(msg)
+        super().__init__(stabilizer)
+
+
+@mutant()
+class ZBoxNegativeStabilizerAccepted(ZBox):
+    """A negative stabilizer is taken, and moves denominators towards zero."""
+
+    def __init__(
+        self,
+        low: float | Tensor,
+        high: float | Tensor,
+        stabilizer: Stabilizing = 1e-6,
+        zero_params: Names = None,
+    ) -> None:
+        negative = not callable(stabilizer) and isinstance(stabilizer, float) and stabilizer < 0
+        super().__init__(low, high, 1e-6 if negative else stabilizer, zero_params)
+        if negative:
+            self.stabilizer = partial(signed, epsilon=stabilizer)
+
+
+class _Unlimited(Gamma):
+    """Gamma with a check of its own."""
+
+    def __init__(self, gamma: float = 0.25, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
+        self.check(gamma)
+        super().__init__(0.25, stabilizer, zero_params)
+        self.gamma = gamma
+
+    @staticmethod
+    def check(gamma: float) -> None:
+        raise NotImplementedError
+
+
+@mutant()
+class GammaNegativeAccepted(_Unlimited):
+    """A negative gamma is taken."""
+
+    @staticmethod
+    def check(gamma: float) -> None:
+        if not isfinite(gamma):
+            msg = f"gamma is {gamma!r}"
+            raise ValueError(msg)
+
+
+@mutant()
+class GammaNanAccepted(_Unlimited):
+    """The comparison is written so that NaN passes."""
+
+    @staticmethod
+    def check(gamma: float) -> None:
+        if gamma < 0 or gamma == inf:
+            msg = f"gamma is {gamma!r}"
+            raise ValueError(msg)
+
+
+@mutant()
+class GammaZeroRefused(_Unlimited):
+    """Gamma must be above 0."""
+
+    @staticmethod
+    def check(gamma: float) -> None:
+        if not 0 < gamma < inf:
+            msg = f"gamma is {gamma!r}"
+            raise ValueError(msg)
+
+
+@mutant()
+class ReLUBetaSmoothZeroAccepted(ReLUBetaSmooth):
+    """A beta of 0 is taken, with which the rule is half of the relevance everywhere."""
+
+    def __init__(self, beta_smooth: float = 10.0) -> None:
+        super().__init__(beta_smooth or 10.0)
+        self.beta_smooth = beta_smooth
+
+
+@mutant()
+class ZBoxOrderUnchecked(ZBox):
+    """A low bound above the high one is taken."""
+
+    @staticmethod
+    def _check_order(low: Tensor, high: Tensor) -> None:
+        pass
+
+
+@mutant()
+class ZBoxOrderOfNumbersAlone(ZBox):
+    """Only bounds that are numbers are compared."""
+
+    @staticmethod
+    def _check_order(low: Tensor, high: Tensor) -> None:
+        if low.ndim == high.ndim == 0:
+            ZBox._check_order(low, high)  # noqa: SLF001  what is replaced
+
+
+@mutant()
+class ZBoxOrderOnTheAverage(ZBox):
+    """The means of the bounds are compared, so that one entry may be the wrong way round."""
+
+    @staticmethod
+    def _check_order(low: Tensor, high: Tensor) -> None:
+        ZBox._check_order(low.double().mean(), high.double().mean())  # noqa: SLF001  what is replaced
+
+
+@mutant()
+class ZBoxShapeForced(ZBox):
+    """A bound that does not broadcast is repeated and cut until it does: a wrong number, and no error."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        bounds = {name: getattr(self, name) for name in ("low", "high")}
+        for name, bound in bounds.items():
+            last = layer.x.shape[-1]
+            if bound.ndim == layer.x.ndim and bound.shape[-1] not in {1, last}:
+                bounds[name] = bound[..., :last]
+        return ZBox(**bounds, stabilizer=self.stabilizer, zero_params=self.zero_params).relevance(layer, R)
+
+
+@mutant()
+class ZBoxShapeRuntimeError(ZBox):
+    """A bound that does not broadcast raises what torch raises, which names neither bound nor input."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        try:
+            return super().relevance(layer, R)
+        except ValueError:
+            torch.broadcast_tensors(self.low.to(layer.x), layer.x)
+            torch.broadcast_tensors(self.high.to(layer.x), layer.x)
+            raise
+
+
+class _Silent(BasicHook):
+    """A rule for one input that takes several, and gives all to the first."""
+
+    allows_several = True
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        if len(layer.inputs) == len(R) == 1:
+            return super().relevances(layer, R)
+        return tuple(torch.zeros_like(x) if i else x * R[0].sum() for i, x in enumerate(layer.inputs))
+
+
+@mutant()
+class ZPlusSeveralAccepted(_Silent, ZPlus):
+    """Several inputs or outputs are taken, and those after the first get nothing."""
+
+
+@mutant()
+class FlatSeveralAccepted(_Silent, Flat):
+    """Several inputs or outputs are taken, and those after the first get nothing."""
+
+
+@mutant()
+class ReLUDeconvNetSeveralAccepted(ReLUDeconvNet):
+    """Several outputs are taken, and those after the first give nothing."""
+
+    allows_several = True
+
+
+@mutant()
+class WSquareRefusesWithoutNames(WSquare):
+    """Several inputs are refused with a message that names neither rule nor module."""
+
+    allows_several = True
+
+    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
+        if isinstance(call.run, partial):
+            msg = "unsupported call"
+            raise TypeError(msg)
+        return super()._record(call, inputs, outputs)
+
+
+@mutant()
+class ReLUGuidedBackpropRefusesByRuntimeError(ReLUGuidedBackprop):
+    """Several outputs are refused with a RuntimeError."""
+
+    allows_several = True
+
+    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
+        if isinstance(call.run, partial):
+            msg = f"ReLUGuidedBackprop on {call.module}: one input by position, please"
+            raise RuntimeError(msg)
+        return super()._record(call, inputs, outputs)
+
+
+@mutant()
+class NormInputsAllGetEverything(Norm):
+    """Of several inputs, each gets all of the relevance (zennit)."""
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        r = super().relevances(layer, R)
+        return tuple(torch.stack(r).sum(0) for _ in r) if len(r) > 1 else r
+
+
+@mutant()
+class EpsilonFirstOutputAlone(Epsilon):
+    """Of several outputs, the first gives its relevance, and the others give nothing."""
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        return super().relevances(layer, (R[0], *(torch.zeros_like(R_k) for R_k in R[1:])))
+
+
+@mutant()
+class EpsilonKeywordGradient(Epsilon):
+    """A tensor that is passed by keyword gets the plain gradient (zennit)."""
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        if isinstance(layer.run, partial) and isinstance(layer, LinearLayer):
+            return layer.pull(R)
+        return super().relevances(layer, R)
+
+
+@mutant()
+class GammaModMissingKeyError(GammaMod):
+    """A parameter that the module lacks raises KeyError."""
+
+    def parameters(self, module: nn.Module, values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        try:
+            return super().parameters(module, values)
+        except RuntimeError as error:
+            raise KeyError(*error.args) from None
+
+
+@mutant()
+class NoModMissingUnnamed(NoMod):
+    """A parameter that the module lacks is refused in words that do not name it."""
+
+    def parameters(self, module: nn.Module, values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        try:
+            return super().parameters(module, values)
+        except RuntimeError:
+            msg = "a required parameter is missing"
+            raise RuntimeError(msg) from None
