@@ -14,7 +14,7 @@ from lrp_rules.registration import Registration
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lrp_rules.registration import Call
 
@@ -99,6 +99,10 @@ class Hook:
         return grad_input if answer is None else (answer,) if isinstance(answer, Tensor) else answer
 
 
+#: Modules that would do something else if they were run again.
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
 class BasicHook(Hook):
     """A rule for modules with one input and one output, made of modifiers or of a formula.
 
@@ -169,7 +173,7 @@ class BasicHook(Hook):
         """Return the relevance of the layer's input, given that of its output."""
         inputs, outputs = [], []
         x = layer.x if torch.is_grad_enabled() else layer.x.detach()
-        with undisturbed(layer.module, x.device) as module, torch.enable_grad():
+        with undisturbed(layer.module, x) as module, torch.enable_grad():
             for of_input, of_params, of_output in zip(
                 self.input_modifiers, self.param_modifiers, self.output_modifiers, strict=True
             ):
@@ -208,17 +212,32 @@ class BasicHook(Hook):
         given.update(zip(call.names, saved, strict=False))
         outputs: Tensors | None = saved[len(call.names) :]
         shape = relevance[0].shape
+        dtype = self._dtype(call, inputs, given)
+        if dtype is not None:
+            inputs = tuple(x.to(dtype) for x in inputs)
+            relevance = tuple(R.to(dtype) for R in relevance)
+            given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
+            outputs = None
+        if call.kind is not TracedLayer and (torch.is_grad_enabled() or not outputs or outputs[0].shape != shape):
+            outputs = None  # the saved output is a mere value, or was overwritten
+        return self.relevances(
+            call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run), relevance
+        )
+
+    @staticmethod
+    def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:
+        """Return the dtype to compute in, if it is not that of the input.
+
+        R / S(d) leaves the range of float16 as soon as d is small; and under autocast, parameters have more digits.
+        """
+        own = inputs[0].dtype
         if call.kind is TracedLayer:
-            layer: Layer = TracedLayer(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run)
-            return self.relevances(layer, relevance)
-        dtype = inputs[0].dtype
+            again = own == torch.float16 and not any(isinstance(part, _RANDOM) for part in call.module.modules())
+            return torch.float32 if again else None
+        dtype = torch.float32 if own == torch.float16 else own
         for value in given.values():
             dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)
-        if dtype != inputs[0].dtype or torch.is_grad_enabled() or not outputs or outputs[0].shape != shape:
-            outputs = None  # the saved output is a mere value, or was overwritten
-        given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
-        layer = call.kind(call.module, (inputs[0].to(dtype),), outputs, shape, given, self.zero_params, run=call.run)
-        return self.relevances(layer, (relevance[0].to(dtype),))
+        return None if dtype == own else dtype
 
 
 def _same(value: Tensor) -> Tensor:

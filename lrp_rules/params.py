@@ -109,13 +109,20 @@ def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
 
 
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Yield a twin of a module that may be run again without a trace: buffers and random state stay as they are."""
+def undisturbed(module: nn.Module, like: Tensor) -> Iterator[nn.Module]:
+    """Yield a twin of a module that may be run again without a trace: buffers and random state stay as they are.
+
+    Its floating-point buffers have the dtype of ``like``.
+    """
 
     def own_buffers(copy: nn.Module) -> None:
-        copy._buffers = {name: None if value is None else value.clone() for name, value in copy._buffers.items()}
+        copy._buffers = {name: None if value is None else own(value) for name, value in copy._buffers.items()}
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=module.training):
+    def own(value: Tensor) -> Tensor:
+        return value.to(like.dtype, copy=True) if value.is_floating_point() else value.clone()
+
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=module.training):
         yield _tree(module, own_buffers)
 
 

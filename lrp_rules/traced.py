@@ -71,7 +71,7 @@ class TracedLayer(Layer):
             name: value if value is None or change is None or name == "bias" else change(value)
             for name, value in self.parameters.items()
         }
-        with undisturbed(self.module, self.x.device) as copy, torch.enable_grad():
+        with undisturbed(self.module, self.x) as copy, torch.enable_grad():
             # a path of their own: several inputs may be one tensor, or depend on each other
             inputs = tuple(
                 x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in self.inputs

@@ -40,6 +40,8 @@ def quantum(values: Array) -> float:
     for part in (values.ravel()[:16], values.ravel()):  # random numbers give themselves away at once
         nonzero = part[part != 0]
         if nonzero.size:
+            if not np.isfinite(nonzero).all():
+                return 0.0
             fraction, exponent = np.frexp(nonzero)
             integer = np.abs(np.ldexp(fraction, 53)).astype(np.int64)
             grain = float(np.ldexp((integer & -integer).astype(np.float64), exponent - 53).min())
@@ -159,7 +161,7 @@ class Affine:
         return isinstance(self.layer, LinearLayer) and self.layer.gathers
 
     def offset_size(self, change: Change = same) -> Array:
-        """Sum of the magnitudes from which change(b) is computed; of both signs, the one that a change leaves larger."""
+        """Sum of the magnitudes from which change(b) is computed, for the sign that the change leaves larger."""
         if isinstance(self.layer, NonlinearLayer):
             size = self.layer.sizes(self.x)[0]
         else:

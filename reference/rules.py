@@ -109,7 +109,7 @@ class Part:
 
     @cached_property
     def denominator(self) -> Array:
-        """D = sum_t A_t v_t + bias (m,)."""
+        """The d = sum_t A_t v_t + bias (m,)."""
         return self.contributions + self.bias
 
     @cached_property
@@ -126,7 +126,7 @@ class Part:
         return np.asarray(sum(count @ np.asarray(v != 0, np.float32) for count, (_, v) in pairs), np.float64)
 
     def shares(self, R: Array, stabilize: Callable[[Array], Array]) -> Array:
-        """S = gate * R / S(d) (m,); a closed gate gives 0, whatever the denominator."""
+        """The s = gate * R / S(d) (m,); a closed gate gives 0, whatever the denominator."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             s = R / stabilize(self.denominator)
         return s if self.gate is None else np.where(self.gate, s, 0.0)
@@ -188,7 +188,7 @@ def norm(layer: Affine) -> Parts:
 
 
 def _signed(layer: Affine, first: Change, second: Change) -> Part:
-    """D = A(first w) x+ + A(second w) x- + first b, and the same matrices back: a half of ZPlus, AlphaBeta or Gamma."""
+    """Half of a signed rule: d = A(first w) x+ + A(second w) x- + first b, and the same matrices back."""
     plus, minus = positive(layer.x), negative(layer.x)
 
     def sizes() -> Sizes:

@@ -49,6 +49,8 @@ class Variant:
     zero_params: tuple[str, ...] = ()
     #: Kinds of input that leave nothing to compare, such as exact zeros without a stabilizer.
     without: frozenset[str] = frozenset()
+    #: In half precision, a denominator that nothing stabilizes may be zero by rounding.
+    dtypes: frozenset[str] = frozenset({"float64", "float32", "float16", "bfloat16"})
     #: Names of layers, for what needs one of its own; None is those that variants are tried on.
     only: frozenset[str] | None = None
 
@@ -57,13 +59,13 @@ def _given(**arguments: Any) -> Callable[[Shape, torch.dtype], dict[str, Any]]:
     return lambda _shape, _dtype: arguments
 
 
-def shifted(d: torch.Tensor) -> torch.Tensor:
-    """Stabilize by a callable that is neither odd nor signed, so that a rule cannot have replaced it by a number."""
-    return 1.5 * d + 4.0
+def unsigned(d: torch.Tensor) -> torch.Tensor:
+    """Stabilize by a callable that is never negative, so that a rule cannot have replaced it by a number."""
+    return (d * d + 4.0).sqrt()
 
 
-def _shifted(d: Array) -> Array:
-    return 1.5 * d + 4.0
+def _unsigned(d: Array) -> Array:
+    return np.sqrt(d * d + 4.0)
 
 
 def clipped(d: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,7 @@ def clipped(d: torch.Tensor) -> torch.Tensor:
 
 #: With 60 inputs of both signs, no half of them is empty: 0 / 0 is not met even without a stabilizer.
 _NEVER_ZERO = frozenset({"linear-60-20"})
-_SHIFTED = CallableStabilizer(_shifted, 1.5)
+_UNSIGNED = CallableStabilizer(_unsigned)
 _CLIPPED = ref.Stabilizer(0.5, clip=True)
 
 
@@ -84,7 +86,7 @@ def _with_stabilizers(
     return (
         Variant(rule, "default", parts, _given(**arguments)),
         Variant(rule, f"{name}=0.3", parts, _given(**arguments, **{name: 0.3}), ref.Stabilizer(0.3)),
-        Variant(rule, f"{name}=callable", parts, _given(**arguments, **{name: shifted}), _SHIFTED),
+        Variant(rule, f"{name}=callable", parts, _given(**arguments, **{name: unsigned}), _UNSIGNED),
         Variant(rule, f"{name}=clip", parts, _given(**arguments, **{name: clipped}), _CLIPPED),
         Variant(
             rule,
@@ -93,6 +95,7 @@ def _with_stabilizers(
             _given(**arguments, **{name: 0.0}),
             ref.Stabilizer(0.0),
             without=frozenset({"zeros", "single", "nonnegative", "nonpositive"}),
+            dtypes=frozenset({"float64", "float32"}),
             only=_NEVER_ZERO if rule in {"ZPlus", "AlphaBeta"} else None,
         ),
     )

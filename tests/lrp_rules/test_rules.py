@@ -871,7 +871,7 @@ PLANTED: dict[str, tuple[str, Callable[[Dense], Tensor]]] = {
     "no-bias": ("Epsilon", lambda o: o.share((o.A(), o.x.flatten(1)))),
     "alpha-and-beta-swapped": ("AlphaBeta(2,1)", lambda o: o.alpha_beta(1, 2)),
     "low-and-high-swapped": ("ZBox(-1,2)", lambda o: o.zbox(2, -1)),
-    "bias-in-Flat": ("Flat", lambda o: o.share((o.A(torch.ones_like), torch.ones(1, 2)), bias=1.0)),
+    "bias-in-Flat": ("Flat", lambda o: o.share((o.A(torch.ones_like), torch.ones(1, 3)), bias=1.0)),
     "signs-of-inputs-ignored": (
         "Gamma(0.25)",
         lambda o: o.share((o.A(lambda w: w + 0.25 * up(w)), o.x.flatten(1)), bias=o.b + 0.25 * up(o.b)),
@@ -883,7 +883,7 @@ PLANTED: dict[str, tuple[str, Callable[[Dense], Tensor]]] = {
 def test_planted_mistakes_are_caught_bit_by_bit(mistake: str) -> None:
     rule, wrong = PLANTED[mistake]
     # circular padding that wraps onto itself: one entry of the matrix gathers several weights
-    case = Case(lambda: nn.Conv1d(1, 2, 5, padding=2, padding_mode="circular"), (1, 2))
+    case = Case(lambda: nn.Conv1d(1, 2, 7, padding=3, padding_mode="circular"), (1, 3))
     module, x = case.module(seed=4), case.input(20)
     R = integers(output_of(module, x).shape, seed=2)
     make, formula = FORMULAS[rule]

@@ -60,6 +60,7 @@ EXPECTED = {
     "needs_gradients": (Verdict.PASS, ""),
     "draws": (Verdict.PASS, ""),
     "draws_again": (Verdict.PASS, ""),
+    "particular": (Verdict.PASS, ""),
     "missing": (Verdict.NOT_OFFERED, "behaving has no Flat"),
 }
 

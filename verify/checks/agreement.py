@@ -170,13 +170,14 @@ def conserves(
         if not bool((np.abs(account.imbalance()) <= account.balance).all()):
             reason = f"the reference's own ledger of sample {index} is off by {np.abs(account.imbalance()).max():.3g}"
             return Finding(Verdict.ERROR, reason=reason)
-    sums = np.array([[row.sum()] for row in got]).reshape(len(got), 1)
     inputs = np.array([[account.total().inputs] for account in expected.ledgers]).reshape(len(got), 1)
-    room = [
-        [account.inputs_bound(limit, row)]
-        for account, limit, row in zip(expected.ledgers, expected.bounds, got, strict=True)
-    ]
-    return judge(sums, inputs, np.array(room).reshape(len(got), 1), None, expected.model.name, expected.ledgers)
+    sums, room = np.zeros_like(inputs), np.zeros_like(inputs)
+    for index, (account, limit, row) in enumerate(zip(expected.ledgers, expected.bounds, got, strict=True)):
+        # beyond the range of its dtype, an entry is infinite, and two of them may have no sum; NaN is never right
+        bounded = np.isfinite(row).all() or np.isnan(row).any()
+        sums[index] = row.sum() if bounded else inputs[index]
+        room[index] = account.inputs_bound(limit, row) if bounded else np.inf
+    return judge(sums, inputs, np.where(np.isnan(room), np.inf, room), None, expected.model.name, expected.ledgers)
 
 
 def gradient_agrees(

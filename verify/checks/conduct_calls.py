@@ -30,6 +30,7 @@ from verify.checks.conduct_probing import (
     make,
     power,
     tensor,
+    unclear,
     watched,
 )
 from verify.checks.probing import relevance_of
@@ -105,14 +106,9 @@ def _two_modules(rule: str, subject: Subject) -> Iterator[str]:
         with attached(instance, first), attached(instance, second):
             found = grad(second(first(x) - 1), x, R)
     except Exception as error:
-        yield from _unclear(error)
+        yield from unclear(error)
         return
     yield from differs(found, expected, "the relevance through two modules with one rule")
-
-
-def _unclear(error: Exception) -> Iterator[str]:
-    if not str(error).strip():
-        yield f"is refused by {type(error).__name__} without a message"
 
 
 def _registered_twice(rule: str, subject: Subject) -> Iterator[str]:
@@ -127,7 +123,7 @@ def _registered_twice(rule: str, subject: Subject) -> Iterator[str]:
                     x = leaf(X)
                     found = grad(module(x), x, R)
             except Exception as error:
-                yield from _unclear(error)
+                yield from unclear(error)
             else:
                 yield from differs(found, expected, f"{kind}, registered twice: the relevance")
             x = leaf(X)

@@ -30,6 +30,7 @@ from verify.checks.conduct_probing import (
     noisy,
     same_bits,
     tensor,
+    unclear,
     watched,
 )
 from verify.model import Level
@@ -59,41 +60,46 @@ def _neighbours(rule: str, subject: Subject) -> Iterator[str]:
             yield from differs(found, expected, f"with {name} in place behind and ReLU in place before, the relevance")
 
 
-def _overwritten(rule: str, subject: Subject) -> Iterator[str]:
+def _replace_weight(module: Any, _h: Tensor) -> None:
+    module.weight = nn.Parameter(tensor([[1.0, 0.0, 2.0], [0.5, 1.0, -1.0], [0.0, -1.0, 1.0]]))
+
+
+#: What a call uses, and how it is overwritten.
+_INPUT: dict[str, Callable[[Any, Tensor], Any]] = {"input": lambda _module, h: h.mul_(3)}
+_PARAMETERS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "weight": lambda module, _h: module.weight.mul_(-2),
+    "bias": lambda module, _h: module.bias.mul_(-2),
+    "weight, by another Parameter,": _replace_weight,
+}
+_BUFFERS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "running mean": lambda module, _h: module.running_mean.add_(2),
+    "running variance": lambda module, _h: module.running_var.mul_(16),
+}
+
+
+def _overwritten(
+    written: dict[str, Callable[[Any, Tensor], Any]],
+    kinds: tuple[Callable[[str], nn.Module], ...],
+    rule: str,
+    subject: Subject,
+) -> Iterator[str]:
     """What a call used may be written before its backward pass: an error, as in torch itself, or no difference."""
-
-    def replace(module: nn.Module) -> None:
-        module.weight = nn.Parameter(tensor([[1.0, 0.0, 2.0], [0.5, 1.0, -1.0], [0.0, -1.0, 1.0]]))
-
-    tried: list[tuple[str, nn.Module, Callable[[Any, Tensor], Any]]] = [
-        ("input", module, lambda _module, h: h.mul_(3)) for module in (layer(rule), watched(rule))
-    ]
-    if rule in WEIGHED:
-        for kind in (layer, watched):
-            tried += [
-                ("weight", kind(rule), lambda module, _h: module.weight.mul_(-2)),
-                ("bias", kind(rule), lambda module, _h: module.bias.mul_(-2)),
-                ("weight, by another Parameter,", kind(rule), lambda module, _h: replace(module)),
-            ]
-        tried += [
-            ("running mean", batch_norm(), lambda module, _h: module.running_mean.add_(2)),
-            ("running variance", batch_norm(), lambda module, _h: module.running_var.mul_(16)),
-        ]
-    for name, module, write in tried:
-        expected, x = fresh(subject, rule, module), leaf(X)
-        with attached(make(subject, rule), module):
-            h = x * 1
-            y = module(h)
-            with torch.no_grad():
-                write(module, h)
-            try:
-                found = grad(y, x, R)
-            except Exception as error:
-                if not str(error).strip():
-                    yield f"{type(error).__name__} without a message"
-            else:
-                of = f"{type(module).__name__}, whose {name} was overwritten after the forward pass: the relevance"
-                yield from differs(found, expected, of)
+    for name, write in written.items():
+        for kind in kinds:
+            module = kind(rule)
+            expected, x = fresh(subject, rule, module), leaf(X)
+            with attached(make(subject, rule), module):
+                h = x * 1
+                y = module(h)
+                with torch.no_grad():
+                    write(module, h)
+                try:
+                    found = grad(y, x, R)
+                except Exception as error:
+                    yield from unclear(error)
+                else:
+                    of = f"{type(module).__name__}, whose {name} was overwritten after the forward pass: the relevance"
+                    yield from differs(found, expected, of)
 
 
 def _switched(rule: str, subject: Subject) -> Iterator[str]:
@@ -219,7 +225,9 @@ def _computed(kinds: tuple[Callable[[], tuple[nn.Module, Tensor]], ...], rule: s
 TOPICS = (
     Topic("in-place-neighbours", _neighbours, (*WEIGHED, "Pass")),
     # RULES.md does not speak of what happens between forward and backward
-    Topic("overwritten", _overwritten, level=Level.SHOULD),
+    Topic("overwritten-input", partial(_overwritten, _INPUT, (layer, watched)), level=Level.SHOULD),
+    Topic("overwritten-parameters", partial(_overwritten, _PARAMETERS, (layer, watched)), WEIGHED, Level.SHOULD),
+    Topic("overwritten-buffers", partial(_overwritten, _BUFFERS, (lambda _: batch_norm(),)), WEIGHED, Level.SHOULD),
     Topic("mode-switched", _switched, WEIGHED, Level.SHOULD),
     Topic("on-in-place-relu", _in_place, (*GRADIENT, "Norm")),
     # nor of a module that writes to its input

@@ -78,7 +78,7 @@ def tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-X = tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.5]])
+X = tensor([[1.0, -2.0, -0.5], [0.0, 3.0, -1.5]])
 #: An input of another batch size.
 OTHER = tensor([[-1.0, 0.5, 2.0], [2.5, -0.75, 1.0], [-3.0, 1.0, 0.25]])
 R = tensor([[1.5, -0.5, 2.0], [0.0, 2.0, -3.0]])
@@ -289,3 +289,9 @@ def complain(changes: list[str], when: str) -> Iterator[str]:
     """Say what changed, if anything did."""
     if changes:
         yield f"{when}: {'; '.join(changes[:3])}{f' and {len(changes) - 3} more' if len(changes) > 3 else ''}"
+
+
+def unclear(error: Exception) -> Iterator[str]:
+    """Say so if a refusal does not say anything."""
+    if not str(error).strip():
+        yield f"is refused by {type(error).__name__} without a message"

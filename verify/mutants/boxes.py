@@ -32,7 +32,7 @@ class _Bounds(ZBox):
 def _expanded(bound: Tensor, x: Tensor) -> Tensor:
     """Return the bound as the rule should: trailing ones, and cut to the batch."""
     bound = bound.to(x)
-   if 0 < bound.ndim < x.ndim:
+    if 0 < bound.ndim < x.ndim:
         bound = bound.view(bound.shape + (1,) * (x.ndim - bound.ndim))
     return bound[: x.shape[0]] if bound.ndim == x.ndim and bound.shape[0] > x.shape[0] else bound
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lrp_rules import (
     AlphaBeta,
-    BasicHook,
     Epsilon,
     Flat,
     Gamma,
@@ -20,13 +19,10 @@ from lrp_rules import (
     NoMod,
     Norm,
     ReLUBetaSmooth,
-    ReLUDeconvNet,
-    ReLUGuidedBackprop,
     WSquare,
     ZBox,
     ZPlus,
 )
-from lrp_rules.linear_map import LinearLayer
 from verify.mutants.registry import mutant, signed
 
 if TYPE_CHECKING:
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
     Names = str | list[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
-    Tensors = tuple[Tensor, ...]
 
 
 class _Checked(AlphaBeta):
@@ -337,87 +332,6 @@ class ZBoxShapeRuntimeError(ZBox):
             torch.broadcast_tensors(self.low.to(layer.x), layer.x)
             torch.broadcast_tensors(self.high.to(layer.x), layer.x)
             raise
-
-
-class _Silent(BasicHook):
-    """A rule for one input that takes several, and gives all to the first."""
-
-    allows_several = True
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        if len(layer.inputs) == len(R) == 1:
-            return super().relevances(layer, R)
-        return tuple(torch.zeros_like(x) if i else x * R[0].sum() for i, x in enumerate(layer.inputs))
-
-
-@mutant()
-class ZPlusSeveralAccepted(_Silent, ZPlus):
-    """Several inputs or outputs are taken, and those after the first get nothing."""
-
-
-@mutant()
-class FlatSeveralAccepted(_Silent, Flat):
-    """Several inputs or outputs are taken, and those after the first get nothing."""
-
-
-@mutant()
-class ReLUDeconvNetSeveralAccepted(ReLUDeconvNet):
-    """Several outputs are taken, and those after the first give nothing."""
-
-    allows_several = True
-
-
-@mutant()
-class WSquareRefusesWithoutNames(WSquare):
-    """Several inputs are refused with a message that names neither rule nor module."""
-
-    allows_several = True
-
-    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        if isinstance(call.run, partial):
-            msg = "unsupported call"
-            raise TypeError(msg)
-        return super()._record(call, inputs, outputs)
-
-
-@mutant()
-class ReLUGuidedBackpropRefusesByRuntimeError(ReLUGuidedBackprop):
-    """Several outputs are refused with a RuntimeError."""
-
-    allows_several = True
-
-    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        if isinstance(call.run, partial):
-            msg = f"ReLUGuidedBackprop on {call.module}: one input by position, please"
-            raise RuntimeError(msg)
-        return super()._record(call, inputs, outputs)
-
-
-@mutant()
-class NormInputsAllGetEverything(Norm):
-    """Of several inputs, each gets all of the relevance (zennit)."""
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        r = super().relevances(layer, R)
-        return tuple(torch.stack(r).sum(0) for _ in r) if len(r) > 1 else r
-
-
-@mutant()
-class EpsilonFirstOutputAlone(Epsilon):
-    """Of several outputs, the first gives its relevance, and the others give nothing."""
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        return super().relevances(layer, (R[0], *(torch.zeros_like(R_k) for R_k in R[1:])))
-
-
-@mutant()
-class EpsilonKeywordGradient(Epsilon):
-    """A tensor that is passed by keyword gets the plain gradient (zennit)."""
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        if isinstance(layer.run, partial) and isinstance(layer, LinearLayer):
-            return layer.pull(R)
-        return super().relevances(layer, R)
 
 
 @mutant()

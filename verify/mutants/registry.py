@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 import lrp_rules
-from lrp_rules import BasicHook, Stabilizer
+from lrp_rules import BasicHook, Registration, Stabilizer
 from lrp_rules.layer import Matrix
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lrp_rules.layer import Layer
 
@@ -125,3 +125,11 @@ def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
 def signed(d: Tensor, epsilon: float | Tensor) -> Tensor:
     """Return the right S(d), for mutants whose mistake is elsewhere."""
     return (d < 0).to(d.dtype).mul(-2).add(1).mul(epsilon).add(d)
+
+
+class Handles(Registration):
+    """A registration with more handles."""
+
+    def __init__(self, hook: Any, module: nn.Module, *more: Any) -> None:
+        super().__init__(hook, module)
+        self._handles += more

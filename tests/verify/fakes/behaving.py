@@ -119,6 +119,9 @@ def all_cases(*, seed: int, dtypes: Sequence[str], device: str) -> tuple[Case, .
             name, run = f"{behaviour}/{dtype}", partial(_ask, behaviour)
             cases.append(Case(name, "Epsilon", "Linear", behaviour, dtype, level, run, device))
         cases.append(Case(f"missing/{dtype}", "Flat", "Conv2d", "missing", dtype, Level.MUST, _missing, device))
+    # as some checks do, whatever dtypes are asked for
+    for name, dtype in (("of-one-dtype", "float64"), ("of-no-dtype", "-")):
+        cases.append(Case(name, "Epsilon", "-", "particular", dtype, Level.MUST, partial(_ask, "passes"), device))
     return tuple(cases)
 
 

@@ -1,0 +1,152 @@
+"""The files of a run: what they hold, and that they are whole or not there."""
+
+import importlib
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from junitparser import JUnitXml
+
+from verify import export
+from verify.model import Level, Outcome, Verdict
+from verify.report import Call, Report
+from verify.worker import SubjectInfo
+
+jsonschema = importlib.import_module("jsonschema")  # ships no types
+
+SCHEMA = json.loads(export.SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+def outcome(verdict: Verdict = Verdict.PASS, **fields: Any) -> Outcome:
+    defaults = {"id": f"{verdict}", "rule": "Gamma", "layer": "Linear", "check": "agreement", "dtype": "float64"}
+    return Outcome(**(defaults | {"level": Level.MUST, "verdict": verdict} | fields))
+
+
+def report(*outcomes: Outcome, interrupted: bool = False) -> Report:
+    call = Call(len(outcomes), ("float64", "float32"), workers=2, time_limit=20.0)
+    subject = SubjectInfo("their.rules", "1.2")
+    return Report(subject, call, outcomes, interrupted=interrupted, environment=export.environment("cpu"))
+
+
+ANYTHING = report(
+    *(outcome(verdict, ratio=0.5, reason="why") for verdict in Verdict),
+    outcome(Verdict.FAIL, ratio=math.inf, probable=math.nan, undecided=0.5, details={"deep": [{"value": -math.inf}]}),
+    outcome(Verdict.FAIL, level=Level.SHOULD),
+    interrupted=True,
+)
+
+
+def _strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("given", [ANYTHING, report()], ids=["anything", "empty"])
+def test_json_follows_its_schema(given: Report) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(_strict(export.json_bytes(given).decode()), SCHEMA)
+
+
+def test_json_says_what_is_not_finite() -> None:
+    *_, far, _ = _strict(export.json_bytes(ANYTHING).decode())["cases"]
+    assert (far["ratio"], far["probable"], far["details"]) == ("inf", "nan", {"deep": [{"value": "-inf"}]})
+
+
+def test_the_file_is_that_json() -> None:
+    assert _strict(export.json_bytes(ANYTHING).decode()) == export.as_json(ANYTHING)
+
+
+def _damage(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda case: case.update(changes)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_damage(verdict="good"), id="verdict"),
+        pytest.param(_damage(ratio="-inf"), id="ratio"),
+        pytest.param(_damage(ratio=-1), id="negative ratio"),
+        pytest.param(_damage(undecided=2), id="share"),
+        pytest.param(_damage(id=""), id="id"),
+        pytest.param(_damage(more=1), id="unknown field"),
+        pytest.param(lambda case: case.pop("level"), id="missing field"),
+    ],
+)
+def test_schema_refuses(damage: Callable[[dict[str, Any]], None]) -> None:
+    whole = export.as_json(report(outcome()))
+    jsonschema.validate(whole, SCHEMA)
+    damage(whole["cases"][0])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(whole, SCHEMA)
+
+
+def test_junit() -> None:
+    xml = JUnitXml.fromstring(export.junit_bytes(ANYTHING))
+    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (len(ANYTHING.outcomes) + 2, 2 + 1, 3 + 1, 3 + 1)
+    assert {suite.name for suite in xml} == {"Gamma", "run"}
+
+
+def test_junit_of_a_run_that_held() -> None:
+    xml = JUnitXml.fromstring(export.junit_bytes(report(outcome())))
+    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (3, 0, 0, 0)
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    export.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_old_file_survives_what_goes_wrong(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with export.atomically(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_check_leaves_nothing(tmp_path: Path) -> None:
+    export.check_writable(tmp_path / "run.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.json", tmp_path / "folder" / "run.json"
+    link.symlink_to(target)
+    export.write(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_a_device_stays_a_device() -> None:
+    export.write(Path(os.devnull), b"new")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "no/such/run.json", "file/run.json", "x" * 300], ids=["folder", "missing", "below a file", "long name"]
+)
+def test_what_cannot_be_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"."):
+        export.check_writable(tmp_path / name)

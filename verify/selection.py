@@ -1,0 +1,138 @@
+"""What a call asks for: it is checked as a whole, and its cases are selected, before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import signal
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from verify import export
+from verify.worker import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from verify.model import Case
+
+#: Where the cases come from; its module has DTYPES and DEFAULT_DTYPES beside the function.
+CASES = "verify.cases:all_cases"
+
+
+class UnusableError(Exception):
+    """The call cannot be carried out; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one call."""
+
+    subject: str
+    filters: Mapping[str, Sequence[str]]  # rule, layer, check -> patterns
+    dtypes: Sequence[str]
+    ids: Sequence[str]
+    device: str
+    seed: int
+    workers: int
+    time_limit: float
+    strict: bool
+    quiet: bool
+    json: str | None
+    files: Mapping[str, Path]  # json, junit, markdown, figure
+
+
+def select(request: Request) -> tuple[Source, list[Case]]:
+    """Return the source of the cases and those that are asked for; all of the call is checked here."""
+    if not 0 < request.time_limit < float("inf"):
+        msg = f"--time-limit is {request.time_limit:g}; expected a finite number of seconds above 0"
+        raise UnusableError(msg)
+    if request.ids and (any(request.filters.values()) or request.dtypes):
+        msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
+        raise UnusableError(msg)
+    _check_files(request.files)
+    with _uninterrupted():
+        module = importlib.import_module(CASES.partition(":")[0])
+    _check_device(request.device)
+    known: tuple[str, ...] = module.DTYPES
+    # a case that is named may be of any dtype
+    given = _chosen("dtype", request.dtypes, known)
+    dtypes = known if request.ids else given or module.DEFAULT_DTYPES
+    source = Source(tuple(dtypes), request.seed, request.device, CASES)
+    cases = source.cases()
+    if request.ids:
+        return source, [_named(id_, cases) for id_ in request.ids]
+    # some checks keep to one dtype whatever is asked for, and some have none
+    selected = [case for case in cases.values() if not given or case.dtype in given or case.dtype not in known]
+    for name, patterns in request.filters.items():
+        values = list(dict.fromkeys(getattr(case, name) for case in cases.values()))
+        if chosen := _chosen(name, patterns, values):
+            selected = [case for case in selected if getattr(case, name) in chosen]
+    if not selected:
+        options = [*request.filters.items(), ("dtype", request.dtypes)]
+        words = " ".join(f"--{name} {','.join(patterns)}" for name, patterns in options if patterns)
+        msg = f"no case is selected by {words}; see --list, with fewer of these options"
+        raise UnusableError(msg)
+    return source, selected
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold an interrupt back until the end: the import of torch would swallow it, or abort."""
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
+
+
+def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Return the known values that match a pattern, whatever their case; a pattern without a match is a mistake."""
+    found = set()
+    for pattern in patterns:
+        matching = {value for value in known if fnmatchcase(value.lower(), pattern.lower())}
+        if not matching:
+            msg = f"--{name} {pattern!r} is unknown; known are {', '.join(value for value in known if value != '-')}"
+            raise UnusableError(msg)
+        found |= matching
+    return [value for value in known if value in found]
+
+
+def _named(id_: str, cases: Mapping[str, Case]) -> Case:
+    if id_ in cases:
+        return cases[id_]
+    close = difflib.get_close_matches(id_, cases, n=5, cutoff=0.5)
+    hint = "; close to it:\n" + "\n".join(f"  {match}" for match in close) if close else "; --list prints all"
+    msg = f"no case has the id {id_!r}{hint}"
+    raise UnusableError(msg)
+
+
+def _check_device(device: str) -> None:
+    torch = importlib.import_module("torch")
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        msg = f"--device {device!r} cannot be used; known are {', '.join(known)}"
+        raise UnusableError(msg) from error
+
+
+def _check_files(files: Mapping[str, Path]) -> None:
+    for name, path in files.items():
+        if any(path.resolve() == other.resolve() for option, other in files.items() if option != name):
+            msg = f"--{name} {path} is named twice; expected a file for each"
+            raise UnusableError(msg)
+        if name == "figure" and path.suffix.lower() != ".png":
+            msg = f"--figure {path}: expected a name that ends in .png"
+            raise UnusableError(msg)
+        try:
+            export.check_writable(path)
+        except OSError as error:
+            msg = f"--{name} {path} cannot be written: {error.strerror or error}; nothing was run"
+            raise UnusableError(msg) from error
