@@ -167,7 +167,9 @@ class Affine:
         else:
             assert isinstance(self.layer, LinearLayer)
             size = self.layer.offset_size(self.bias, self.weight)
-        return np.maximum(np.abs(change(size)), np.abs(change(-size)))
+        # A constant that nothing cancelled in has its sign for certain: a negative bias leaves nothing of b+.
+        certain = size == np.abs(self.b)
+        return np.where(certain, np.abs(change(self.b)), np.maximum(np.abs(change(size)), np.abs(change(-size))))
 
     @cached_property
     def bias_grain(self) -> float:

@@ -242,7 +242,9 @@ def _flow(part: Part, R: Array, stabilize: Stabilizer | CallableStabilizer, anal
     # What overflows, or is divided by zero, spreads over the whole sample: 0 * inf.
     sizes = part.known_sizes
     finite = (floor.min(0) > 0) & (part.magnitude <= huge)
-    spoilt = not (bool(finite[open_ | unsure].all()) and bool((s + error[0] <= huge).all()))
+    # Where the sign is undecided, s may be as large as R over the least |S|.
+    largest = np.where(lost, np.abs(R) / floor.min(0), s + error[0])
+    spoilt = not bool(finite[open_ | unsure].all() and (largest <= huge)[open_ | unsure].all())
     if sizes.roundings:
         spoilt |= not all(sizes.scale * matrix.max(initial=0.0) <= huge for matrix in sizes.matrices)
     if isinstance(stabilize, Stabilizer) and stabilize.norm_scale:

@@ -108,6 +108,14 @@ def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_whoever_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        export.write(path, b"new")
+        assert reader.read() == b"old"
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_old_file_survives_what_goes_wrong(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "run.json"

@@ -48,6 +48,7 @@ EXPECTED = {
     "segfaults": (Verdict.CRASH, "the process was ended by SIGSEGV"),
     "hangs": (Verdict.TIMEOUT, "no answer within 4 seconds"),
     "raises": (Verdict.ERROR, "ValueError: no\N{REPLACEMENT CHARACTER}[31m good at all (behaving.py:"),
+    "raises_below": (Verdict.ERROR, "JSONDecodeError: Expecting property name enclosed in double quotes"),
     "says_nothing": (Verdict.ERROR, "SilentError: (its message cannot be printed) (behaving.py:"),
     "stops": (Verdict.ERROR, "SystemExit: 0 (behaving.py:"),
     "prints": (Verdict.PASS, ""),
@@ -86,6 +87,7 @@ def test_verdict_in_this_process(check: str, outcomes_here: dict[str, Outcome]) 
 
 def test_an_error_names_the_last_frame_in_the_subject(outcomes: dict[str, Outcome]) -> None:
     assert outcomes["raises"].reason.endswith(" in raises)")
+    assert outcomes["raises_below"].reason.endswith(" in raises_below)")
 
 
 def test_the_traceback_is_kept_in_this_process(outcomes_here: dict[str, Outcome]) -> None:

@@ -186,7 +186,7 @@ def _threads(rule: str, subject: Subject) -> Iterator[str]:
 
     def meet() -> None:
         with suppress(threading.BrokenBarrierError):  # a subject may do one after the other
-            barrier.wait(timeout=0.5)
+            barrier.wait(timeout=2)
 
     def meeting(d: Tensor) -> Tensor:
         meet()

@@ -1,6 +1,7 @@
 """Cases and a subject for tests of the runner: each case makes the subject behave in the way it is named for."""
 
 import ctypes
+import json
 import os
 import sys
 import threading
@@ -57,6 +58,10 @@ class Epsilon:
     def raises(self) -> Finding:
         message = "no\x1b[31m good\nat all"
         raise ValueError(message)
+
+    def raises_below(self) -> Finding:
+        json.loads("{")
+        raise AssertionError
 
     def says_nothing(self) -> Finding:
         raise SilentError

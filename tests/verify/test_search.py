@@ -1,0 +1,76 @@
+"""The search finds what only unusual numbers show, shrinks it, and says how to ask again."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import lrp_rules
+from lrp_rules.layer import Layer
+from verify.examples import Example
+from verify.model import Verdict
+from verify.search import search
+from verify.subjects import Subject
+
+
+class Clips(lrp_rules.ZPlus):
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return super().relevance(layer, R).clamp(-1e7, 1e7)
+
+
+class CastsInside(lrp_rules.WSquare):
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return super().relevance(layer, R.float().to(R.dtype))
+
+
+def subject(**changed: Any) -> Subject:
+    namespace = {name: getattr(lrp_rules, name) for name in lrp_rules.__all__}
+    return Subject("planted", SimpleNamespace(**(namespace | changed)), "0")
+
+
+@pytest.mark.parametrize(("rule", "wrong"), [("ZPlus", Clips), ("WSquare", CastsInside)], ids=["ZPlus", "WSquare"])
+def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str, wrong: type):
+    planted = subject(**{rule: wrong})
+    (found,) = (o for o in search(planted, count=1500, rules=[rule]) if o.verdict is not Verdict.PASS)
+    assert found.verdict is Verdict.FAIL
+    example = Example.from_id(found.id)
+    assert len(example.x) + len(example.weight) + len(example.relevance) <= 6
+    assert example.case().run(planted).verdict is Verdict.FAIL
+    assert example.case().run(subject()).verdict is Verdict.PASS
+
+
+def test_correct_rules_are_left_alone():
+    assert {o.verdict for o in search(subject(), count=400)} == {Verdict.PASS}
+
+
+def test_the_same_seed_searches_the_same():
+    one, two = ([(o.id, o.ratio) for o in search(subject(), count=100, rules=["Gamma"], seed=3)] for _ in range(2))
+    assert one == two
+
+
+def test_an_exception_of_the_subject_is_a_find():
+    class Raises(lrp_rules.Flat):
+        def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+            msg = "no"
+            raise RuntimeError(msg)
+
+    (found,) = search(subject(Flat=Raises), count=10, rules=["Flat"])
+    assert (found.verdict, found.reason) == (Verdict.ERROR, "RuntimeError: no")
+
+
+def test_a_rule_that_is_not_offered_is_told_as_that():
+    bare = Subject("bare", SimpleNamespace(Epsilon=lrp_rules.Epsilon), "0")
+    (found,) = search(bare, count=10, rules=["Gamma"])
+    assert found.verdict is Verdict.NOT_OFFERED
+
+
+@pytest.mark.parametrize("id_", ["search/ZPlus/linear/float64/rubbish", "search/ZPlus", "search/a/b/c/AAAA"])
+def test_an_id_that_was_cut_is_refused(id_: str):
+    with pytest.raises(ValueError, match="copy the whole of it"):
+        Example.from_id(id_)
+
+
+def test_no_budget_is_an_error():
+    with pytest.raises(ValueError, match="no budget"):
+        next(search(subject()))
