@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.linear_map import Layer, TracedLayer, pull
-from lrp_rules.params import NoMod, ParamMod, effective_parameters, twin, undisturbed
+from lrp_rules.params import NoMod, ParamMod, effective_parameters
 from lrp_rules.registration import Registration
 from lrp_rules.stabilizer import Stabilizer
 
@@ -99,10 +99,6 @@ class Hook:
         return grad_input if answer is None else (answer,) if isinstance(answer, Tensor) else answer
 
 
-#: Modules that would do something else if they were run again.
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
-
-
 class BasicHook(Hook):
     """A rule for modules with one input and one output, made of modifiers or of a formula.
 
@@ -173,16 +169,15 @@ class BasicHook(Hook):
         """Return the relevance of the layer's input, given that of its output."""
         inputs, outputs = [], []
         x = layer.x if torch.is_grad_enabled() else layer.x.detach()
-        with undisturbed(layer.module, x) as module, torch.enable_grad():
+        with torch.enable_grad():
             for of_input, of_params, of_output in zip(
                 self.input_modifiers, self.param_modifiers, self.output_modifiers, strict=True
             ):
                 modified = of_input(x)
-                inputs.append(
-                    modified.view_as(modified) if modified.requires_grad else modified.detach().requires_grad_()
-                )
-                run_on = twin(module, of_params.parameters(layer.module, layer.given))
-                outputs.append(of_output(layer.run(run_on, inputs[-1])[0]))
+                own = modified.view_as(modified) if modified.requires_grad else modified.detach().requires_grad_()
+                inputs.append(own)
+                parameters = of_params.parameters(layer.module, layer.given)
+                outputs.append(of_output(layer.run(parameters, own)[0]))
         values = outputs if torch.is_grad_enabled() else [output.detach() for output in outputs]
         mapped = (
             [R / self.stabilizer(z) for z in values]
@@ -199,18 +194,21 @@ class BasicHook(Hook):
         return (self.relevance(layer, R[0]),)
 
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Call, Tensors, Tensors]:
-        parameters = {name: value for name, value in effective_parameters(call.module).items() if value is not None}
+        module = call.module
+        parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
         call.names = tuple(parameters)
+        state = (*parameters.values(), *(getattr(module, name) for name in call.kind.used_buffers))
         if call.kind is TracedLayer:
-            return call, (*parameters.values(), *outputs), ()
+            return call, (*state, *outputs), ()
         # under autocast, the output has fewer digits than the rule computes with
         exact = self.uses_output and outputs[0].dtype == inputs[0].dtype
-        return call, tuple(parameters.values()), (outputs[0].detach(),) if exact else ()
+        return call, state, (outputs[0].detach(),) if exact else ()
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
         given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
         given.update(zip(call.names, saved, strict=False))
-        outputs: Tensors | None = saved[len(call.names) :]
+        buffers = dict(zip(call.kind.used_buffers, saved[len(call.names) :], strict=False))
+        outputs: Tensors | None = saved[len(call.names) + len(buffers) :]
         shape = relevance[0].shape
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
@@ -220,9 +218,8 @@ class BasicHook(Hook):
             outputs = None
         if call.kind is not TracedLayer and (torch.is_grad_enabled() or not outputs or outputs[0].shape != shape):
             outputs = None  # the saved output is a mere value, or was overwritten
-        return self.relevances(
-            call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run), relevance
-        )
+        layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
+        return self.relevances(layer, relevance)
 
     @staticmethod
     def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:
@@ -232,8 +229,7 @@ class BasicHook(Hook):
         """
         own = inputs[0].dtype
         if call.kind is TracedLayer:
-            again = own == torch.float16 and not any(isinstance(part, _RANDOM) for part in call.module.modules())
-            return torch.float32 if again else None
+            return torch.float32 if own == torch.float16 else None
         dtype = torch.float32 if own == torch.float16 else own
         for value in given.values():
             dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from lrp_rules.params import zeroed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from lrp_rules.rerun import Rerun
 
     Change = Callable[[Tensor], Tensor]
     Parameters = Mapping[str, Tensor | None]
@@ -55,7 +57,9 @@ class Layer:
     zero_params
         Names of those that the rule sets to zero.
     run
-        ``run(module, *inputs)`` repeats the call on another module, and returns its outputs.
+        Repeats the call: ``run(parameters, *inputs)`` returns its outputs.
+    buffers
+        Buffers that the call used, by name.
 
     """
 
@@ -65,7 +69,11 @@ class Layer:
     shape: torch.Size
     given: Parameters
     zero_params: tuple[str, ...] = ()
-    run: Callable[..., tuple[Tensor, ...]] = field(kw_only=True)
+    run: Rerun = field(kw_only=True)
+    buffers: Parameters = field(kw_only=True, default_factory=dict)
+
+    #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
+    used_buffers: ClassVar[tuple[str, ...]] = ()
 
     def matrix(self, change: Change | None = None) -> Matrix:
         """Return A(w), or A(change(w))."""

@@ -7,7 +7,7 @@ f(x) - A x.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,19 +57,21 @@ class BatchNormLayer(Layer):
 
     module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
+    used_buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
+
     def matrix(self, change: Change | None = None) -> Matrix:
         scale = self._scale(change)
         return Matrix(lambda v: v * scale, lambda s: s * scale)
 
     @property
     def bias(self) -> Tensor:
-        mean, bias = self.module.running_mean, self.parameters["bias"]
+        mean, bias = self.buffers["running_mean"], self.parameters["bias"]
         assert mean is not None
         offset = -self._scale(None) * self._per_channel(mean)
         return offset if bias is None else offset + self._per_channel(bias)
 
     def _scale(self, change: Change | None) -> Tensor:
-        variance, weight = self.module.running_var, self.parameters["weight"]
+        variance, weight = self.buffers["running_var"], self.parameters["weight"]
         assert variance is not None
         deviation = (variance + self.module.eps).sqrt()
         if weight is None:

@@ -81,14 +81,14 @@ def _settled(parametrization: nn.Module) -> nn.Module:
     def settle(copy: nn.Module) -> None:
         copy.training = False
 
-    return _tree(parametrization, settle)
+    return tree(parametrization, settle)
 
 
-def _tree(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
-    """Return twins of a module and of all below it, each of them changed in place."""
+def tree(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
+    """Return twins of a module and of all below it, in the order of ``modules()``, each of them changed in place."""
     copy = twin(module, {})
     change(copy)
-    copy._modules = {name: None if child is None else _tree(child, change) for name, child in module._modules.items()}
+    copy._modules = {name: None if child is None else tree(child, change) for name, child in module._modules.items()}
     return copy
 
 
@@ -106,24 +106,6 @@ def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
     state.update(values)
     other.__dict__ = state
     return other
-
-
-@contextmanager
-def undisturbed(module: nn.Module, like: Tensor) -> Iterator[nn.Module]:
-    """Yield a twin of a module that may be run again without a trace: buffers and random state stay as they are.
-
-    Its floating-point buffers have the dtype of ``like``.
-    """
-
-    def own_buffers(copy: nn.Module) -> None:
-        copy._buffers = {name: None if value is None else own(value) for name, value in copy._buffers.items()}
-
-    def own(value: Tensor) -> Tensor:
-        return value.to(like.dtype, copy=True) if value.is_floating_point() else value.clone()
-
-    devices = [like.device] if like.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=module.training):
-        yield _tree(module, own_buffers)
 
 
 class ParamMod:

@@ -9,7 +9,6 @@ graph goes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
+from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -34,7 +33,7 @@ class Call:
     hook: Hook
     module: nn.Module
     kind: type[Layer]
-    run: Callable[..., Tensors]
+    run: Rerun
     names: tuple[str, ...] = ()
     count: int = 1
 
@@ -112,14 +111,16 @@ class Registration:
         self.remove()
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give a module that works in place, or on several tensors, inputs of its own."""
+        """Give a module that works in place, on several tensors, or at random, inputs of its own that say so."""
         leaves, structure = tree_flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if _is_float(leaf)]
+        inputs = [leaf for leaf in leaves if is_float(leaf)]
         in_place = bool(getattr(module, "inplace", False))
-        if not torch.is_grad_enabled() or not (in_place or len(inputs) > 1) or not any(x.requires_grad for x in inputs):
+        several = len(inputs) > 1
+        if not torch.is_grad_enabled() or not (in_place or several or module.training):
             return None
-        # several inputs may be one tensor, or depend on each other: each needs an end of its own to differentiate to
-        own = [_alias(leaf, in_place=in_place) if _is_float(leaf) else leaf for leaf in leaves]
+        if not any(x.requires_grad for x in inputs):
+            return None
+        own = [_Own.of(leaf, in_place=in_place, random=module.training) if is_float(leaf) else leaf for leaf in leaves]
         return tree_unflatten(own, structure)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -132,12 +133,16 @@ class Registration:
         else:
             leaves, structure = tree_flatten((args, kwargs))
             results, shell = tree_flatten(output)
-            positions = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+            positions = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
             several = (
-                len(positions) > 1 or sum(map(_is_float, results)) > 1 or any(map(_is_float, tree_flatten(kwargs)[0]))
+                len(positions) > 1 or sum(map(is_float, results)) > 1 or any(map(is_float, tree_flatten(kwargs)[0]))
             )
-        inputs = tuple(getattr(leaves[i], "_lrp_input", leaves[i]) for i in positions)
-        outputs = tuple(result for result in results if _is_float(result))
+        owned = [_Own.on(leaves[i]) for i in positions]
+        inputs = tuple(
+            leaves[i] if own is None or own.value is None else own.value
+            for i, own in zip(positions, owned, strict=True)
+        )
+        outputs = tuple(result for result in results if is_float(result))
         if not outputs or not any(x.requires_grad for x in inputs):
             return None
         if several and not self.hook.allows_several:
@@ -149,9 +154,12 @@ class Registration:
             raise TypeError(msg)
 
         kind = layer_type(module)
-        rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
-        run = _run_plain if structure is None else partial(_run, leaves=rest, structure=structure, positions=positions)
-        call = Call(self.hook, module, kind, run, count=len(inputs))
+        call = Call(self.hook, module, kind, Rerun(module), count=len(inputs))
+        if kind is TracedLayer:
+            rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
+            arguments = None if structure is None else Arguments(rest, structure, positions)
+            random = next((own.random for own in owned if own is not None), None)
+            call.run = Rerun(module, arguments, tuple(part.training for part in module.modules()), random)
         call, saved, fragile = self.hook._record(call, inputs, outputs)
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
         returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
@@ -160,34 +168,44 @@ class Registration:
         if fragile:
             # the last saved tensor is a value: where it was overwritten since, an empty one says so
             made[0].grad_fn._raw_saved_tensors[-1].register_hooks(_pack, _unpack)
+        for own in owned:
+            if own is not None and own.overwritten is not None and len(made) == 1:
+                # whoever else holds the input sees it overwritten, as without the rule
+                return own.overwritten.copy_(made[0])
         if shell is None:
             return made[0]
         nodes = iter(made)
-        return tree_unflatten([next(nodes) if _is_float(result) else result for result in results], shell)
+        return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
 
 
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+@dataclass(frozen=True)
+class _Own:
+    """What a tensor made for one call stands for; it goes with that tensor, when the call is over.
 
+    ``value`` is the input as it was, None where the tensor itself still is; ``overwritten`` is what the caller holds.
+    """
 
-def _alias(x: Tensor, *, in_place: bool) -> Tensor:
-    if not in_place:
-        return x.view_as(x)
-    own = x.clone()
-    vars(own)["_lrp_input"] = x  # it goes with the clone, when the call is over
-    return own
+    value: Tensor | None
+    overwritten: Tensor | None = None
+    random: Tensor | None = None
 
+    @classmethod
+    def of(cls, x: Tensor, *, in_place: bool, random: bool) -> Tensor:
+        """Return an input for the module: a clone if it is going to be overwritten."""
+        # several inputs may be one tensor, or depend on each other: each needs an end of its own to differentiate to
+        own = x.clone() if in_place else x.view_as(x)
+        given = own.clone() if in_place else own
+        # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
+        overwritten = x if in_place and not x.is_leaf else None
+        state = random_state(x.device) if random else None
+        vars(given)["_lrp_own"] = cls(own if in_place else None, overwritten, state)
+        return given
 
-def _run_plain(module: nn.Module, x: Tensor) -> Tensors:
-    return (module(x),)
-
-
-def _run(module: nn.Module, *inputs: Tensor, leaves: list[Any], structure: Any, positions: list[int]) -> Tensors:
-    filled = list(leaves)
-    for position, x in zip(positions, inputs, strict=True):
-        filled[position] = x
-    args, kwargs = tree_unflatten(filled, structure)
-    return tuple(result for result in tree_flatten(module(*args, **kwargs))[0] if _is_float(result))
+    @staticmethod
+    def on(leaf: Tensor) -> _Own | None:
+        """Return what is known of a tensor, if it was made here."""
+        found: _Own | None = getattr(leaf, "_lrp_own", None)
+        return found
 
 
 def _pack(value: Tensor) -> tuple[Tensor, int]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lrp_rules.layer import Layer, Matrix
-from lrp_rules.params import twin, undisturbed
 
 if TYPE_CHECKING:
     from lrp_rules.layer import Change
@@ -71,12 +70,12 @@ class TracedLayer(Layer):
             name: value if value is None or change is None or name == "bias" else change(value)
             for name, value in self.parameters.items()
         }
-        with undisturbed(self.module, self.x) as copy, torch.enable_grad():
+        with torch.enable_grad():
             # a path of their own: several inputs may be one tensor, or depend on each other
             inputs = tuple(
                 x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in self.inputs
             )
-            return inputs, self.run(twin(copy, parameters), *inputs)
+            return inputs, self.run(parameters, *inputs)
 
     @staticmethod
     def _values(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from verify.checks import agreement, api, errors, laws, second_order
+from verify import network
+from verify.checks import agreement, api, conduct, errors, laws, second_order
 from verify.examples import found
 from verify.layers import CORE, LAYERS, LayerCase
 from verify.model import Case, Level
@@ -155,6 +156,8 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
                 for arguments in agreement.GRADIENT_ARGUMENTS.get(rule, ({},)):
                     yield from _gradient_cases(rule, arguments, layer, kind, dtypes, device, seed)
     yield from errors.cases()
+    yield from conduct.cases()
+    yield from network.cases(seed=seed, dtypes=dtypes, device=device)
     drawn = partial(draw, seed=seed)
     yield from laws.cases(
         drawn, [_layer(name) for name in _OF_LAWS], [dtype for dtype in dtypes if dtype in DEFAULT_DTYPES]

@@ -103,9 +103,9 @@ class Judged:
 class LayerResult:
     """One layer: relevance at its input, and where what came in at its output went; sums are one number an image.
 
-    ``balance`` is how far rounding can keep the sinks from adding up to ``incoming``, ``room`` how far the inputs' share
-    from what comes in at the layer below. ``reached`` tells whether what came in is finite: if not, a layer above is
-    wrong, and nothing can be said of this one.
+    ``balance`` is how far rounding can keep the sinks from adding up to ``incoming``, ``room`` how far it can keep the
+    inputs' share from what comes in at the layer below. ``reached`` tells whether what came in is finite: if not, a
+    layer above is wrong, and nothing can be said of this one.
     """
 
     index: int
@@ -116,6 +116,11 @@ class LayerResult:
     room: Array
     judged: Judged
     reached: bool
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the subject's rule on this layer is refuted."""
+        return self.reached and self.judged.comparison.refuted
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,11 +281,7 @@ def _layer(index: int, seed: int, dtype: str, device: str, subject: Subject) -> 
 
 def _chain(seed: int, dtype: str, device: str, subject: Subject) -> Finding:
     result = _result(subject, seed, dtype, device)
-    wrong = [
-        f"{layer.index} ({layer.step.rule})"
-        for layer in result.layers
-        if layer.reached and layer.judged.comparison.refuted
-    ]
+    wrong = [f"{layer.index} ({layer.step.rule})" for layer in result.layers if layer.wrong]
     return _finding(result.chain, result, {"layers that disagree": wrong})
 
 
@@ -296,7 +297,7 @@ def _finding(judged: Judged, result: NetworkResult, details: dict[str, Any]) -> 
         image, entry = (int(i) for i in np.unravel_index(found.index, judged.got.shape))
         got, expected, worst = (values[image, entry] for values in (judged.got, judged.expected, judged.worst))
         reason = (
-            f"image of a {result.images.labels[image]}, entry {entry}: got {got:.9g}, expected {expected:.9g}, "
+            f"image of {result.images.labels[image]}, entry {entry}: got {got:.9g}, expected {expected:.9g}, "
             f"ratio {found.ratio:.3g} to the bound {worst:.3g}"
         )
     verdict = Verdict.FAIL if found.refuted else Verdict.PASS
@@ -400,7 +401,7 @@ def _draw_image(maps: SubFigure, axes: list[Axes], result: NetworkResult, row: i
     predicted = int(result.logits[row].argmax())
     axes[0].imshow(result.images.pixels[row, 0].numpy(), cmap="gray_r", vmin=-1, vmax=1)
     axes[0].set_ylabel(
-        f"a {result.images.labels[row]}, taken for a {predicted}\nlogit {result.logits[row, predicted]:.4g}"
+        f"shows {result.images.labels[row]}, predicted {predicted}\nlogit {result.logits[row, predicted]:.4g}"
     )
     _draw_map(maps, axes[1:3], (got, expected), "RdBu_r")
     axes[3].set_xlabel(f"at most {_draw_map(maps, axes[3:], (got - expected,), 'PuOr_r'):.1e}")
@@ -438,7 +439,8 @@ def _draw_ledger(axes: Sequence[Axes], result: NetworkResult) -> None:
         ax.use_sticky_edges = False
         ax.margins(x=0.06)
         ax.set_ylim(len(layers) - 0.4, -0.6)  # from the logits down
-    axes[0].set_yticks(range(len(layers)), [f"{k.index} {k.step.layer}: {k.step.rule or 'no rule'}" for k in layers])
+    rules = [f"{k.index} {k.step.layer}: {k.step.rule or 'no rule'}{' (WRONG)' * k.wrong}" for k in layers]
+    axes[0].set_yticks(range(len(layers)), rules)
     axes[0].set_title("Where the relevance of each layer went", fontsize=12)
     axes[0].set_xlabel("per cent of what came in, all images")
     axes[1].set_title("What its inputs did not get", fontsize=12)

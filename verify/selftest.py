@@ -1,9 +1,9 @@
 """The verifier is verified: which check finds which of the mistakes in :mod:`verify.mutants`.
 
-A mutant is killed by a case that it fails and that ``lrp_rules`` itself passes. Each check is asked of each mutant until
-one of its cases kills it, or until enough of them have not: enough are ``ENOUGH`` cases of a check for a mutant that
-another check kills, and all there are for one that no check does. So a blank in the matrix says that the check does not
-find the mistake at once, and a row of blanks that it is not found at all.
+A mutant is killed by a case that it fails and that ``lrp_rules`` itself passes. Each check is asked of each mutant
+until one of its cases kills it, or until enough of them have not: ``ENOUGH`` for a mutant that another check kills, and
+all there are for one that no check does. So a dot in the matrix says that a check does not find the mistake at once,
+and a row of dots that nothing finds it at all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from verify.worker import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
 #: How many cases of a check a mutant must survive for its blank in the matrix, if another check kills it.
 ENOUGH = 40
@@ -135,11 +136,11 @@ class Judge:
         return self._passed[case.id]
 
     def _checks(self, mutant: Mutant) -> list[str]:
-        checks = dict.fromkeys((*self._by_rule[mutant.rule], *self._by_rule["all"]))
-        return sorted(checks, key=_place)
+        return sorted(self._by_rule[mutant.rule], key=_place)
 
     def _relevant(self, mutant: Mutant, check: str) -> list[Case]:
-        return spread([*self._by_rule[mutant.rule][check], *self._by_rule["all"][check]])
+        # cases about all rules at once come after those about this one
+        return spread(self._by_rule[mutant.rule][check]) + spread(self._by_rule["all"][check])
 
 
 def _place(check: str) -> int:
@@ -195,7 +196,9 @@ def _row(name: str) -> tuple[Row, list[str]]:
     return _judge[0].row(found[name])
 
 
-def _rows(mutants: Sequence[Mutant], ids: frozenset[str], workers: int, source: Source) -> Iterator[tuple[Row, list[str]]]:
+def _rows(
+    mutants: Sequence[Mutant], ids: frozenset[str], workers: int, source: Source
+) -> Iterator[tuple[Row, list[str]]]:
     pool = ProcessPool(
         min(workers, len(mutants)),
         initializer=_begin,
@@ -203,7 +206,9 @@ def _rows(mutants: Sequence[Mutant], ids: frozenset[str], workers: int, source: 
         context=multiprocessing.get_context("spawn"),
     )
     with pool:
-        running = {pool.schedule(_row, args=(m.name,), timeout=TIME_LIMIT): m for m in mutants}
+        running: dict[Future[tuple[Row, list[str]]], Mutant] = {
+            pool.schedule(_row, args=(m.name,), timeout=TIME_LIMIT): m for m in mutants
+        }
         for future in as_completed(running):
             try:
                 yield future.result()
@@ -248,8 +253,10 @@ def kill_matrix(
 
 
 def table(matrix: Matrix) -> Table:
-    """Return the matrix: a cross where a check kills a mutant, a small one where only strict runs would count it."""
-    shown = Table(title="Which check finds which mistake", caption="✕ found, × found but only advice, · not found, - not asked")
+    """Return the matrix: an X where a check kills a mutant, an x where only strict runs would count it."""
+    shown = Table(
+        title="Which check finds which mistake", caption="X found, x found as advice, · not found, - not asked"
+    )
     shown.add_column("mutant", no_wrap=True)
     for check in matrix.checks:
         shown.add_column(check, justify="center")
@@ -265,14 +272,14 @@ def table(matrix: Matrix) -> Table:
 
 def _cell(row: Row, check: str) -> str:
     if check in row.kills:
-        return "✕" if row.kills[check].level is Level.MUST else "×"
+        return "X" if row.kills[check].level is Level.MUST else "x"
     return "·" if row.asked.get(check) else "-"
 
 
 def show(matrix: Matrix, console: Console) -> None:
     """Print the matrix, and what the verifier does not find."""
     console.print(table(matrix))
-    by = defaultdict(int)
+    by: dict[int, int] = defaultdict(int)
     for row in matrix.rows:
         by[len(row.kills)] += 1
     spelled = ", ".join(f"{count} by {checks}" for checks, count in sorted(by.items()))

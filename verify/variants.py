@@ -186,6 +186,8 @@ VARIANTS: tuple[Variant, ...] = (
     *_with_stabilizers("ZBox", _box(-4.0, 3.0), low=-4.0, high=3.0),
     *_no_bias("ZBox", _box(-4.0, 3.0), low=-4.0, high=3.0),
     Variant("ZBox", "low=0-high=1", _box(0.0, 1.0), _given(low=0.0, high=1.0)),
+    # decimals that float32 does not have: a bound that is rounded to it shows in float64
+    Variant("ZBox", "low=-2.1-high=2.6", _box(-2.1, 2.6), _given(low=-2.1, high=2.6)),
     Variant("ZBox", "channels", _box(_channels(-3.0), _channels(4.0)), _tensors(_channels(-3.0), _channels(4.0))),
     Variant("ZBox", "low-channels-high=5", _box(_channels(-3.0), 5.0), _tensors(_channels(-3.0), 5.0)),
     Variant("ZBox", "samples", _box(_per_sample(-3.0, 0), _per_sample(4.0, 0)),

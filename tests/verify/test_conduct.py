@@ -27,12 +27,7 @@ CASES = {case.id: case for case in conduct.cases()}
 OURS = load("lrp_rules")
 
 #: What lrp_rules does wrong.
-KNOWN: dict[str, str] = {
-    "*/shortcut-around-in-place-relu": "the rule clones the input of a module in place, which then stays unwritten",
-    "*/dropout-mask": "a module that is run again in backward draws another mask than in forward",
-    "*/overwritten-buffers": "BatchNormLayer reads its buffers in backward, when they may have been overwritten",
-    "*/mode-switched": "a module that is run again in backward runs in the mode of that moment",
-}
+KNOWN: dict[str, str] = {}
 UNAFFECTED = {"conduct/Epsilon/mode-switched", "conduct/Norm/mode-switched"}
 UNAFFECTED |= {"conduct/Epsilon/dropout-mask", "conduct/Norm/dropout-mask"}
 

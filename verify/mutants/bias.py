@@ -1,5 +1,5 @@
 """Where the bias goes: forgotten, counted twice, in the wrong half, changed or not changed."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -166,11 +166,14 @@ class _BiasOfGamma(Gamma):
 
 
 @mutant("bias-dropped")
-class GammaWithoutBias(Gamma):
+class GammaWithoutBias(_BiasOfGamma):
     """The bias is left out of both denominators, though not of the gate."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return self._in_four_maps(without_bias(layer), R)
+    @staticmethod
+    def above(b: Tensor, g: float) -> Tensor:  # noqa: ARG004
+        return 0 * b
+
+    below = above
 
 
 @mutant("bias-unscaled")

@@ -1,5 +1,5 @@
 """The bounds of ZBox: which one goes where, and how a tensor of them meets the input."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: ARG002, D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ class ZBoxBatchNotCut(_Bounds):
 
     def bound(self, bound: Tensor, x: Tensor) -> Tensor:
         if bound.ndim == x.ndim and bound.shape[0] > max(x.shape[0], 1):
-            msg = f"bound of shape {tuple(bound.shape)} for an input of shape {tuple(x.shape)}; expected as many samples"
+            msg = (
+                f"bound of shape {tuple(bound.shape)} for an input of shape {tuple(x.shape)}; expected as many samples"
+            )
             raise ValueError(msg)
         return bound
 
@@ -166,7 +168,7 @@ class ZBoxFirstSample(_Bounds):
     """The bound of the first sample serves the whole batch."""
 
     def bound(self, bound: Tensor, x: Tensor) -> Tensor:
-        return bound[:1] if 0 < bound.ndim else bound
+        return bound[:1] if bound.ndim > 0 else bound
 
 
 @mutant()

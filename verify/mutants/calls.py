@@ -1,19 +1,28 @@
 """Calls that few rules are defined for: several inputs, several outputs, a tensor passed by keyword."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lrp_rules import BasicHook, Epsilon, Flat, Norm, Pass, ReLUDeconvNet, ReLUGuidedBackprop, WSquare, ZPlus
-from lrp_rules.linear_map import LinearLayer
+from lrp_rules import (
+    BasicHook,
+    Epsilon,
+    Flat,
+    Norm,
+    Pass,
+    Registration,
+    ReLUDeconvNet,
+    ReLUGuidedBackprop,
+    WSquare,
+    ZPlus,
+)
 from verify.mutants.registry import mutant
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lrp_rules.layer import Layer
 
@@ -52,26 +61,33 @@ class ReLUDeconvNetSeveralAccepted(ReLUDeconvNet):
 class WSquareRefusesWithoutNames(WSquare):
     """Several inputs are refused with a message that names neither rule nor module."""
 
-    allows_several = True
+    def register(self, module: nn.Module) -> Registration:
+        return _Curt(self, module)
 
-    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        if isinstance(call.run, partial):
+
+class _Curt(Registration):
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        try:
+            return super()._after(module, args, kwargs, output)
+        except TypeError:
             msg = "unsupported call"
-            raise TypeError(msg)
-        return super()._record(call, inputs, outputs)
+            raise TypeError(msg) from None
 
 
 @mutant()
 class ReLUGuidedBackpropRefusesByRuntimeError(ReLUGuidedBackprop):
-    """Several outputs are refused with a RuntimeError."""
+    """Several inputs are refused with a RuntimeError."""
 
-    allows_several = True
+    def register(self, module: nn.Module) -> Registration:
+        return _AtRuntime(self, module)
 
-    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        if isinstance(call.run, partial):
-            msg = f"ReLUGuidedBackprop on {call.module}: one input by position, please"
-            raise RuntimeError(msg)
-        return super()._record(call, inputs, outputs)
+
+class _AtRuntime(Registration):
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        try:
+            return super()._after(module, args, kwargs, output)
+        except TypeError as error:
+            raise RuntimeError(*error.args) from None
 
 
 @mutant()
@@ -95,18 +111,26 @@ class EpsilonFirstOutputAlone(Epsilon):
 class EpsilonKeywordGradient(Epsilon):
     """A tensor that is passed by keyword gets the plain gradient (zennit)."""
 
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        if isinstance(layer.run, partial) and isinstance(layer, LinearLayer):
-            return layer.pull(R)
-        return super().relevances(layer, R)
+    def register(self, module: nn.Module) -> Registration:
+        return _Positional(self, module)
+
+
+class _Positional(Registration):
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return None if kwargs else super()._after(module, args, kwargs, output)
 
 
 @mutant()
 class PassKeywordRefused(Pass):
     """A tensor that is passed by keyword is refused, though Pass gives it its share."""
 
-    def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        if isinstance(call.run, partial):
-            msg = f"Pass on {call.module}: by position, please"
+    def register(self, module: nn.Module) -> Registration:
+        return _PositionalAlone(self, module)
+
+
+class _PositionalAlone(Registration):
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if kwargs:
+            msg = f"Pass on {module}: expected tensors by position"
             raise TypeError(msg)
-        return super()._record(call, inputs, outputs)
+        return super()._after(module, args, kwargs, output)

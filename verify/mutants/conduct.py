@@ -1,9 +1,10 @@
-"""What a rule does besides its arithmetic: to the module, its parameters, the tensors, torch, and whoever else looks."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+"""What a rule does besides its arithmetic: to the module, its parameters, the tensors, and torch's own state."""
+# ruff: noqa: ARG002, D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 # ruff: noqa: SLF001  a mutant reaches where it should not
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,7 @@ from lrp_rules import (
     Flat,
     Gamma,
     Norm,
-    Pass,
     Registration,
-    ReLUBetaSmooth,
     ReLUDeconvNet,
     ReLUGuidedBackprop,
     WSquare,
@@ -27,7 +26,8 @@ from lrp_rules import (
     ZPlus,
 )
 from lrp_rules.linear_map import TracedLayer
-from verify.mutants.registry import Handles, mutant
+from lrp_rules.params import twin
+from verify.mutants.registry import Handles, mutant, traced
 
 if TYPE_CHECKING:
     from lrp_rules.layer import Layer
@@ -176,7 +176,7 @@ class NormRunsModuleTwice(Norm):
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
         if isinstance(layer, TracedLayer):
-            layer.run(layer.module, *(x.detach() for x in layer.inputs))
+            layer.module(*(x.detach() for x in layer.inputs))
         return super().relevances(layer, R)
 
 
@@ -185,7 +185,7 @@ class EpsilonMaskRedrawn(Epsilon):
     """In train mode, the relevance goes through another mask of dropout than the output did."""
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        return super().relevances(replace(layer, outputs=None) if isinstance(layer, TracedLayer) else layer, R)
+        return super().relevances(traced(layer, twin(layer.module, {})) if layer.module.training else layer, R)
 
 
 @mutant()
@@ -272,9 +272,12 @@ class EpsilonOutputReadLate(Epsilon):
         return super()._record(call, inputs, outputs)
 
     def _propagate(self, call: Any, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Any:
-        late = vars(call)["late"]
-        if torch.is_grad_enabled() or call.kind is TracedLayer or self.zero_params or late.dtype != inputs[0].dtype:
-            return super()._propagate(call, inputs, saved, relevance)
-        given = dict.fromkeys(call.all_names) | dict(zip(call.names, saved, strict=False))
-        layer = call.kind(call.module, inputs, (late,), relevance[0].shape, given, (), run=call.run)
-        return self.relevances(layer, relevance)
+        rule = copy.copy(self)
+        vars(rule)["late"] = vars(call)["late"]
+        return super(EpsilonOutputReadLate, rule)._propagate(call, inputs, saved, relevance)
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        z = vars(self)["late"]
+        if torch.is_grad_enabled() or isinstance(layer, TracedLayer) or self.zero_params or z.dtype != layer.x.dtype:
+            return super().relevances(layer, R)
+        return (layer.x * layer.pull((R[0] / self.stabilizer(z),))[0],)

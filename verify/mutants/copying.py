@@ -1,5 +1,5 @@
 """Copies of rules, and what a rule remembers from one call to the next."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ _LAST: dict[int, Tensors] = {}
 class ReLUBetaSmoothLastInputForAll(ReLUBetaSmooth):
     """The input is remembered on the rule, so that of two calls both get the second one's (zennit)."""
 
-    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
+    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:  # noqa: A002  the API's name
         super().forward(module, input, output)
         _INPUTS[self.beta_smooth] = input[0]
 
@@ -196,8 +196,9 @@ class ZPlusWeightsOfFirstCall(ZPlus):
     """The clamped weights are computed once, and serve a rule's other modules, too."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        weight = vars(self).setdefault("weight", layer.given.get("weight"))
-        if weight is None or layer.given.get("weight") is None or weight.shape != layer.given["weight"].shape:
+        own = layer.given.get("weight")
+        weight = vars(self).setdefault("weight", own)
+        if weight is None or own is None or weight.shape != own.shape:
             return super().relevance(layer, R)
         return super().relevance(replace(layer, given={**layer.given, "weight": weight}), R)
 
@@ -228,17 +229,16 @@ class GammaAppliedTwice(Gamma):
     """Registered twice on one module, the relevance is scaled twice (zennit #236)."""
 
     def register(self, module: nn.Module) -> Registration:
-        taken = [hook for hook in module._forward_hooks.values() if isinstance(_owner(hook), Registration)]
-        if not taken:
-            return Registration(self, module)
-        registration = Registration.__new__(Registration)
-        registration.hook = self
-        registration._handles = [module.register_forward_hook(_doubled)]
-        return registration
+        try:
+            return super().register(module)
+        except RuntimeError:
+            return _Second(self, module)
 
 
-def _owner(hook: Any) -> Any:
-    return getattr(hook, "__self__", None)
+class _Second(Registration):
+    def __init__(self, hook: Gamma, module: nn.Module) -> None:
+        self.hook = hook
+        self._handles = [module.register_forward_hook(_doubled)]
 
 
 def _doubled(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:

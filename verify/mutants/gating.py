@@ -1,5 +1,5 @@
 """Which branch an output takes: the gate of Gamma, and those of the rules that look only at the gradient."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: ARG002, D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Shapes, strides, padding, groups, pooling, normalisation: what makes a layer another matrix than Linear's."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 from lrp_rules.linear_map import BatchNormLayer, ConvLayer, ConvTransposeLayer, LinearLayer, Matrix, TracedLayer
 from lrp_rules.params import twin
 from lrp_rules.rules import propagate
-from verify.mutants.registry import entrywise, mutant
+from verify.mutants.registry import entrywise, mutant, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ class FlatGroupsIgnored(Flat):
         weight = layer.given.get("weight")
         if groups == 1 or weight is None or not isinstance(layer, ConvLayer):
             return super().relevance(layer, R)
-        module = twin(layer.module, {})
+        module: Any = twin(layer.module, {})
         vars(module)["groups"] = 1
         dense = weight.repeat(1, groups, *(1,) * (weight.ndim - 2))
         return super().relevance(replace(layer, module=module, given={**layer.given, "weight": dense}, outputs=None), R)
@@ -65,7 +64,7 @@ class ZPlusPaddingModeIgnored(ZPlus):
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         if not isinstance(layer, ConvLayer):
             return super().relevance(layer, R)
-        module = twin(layer.module, {})
+        module: Any = twin(layer.module, {})
         vars(module)["padding_mode"] = "zeros"
         return super().relevance(replace(layer, module=module, outputs=None), R)
 
@@ -169,7 +168,8 @@ class _Inside:
         assert isinstance(layer, ConvLayer)
         weight = change(layer._weight(None))  # noqa: SLF001  a mutant knows what it breaks
         s = R / rule.stabilizer(_inside(layer, weight) + bias)
-        return (layer.matrix(change).T @ s).expand_as(layer.x)
+        r: Tensor = layer.matrix(change).T @ s
+        return r
 
 
 @mutant("border-inside")
@@ -222,9 +222,7 @@ class NormPoolingTiesShared(Norm):
         if not isinstance(module, nn.MaxPool1d):
             return super().relevances(layer, R)
         size, step = (v[0] if isinstance(v, tuple) else v for v in (module.kernel_size, module.stride))
-        return super().relevances(
-            replace(layer, run=lambda _, x: (x.unfold(-1, size, step).amax(-1),), outputs=None), R
-        )
+        return super().relevances(traced(layer, lambda x: x.unfold(-1, size, step).amax(-1)), R)
 
 
 @mutant("pooling-averaged")
@@ -235,9 +233,7 @@ class NormMaxPoolAveraged(Norm):
         module = layer.module
         if not isinstance(module, nn.MaxPool3d):
             return super().relevances(layer, R)
-        return super().relevances(
-            replace(layer, run=lambda _, x: (F.avg_pool3d(x, module.kernel_size, module.stride),), outputs=None), R
-        )
+        return super().relevances(traced(layer, nn.AvgPool3d(module.kernel_size, module.stride)), R)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """What is done to relevance that is not the rule's to do: ignored, replaced, rescaled, rounded, mixed over samples."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: ARG002, D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 

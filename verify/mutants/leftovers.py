@@ -1,5 +1,5 @@
 """What a rule leaves behind, and the circumstances under which it is another: modes, autocast, frozen parameters."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 # ruff: noqa: SLF001  a mutant reaches where it should not
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class PassRemovesAllHooks(Pass):
     """remove() takes the hooks of others away, too."""
 
     def register(self, module: nn.Module) -> Registration:
-        registration = super().register(module)
-        registration._handles.append(_Clear(module))
-        return registration
+        return _ClearingAll(self, module)
 
 
-class _Clear:
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+class _ClearingAll(Registration):
+    def __init__(self, hook: Pass, module: nn.Module) -> None:
+        super().__init__(hook, module)
+        self._module = module
 
     def remove(self) -> None:
-        self.module._forward_hooks.clear()
+        self._module._forward_hooks.clear()
+        super().remove()
 
 
 @mutant()

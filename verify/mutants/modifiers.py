@@ -1,5 +1,5 @@
 """The parameter modifiers: bounds, names, and what happens to the module."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: ARG002, D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 # ruff: noqa: A002  the API calls its parameters min and max
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ClampModZeroIsNone(ClampMod):
 class ClampModMaxIgnored(ClampMod):
     """The upper bound is not used."""
 
-    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
+    def __init__(self, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
         super().__init__(min, None, **kwargs)
 
 
@@ -69,7 +69,11 @@ class ClampModNoKeysIsAll(ClampMod):
     """An empty list of names is falsy, and taken for all of them."""
 
     def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        return ClampMod.parameters(_all_keys(self), module, values) if self.param_keys == [] else super().parameters(module, values)
+        return (
+            ClampMod.parameters(_all_keys(self), module, values)
+            if self.param_keys == []
+            else super().parameters(module, values)
+        )
 
 
 @mutant()
@@ -130,7 +134,7 @@ class GammaModDefault(GammaMod):
 class GammaModUnclamped(GammaMod):
     """The whole parameter is scaled."""
 
-    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
+    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
         super().__init__(gamma, None, None, **kwargs)
 
 
@@ -138,7 +142,7 @@ class GammaModUnclamped(GammaMod):
 class GammaModFixed(GammaMod):
     """Gamma is 0.25 whatever number is given."""
 
-    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:  # noqa: ARG002
+    def __init__(self, gamma: float = 0.25, min: float | None = None, max: float | None = None, **kwargs: Any) -> None:
         super().__init__(0.25, min, max, **kwargs)
 
 

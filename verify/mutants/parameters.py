@@ -1,5 +1,5 @@
 """Arguments of rules: zero_params, zero_bias, names, order and defaults."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Bad input: what is accepted that should be refused, refused that should be accepted, or refused in wrong words."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class AlphaBetaExactDifference(_Checked):
 
     @staticmethod
     def check(alpha: float, beta: float) -> None:
-        _refuse(wrong=alpha < 0 or beta < 0 or not alpha - beta == 1.0 or not isfinite(alpha), alpha=alpha, beta=beta)
+        _refuse(wrong=alpha < 0 or beta < 0 or alpha - beta != 1 or not isfinite(alpha), alpha=alpha, beta=beta)
 
 
 @mutant()
@@ -108,7 +108,7 @@ class AlphaBetaNanAccepted(_Checked):
 
     @staticmethod
     def check(alpha: float, beta: float) -> None:
-        wrong = alpha < 0 or beta < 0 or alpha == inf or beta == inf or abs(alpha - beta - 1) > 4e-16 * max(1, alpha)
+        wrong = alpha < 0 or beta < 0 or inf in {alpha, beta} or abs(alpha - beta - 1) > 4e-16 * max(1, alpha)
         _refuse(wrong=wrong, alpha=alpha, beta=beta)
 
 
@@ -219,9 +219,8 @@ class ZBoxNegativeStabilizerAccepted(ZBox):
         stabilizer: Stabilizing = 1e-6,
         zero_params: Names = None,
     ) -> None:
-        negative = not callable(stabilizer) and isinstance(stabilizer, float) and stabilizer < 0
-        super().__init__(low, high, 1e-6 if negative else stabilizer, zero_params)
-        if negative:
+        super().__init__(low, high, stabilizer if callable(stabilizer) else abs(stabilizer), zero_params)
+        if isinstance(stabilizer, float):
             self.stabilizer = partial(signed, epsilon=stabilizer)
 
 

@@ -14,6 +14,7 @@ import torch
 import lrp_rules
 from lrp_rules import BasicHook, Registration, Stabilizer
 from lrp_rules.layer import Matrix
+from lrp_rules.linear_map import TracedLayer
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
@@ -120,6 +121,15 @@ def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
         lambda v: (v.reshape(samples, len(columns)) @ columns).view(layer.shape),
         lambda s: (s.reshape(samples, columns.shape[1]) @ columns.T).view(x.shape),
     )
+
+
+def traced(layer: Layer, function: Callable[[Tensor], Tensor]) -> Layer:
+    """Return the layer with another function in the place of its module, if it is one that is traced."""
+    if not isinstance(layer, TracedLayer) or len(layer.inputs) > 1:
+        return layer
+    with torch.enable_grad():
+        x = layer.x.detach().requires_grad_()
+        return replace(layer, inputs=(x,), outputs=(function(x),))
 
 
 def signed(d: Tensor, epsilon: float | Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """How inputs, parameters and matrices are split into positive and negative, changed, and put together again."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -297,7 +297,9 @@ class EpsilonInputMagnitude(Epsilon):
     """The magnitude of the input weighs what comes back."""
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(r * (1 - 2 * (x < 0).to(r)) for r, x in zip(super().relevances(layer, R), layer.inputs, strict=True))
+        return tuple(
+            r * (1 - 2 * (x < 0).to(r)) for r, x in zip(super().relevances(layer, R), layer.inputs, strict=True)
+        )
 
 
 @mutant()

@@ -1,5 +1,5 @@
 """What keeps a denominator away from zero: the sign, the sign of zero, whose number is used, and Stabilizer itself."""
-# ruff: noqa: D102  a mutant says its mistake once, in the docstring of its class
+# ruff: noqa: D102  a mutant leaves out what it should use, and says so once, in the docstring of its class
 
 from __future__ import annotations
 
@@ -236,7 +236,13 @@ class StabilizerNormIsNoMean(Stabilizer):
 
     def __call__(self, denominator: Tensor) -> Tensor:
         found = super().__call__(denominator)
-        n = denominator[:1].numel() if self.dim is None else denominator.shape[self.dim] if isinstance(self.dim, int) else 1
+        n = (
+            denominator[:1].numel()
+            if self.dim is None
+            else denominator.shape[self.dim]
+            if isinstance(self.dim, int)
+            else 1
+        )
         return denominator + (found - denominator) * n**0.5 if self.norm_scale else found
 
 

@@ -1,0 +1,91 @@
+"""A call once more: with other parameters or inputs, and without a trace of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lrp_rules.params import tree, twin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Arguments(NamedTuple):
+    """Arguments of a call whose tensors are not simply one by position."""
+
+    leaves: list[Any]
+    structure: Any
+    positions: list[int]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What it takes to repeat a call as it was: arguments, modes (train or eval), and the random state it started from.
+
+    Buffers and the global random state stay as they are, so that statistics are not moved twice, and a dropout draws
+    the mask that the call has drawn.
+    """
+
+    module: nn.Module
+    arguments: Arguments | None = None
+    modes: tuple[bool, ...] = ()
+    random: Tensor | None = None
+
+    def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of the call with these parameters and inputs, in the dtype of the inputs."""
+        modes = iter(self.modes)
+        like = inputs[0]
+
+        def settle(copy: nn.Module) -> None:
+            copy._buffers = {
+                name: None if value is None else _own(value, like) for name, value in copy._buffers.items()
+            }
+            copy.training = next(modes, copy.training)
+
+        module = twin(tree(self.module, settle), parameters)
+        devices = [like.device] if like.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=any(self.modes)):
+            if self.random is not None:
+                set_random_state(self.random, like.device)
+            return floats(module(*inputs) if self.arguments is None else self._called(module, inputs))
+
+    def _called(self, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        assert self.arguments is not None
+        leaves, structure, positions = self.arguments
+        filled = list(leaves)
+        for position, x in zip(positions, inputs, strict=True):
+            filled[position] = x
+        args, kwargs = tree_unflatten(filled, structure)
+        return module(*args, **kwargs)
+
+
+def _own(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype, copy=True) if value.is_floating_point() else value.clone()
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf of arguments or results is a tensor that relevance can flow through."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def floats(results: Any) -> tuple[Tensor, ...]:
+    """Return the floating-point tensors among what a module returned, in order."""
+    return tuple(leaf for leaf in tree_flatten(results)[0] if is_float(leaf))
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of the generator that a module on this device draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Set that state."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
