@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from verify import ledger_table
 from verify.model import BAD, Verdict
 from verify.report import MARKS, UNDECIDED_LIMIT, Grid, grid, largest, percent, totals
 from verify.worker import printable
@@ -36,6 +37,9 @@ def show(report: Report, console: Console) -> None:
             console.print()
         console.print(Text(table.legend(ascii_only=ascii_only), style="dim"))
         console.print()
+    network = ledger_table.table(report.outcomes)
+    if network is not None:
+        console.print(network)
     _failures(console, report, "Failures", report.failures, "bold red")
     _failures(console, report, _ADVICE, report.advice, "yellow")
     if report.doubtful:

@@ -63,7 +63,13 @@ def test_types() -> None:
 
 def test_names() -> None:
     network = model()
-    rules = {"features.0": CONV, "features.2.conv": CONV, "features.2.norm": REST, "classifier.0": LINEAR, "classifier.2": LINEAR}
+    rules = {
+        "features.0": CONV,
+        "features.2.conv": CONV,
+        "features.2.norm": REST,
+        "classifier.0": LINEAR,
+        "classifier.2": LINEAR,
+    }
     with attach(network, rules) as attached:
         assert where(network, attached) == rules
 
@@ -151,7 +157,9 @@ def test_a_shared_module_gets_one_rule_by_any_of_its_names() -> None:
             assert where(network, attached) == {"first": CONV, "last": LINEAR}
 
 
-@pytest.mark.parametrize("rules", [{nn.Conv2d: CONV}, {"classifier.*": LINEAR, nn.Conv2d: CONV}, {}], ids=["types", "names", "none"])
+@pytest.mark.parametrize(
+    "rules", [{nn.Conv2d: CONV}, {"classifier.*": LINEAR, nn.Conv2d: CONV}, {}], ids=["types", "names", "none"]
+)
 def test_modules_with_parameters_that_match_nothing(rules: dict[Any, Hook]) -> None:
     network = model()
     with pytest.raises(ValueError, match=r"no rule for .*features\.2\.norm \(BatchNorm2d\)") as error:
@@ -230,7 +238,10 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
         for seed, parameter in enumerate(network.parameters()):
             parameter.copy_(integers(parameter.shape, seed))
     rules: dict[Any, Hook] = {
-        "0": ZBox(-3, 3, power_of_two), nn.ReLU: Pass(), nn.AvgPool2d: Norm(power_of_two), nn.Linear: Gamma(0.25, power_of_two)
+        "0": ZBox(-3, 3, power_of_two),
+        nn.ReLU: Pass(),
+        nn.AvgPool2d: Norm(power_of_two),
+        nn.Linear: Gamma(0.25, power_of_two),
     }
     x, R = integers((3, 1, 5, 5), 1).requires_grad_(), integers((3, 2), 2)
     with attach(network, rules):
@@ -241,7 +252,11 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
     for layer in network:
         activations.append(output_of(layer, activations[-1]))
     r = R
-    for layer, activation, rule in reversed(list(zip(network, activations, [rules["0"], Pass(), rules[nn.AvgPool2d], Hook(), rules[nn.Linear]], strict=False))):
+    for layer, activation, rule in reversed(
+        list(
+            zip(network, activations, [rules["0"], Pass(), rules[nn.AvgPool2d], Hook(), rules[nn.Linear]], strict=False)
+        )
+    ):
         r = relevance(rule, layer, activation, r)
     assert torch.equal(got, r)
     # a planted mistake: another rule in the middle
@@ -254,7 +269,10 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
 def test_all_of_a_network(make: Callable[[], nn.Module]) -> None:
     network, x = make(), torch.randn(2, 1, 8, 8, requires_grad=True)[:, :, :6, :6]
     plain = network(x)
-    with attach(network, {nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: REST, nn.ReLU: REST, Add: Norm(), nn.AvgPool2d: Norm()}):
+    with attach(
+        network,
+        {nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: REST, nn.ReLU: REST, Add: Norm(), nn.AvgPool2d: Norm()},
+    ):
         output = network(x)
         (r,) = torch.autograd.grad(output, x, torch.ones_like(output))
     assert torch.equal(plain, output)

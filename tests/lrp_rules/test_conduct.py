@@ -19,7 +19,20 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
-from lrp_rules import AlphaBeta, BasicHook, Epsilon, Flat, Gamma, Norm, Pass, ReLUBetaSmooth, Stabilizer, WSquare, ZBox, ZPlus
+from lrp_rules import (
+    AlphaBeta,
+    BasicHook,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    ReLUBetaSmooth,
+    Stabilizer,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
 from tests.lrp_rules.cases import (
     CASES,
     FORMULAS,
@@ -63,7 +76,9 @@ in_place_again = pytest.mark.xfail(
 each_rule_in_place = pytest.mark.parametrize(
     "rule", [pytest.param(rule, marks=in_place_again) if rule in RUNS_AGAIN else rule for rule in RULES]
 )
-PAIRS = [(rule, module) for rule in RULES for module in MODULES if not (rule in RUNS_AGAIN and module == "relu-in-place")]
+PAIRS = [
+    (rule, module) for rule in RULES for module in MODULES if not (rule in RUNS_AGAIN and module == "relu-in-place")
+]
 each_pair = pytest.mark.parametrize(("rule", "module"), PAIRS)
 
 
@@ -86,7 +101,9 @@ class Snapshot:
 
     def assert_same(self, module: nn.Module) -> None:
         now = Snapshot(module)
-        assert {name: id(part) for name, part in now.parts.items()} == {name: id(part) for name, part in self.parts.items()}
+        assert {name: id(part) for name, part in now.parts.items()} == {
+            name: id(part) for name, part in self.parts.items()
+        }
         assert {name: id(t) for name, t in now.tensors.items()} == {name: id(t) for name, t in self.tensors.items()}
         assert now.versions == self.versions
         assert all(torch.equal(now.bits[name], bits) for name, bits in self.bits.items())
@@ -117,7 +134,10 @@ def test_forward_is_the_modules_own_and_backward_leaves_no_trace(rule: str, modu
 
     R = torch.randn_like(output)
     before = Snapshot(layer)
-    kept = {name: (tensor, tensor.detach().clone()) for name, tensor in {"x": x, "given": given, "output": output, "R": R}.items()}
+    kept = {
+        name: (tensor, tensor.detach().clone())
+        for name, tensor in {"x": x, "given": given, "output": output, "R": R}.items()
+    }
     first = torch.autograd.grad(output, x, R, retain_graph=True)[0]
     second = torch.autograd.grad(output, x, R, retain_graph=True, create_graph=True)[0]
     before.assert_same(layer)
@@ -252,7 +272,9 @@ def test_everything_goes_when_the_graph_goes(rule: str, module: str, computed: b
         inner.append(weakref.ref(output))
         return output
 
-    if module != "block-train":  # traced, as any module with a forward of its own; so the block stands for known layers, too
+    if (
+        module != "block-train"
+    ):  # traced, as any module with a forward of its own; so the block stands for known layers, too
         layer.forward = forward
     gc.disable()
     try:
@@ -338,7 +360,9 @@ def test_parameters_changed_between_forward_and_backward_are_noticed(rule: str) 
         assert torch.equal(got, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG bn-buffers: statistics are read in the backward pass, not kept", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG bn-buffers: statistics are read in the backward pass, not kept", raises=AssertionError
+)
 @pytest.mark.parametrize("rule", ["Epsilon", "ZPlus", "Gamma", "Flat"])
 def test_statistics_changed_between_forward_and_backward_are_noticed(rule: str) -> None:
     layer, x, R = nn.BatchNorm1d(3).eval(), torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
@@ -439,7 +463,9 @@ def test_shares_follow_the_mask_of_the_forward_pass(rule: type[Epsilon]) -> None
     assert 0 < int((output != 0).sum()) < 64
 
 
-@pytest.mark.xfail(strict=True, reason="BUG dropout-mask: a module that is run again draws another mask", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG dropout-mask: a module that is run again draws another mask", raises=AssertionError
+)
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "ZBox", "WSquare", "Flat", "BasicHook"])
 def test_all_rules_follow_the_mask_of_the_forward_pass(rule: str) -> None:
     class Dropped(nn.Linear):
@@ -459,7 +485,9 @@ def test_all_rules_follow_the_mask_of_the_forward_pass(rule: str) -> None:
     assert not r.any()
 
 
-@pytest.mark.xfail(strict=True, reason="BUG random-state: kept only if the module itself is in train mode", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG random-state: kept only if the module itself is in train mode", raises=AssertionError
+)
 @pytest.mark.parametrize("rule", ["ZPlus", "Flat", "BasicHook"])
 def test_random_state_where_only_a_part_is_in_train_mode(rule: str) -> None:
     class Block(nn.Module):
@@ -537,7 +565,11 @@ def test_normed_layers_use_the_effective_weights(rule: str, norm: str, cls: type
     assert torch.equal(got, relevance(RULES[rule](), plain, x, R))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG random-parametrization: evaluated in eval mode, not as the forward pass used it", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG random-parametrization: evaluated in eval mode, not as the forward pass used it",
+    raises=AssertionError,
+)
 def test_a_random_parametrization() -> None:
     layer = nn.Linear(16, 16, bias=False)
     with torch.no_grad():
@@ -567,7 +599,11 @@ def test_a_module_with_a_forward_of_its_own(rule: str) -> None:
         assert torch.equal(relevance(FORMULAS[rule][0](), layer, x, R), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG patched-forward: a bound forward runs the original module, unchanged", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG patched-forward: a bound forward runs the original module, unchanged",
+    raises=AssertionError,
+)
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta(2,1)", "Gamma(0.25)", "ZBox(-1,2)", "WSquare", "Flat"])
 def test_parameters_change_under_a_patched_forward(rule: str) -> None:
     # as libraries do that move modules between devices: module.forward = a wrapper, bound to the module
@@ -606,8 +642,14 @@ def test_in_place_operations_behind(rule: str, module: str, behind: str) -> None
     assert torch.equal(r_in_place, r_elsewhere)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG alias-behind: Pass keeps an input that it has no use for, and the output shares its memory", raises=RuntimeError)
-@pytest.mark.parametrize("module", [nn.Identity(), nn.Flatten(), nn.Dropout().eval(), nn.Dropout2d().eval()], ids=lambda m: type(m).__name__)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG alias-behind: Pass keeps an input that it has no use for, and the output shares its memory",
+    raises=RuntimeError,
+)
+@pytest.mark.parametrize(
+    "module", [nn.Identity(), nn.Flatten(), nn.Dropout().eval(), nn.Dropout2d().eval()], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("rule", [Pass])
 def test_in_place_operations_behind_a_module_that_returns_its_input(rule: type[Pass], module: nn.Module) -> None:
     x, R = torch.randn(2, 3, 1, 1, requires_grad=True), torch.randn(2, 3, 1, 1)
@@ -645,7 +687,9 @@ def test_rules_on_modules_that_work_in_place(rule: str, module: type[nn.ReLU]) -
 def test_a_whole_network_in_place(rule: str) -> None:
     def network(inplace: bool) -> nn.Sequential:
         torch.manual_seed(2)
-        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace), nn.Dropout(0.5, inplace), nn.Linear(4, 4), nn.LeakyReLU(inplace=inplace)).eval()
+        return nn.Sequential(
+            nn.Linear(4, 4), nn.ReLU(inplace), nn.Dropout(0.5, inplace), nn.Linear(4, 4), nn.LeakyReLU(inplace=inplace)
+        ).eval()
 
     x, R = torch.randn(3, 4), torch.randn(3, 4)
     answers = []
@@ -659,7 +703,11 @@ def test_a_whole_network_in_place(rule: str) -> None:
     assert torch.equal(*answers)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG in-place-seen: the forward pass changes, since the module no longer writes to its input", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG in-place-seen: the forward pass changes, since the module no longer writes to its input",
+    raises=AssertionError,
+)
 def test_an_input_that_is_read_after_it_was_overwritten() -> None:
     relu, x = nn.ReLU(inplace=True), torch.randn(3, 4, requires_grad=True)
 
@@ -681,7 +729,11 @@ class Doubles(nn.Module):
         return x.mul_(2)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG hidden-in-place: the node hangs on what the module wrote to its input", raises=(AssertionError, RuntimeError))
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG hidden-in-place: the node hangs on what the module wrote to its input",
+    raises=(AssertionError, RuntimeError),
+)
 @pytest.mark.parametrize("rule", ["Pass", "Norm", "Epsilon", "ReLUBetaSmooth", "ZPlus"])
 def test_rules_on_a_module_that_writes_to_its_input_unannounced(rule: str) -> None:
     class DoublesElsewhere(nn.Module):
@@ -704,7 +756,11 @@ def test_rules_on_a_container_that_begins_in_place() -> None:
     assert torch.equal(got, relevance(Norm(power_of_two), nn.Sequential(nn.LeakyReLU(0.5), linear), x, R))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG in-place-twice: one tensor given twice to a module that works in place gets all of it twice", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG in-place-twice: one tensor given twice to a module that works in place gets all of it twice",
+    raises=AssertionError,
+)
 def test_one_tensor_given_twice_to_a_module_that_works_in_place() -> None:
     class AddInPlace(Add):
         inplace = True
@@ -730,7 +786,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["conv2d-asymmetric", "conv2d-circular", "conv2d-depthwise", "transposed2d-groups-dilation", "batchnorm2d", "avgpool2d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv2d-asymmetric",
+        "conv2d-circular",
+        "conv2d-depthwise",
+        "transposed2d-groups-dilation",
+        "batchnorm2d",
+        "avgpool2d",
+    ],
+)
 @each_formula
 def test_layouts(rule: str, name: str, layout: str) -> None:
     layer, x = CASES[name].module(), CASES[name].input()
@@ -772,7 +838,10 @@ def test_small_batches(rule: str, samples: int) -> None:
         assert relevance(RULES[rule](), layer, x, torch.randn(samples, 4)).shape == x.shape
 
 
-@pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d-circular", "conv3d", "transposed1d", "avgpool2d", "traced-linear", "traced-conv2d"])
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "conv1d", "conv2d-circular", "conv3d", "transposed1d", "avgpool2d", "traced-linear", "traced-conv2d"],
+)
 @each_formula
 def test_unbatched_inputs(rule: str, name: str) -> None:
     layer, x = CASES[name].module(), CASES[name].input(1)
@@ -815,7 +884,16 @@ def test_containers_in_half_precision(rule: str, dtype: torch.dtype) -> None:
     assert r.dtype == dtype
 
 
-AUTOCAST_RULES = {"Epsilon": Epsilon, "ZPlus": ZPlus, "AlphaBeta": AlphaBeta, "Gamma": Gamma, "Gamma(2)": lambda: Gamma(2), "ZBox": lambda: ZBox(-3, 3), "WSquare": WSquare, "Flat": Flat}
+AUTOCAST_RULES = {
+    "Epsilon": Epsilon,
+    "ZPlus": ZPlus,
+    "AlphaBeta": AlphaBeta,
+    "Gamma": Gamma,
+    "Gamma(2)": lambda: Gamma(2),
+    "ZBox": lambda: ZBox(-3, 3),
+    "WSquare": WSquare,
+    "Flat": Flat,
+}
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["backward-outside", "backward-inside"])
@@ -851,7 +929,11 @@ def test_autocast_keeps_forward_and_types(rule: str) -> None:
     assert r.dtype == torch.float32
 
 
-@pytest.mark.xfail(strict=True, reason="BUG autocast-traced: a layer that is run again gets half-precision inputs and single-precision weights", raises=RuntimeError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG autocast-traced: a layer that is run again gets half-precision inputs and single-precision weights",
+    raises=RuntimeError,
+)
 @pytest.mark.parametrize("cls", [TracedLinear, TracedConv2d], ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("rule", ["ZPlus", "Gamma", "WSquare", "BasicHook"])
 def test_autocast_of_traced_layers_behind_others(rule: str, cls: type[nn.Module]) -> None:
@@ -874,12 +956,19 @@ def test_saved_tensors_packed_by_others(rule: str) -> None:
     x.requires_grad_()
     if FORMULAS[rule][0]().__class__ in {Epsilon, Norm, Gamma}:
         return  # the case below
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t), FORMULAS[rule][0]().register(layer):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
+        FORMULAS[rule][0]().register(layer),
+    ):
         output = layer(x)
     assert torch.equal(torch.autograd.grad(output, x, R)[0], expected)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG saved-tensor-hooks: of checkpoint() and save_on_cpu() clash with those on the saved output", raises=RuntimeError)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG saved-tensor-hooks: of checkpoint() and save_on_cpu() clash with those on the saved output",
+    raises=RuntimeError,
+)
 @pytest.mark.parametrize("rule", ["Epsilon", "Norm", "Gamma(0.25)"])
 @pytest.mark.parametrize("how", ["save_on_cpu", "checkpoint"])
 def test_saved_outputs_packed_by_others(how: str, rule: str) -> None:
@@ -912,7 +1001,11 @@ def test_reentrant_checkpoint(rule: str) -> None:
 # ----------------------------------------------------------------------------------------------------- copies, pickles
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v)), lambda v: v.copy()], ids=["copy", "deepcopy", "pickle", "method"])  # noqa: S301
+@pytest.mark.parametrize(
+    "way",
+    [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v)), lambda v: v.copy()],
+    ids=["copy", "deepcopy", "pickle", "method"],
+)
 @each_rule
 def test_copies_of_rules(rule: str, way: Callable[[Hook], Hook]) -> None:
     hook = RULES[rule]()
@@ -938,7 +1031,11 @@ UNUSUAL: dict[str, Hook] = {
 }
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v)), lambda v: v.copy()], ids=["copy", "deepcopy", "pickle", "method"])  # noqa: S301
+@pytest.mark.parametrize(
+    "way",
+    [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v)), lambda v: v.copy()],
+    ids=["copy", "deepcopy", "pickle", "method"],
+)
 @pytest.mark.parametrize("rule", UNUSUAL)
 def test_copies_forget_nothing(rule: str, way: Callable[[Hook], Hook]) -> None:
     layer, x, R = nn.Linear(4, 4), torch.randn(3, 4), torch.randn(3, 4)

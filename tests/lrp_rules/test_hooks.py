@@ -30,7 +30,19 @@ from lrp_rules import (
     ZPlus,
     zero_bias,
 )
-from tests.lrp_rules.cases import CASES, Add, Case, Square, down, handles, integers, output_of, power_of_two, relevance, up
+from tests.lrp_rules.cases import (
+    CASES,
+    Add,
+    Case,
+    Square,
+    down,
+    handles,
+    integers,
+    output_of,
+    power_of_two,
+    relevance,
+    up,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -254,7 +266,9 @@ def test_an_exception_of_the_user_leaves_nothing(where: str) -> None:
     relevance(Pass(), module, torch.randn(2, 3), torch.randn(2, 3))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG basic-backward: BasicHook never calls an overridden backward", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG basic-backward: BasicHook never calls an overridden backward", raises=AssertionError
+)
 @pytest.mark.parametrize("base", [BasicHook, Epsilon])
 def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> None:
     class Own(base):  # type: ignore[misc, valid-type]
@@ -264,7 +278,9 @@ def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> No
     assert torch.equal(relevance(Own(), nn.Linear(3, 2), torch.randn(2, 3), torch.randn(2, 2)), torch.full((2, 3), 7.0))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG basic-backward: BasicHook never calls an overridden forward", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG basic-backward: BasicHook never calls an overridden forward", raises=AssertionError
+)
 def test_forward_of_a_subclass_of_a_rule_is_called() -> None:
     calls = []
 
@@ -282,7 +298,10 @@ def test_a_formula_of_ones_own() -> None:
             return layer.x * (layer.matrix().T @ (R / (2 * self.stabilizer(layer.z))))
 
     x, R, module = integers((2, 4), 1), integers((2, 3), 2), CASES["linear"].module()
-    half, whole = relevance(HalfOfEpsilon(stabilizer=power_of_two), module, x, R), relevance(Epsilon(power_of_two), module, x, R)
+    half, whole = (
+        relevance(HalfOfEpsilon(stabilizer=power_of_two), module, x, R),
+        relevance(Epsilon(power_of_two), module, x, R),
+    )
     assert torch.equal(2 * half, whole)
 
 
@@ -337,7 +356,9 @@ def made_of_modifiers(name: str) -> BasicHook:
         case "WSquare":
             return BasicHook([torch.ones_like], [lambda p, _: p**2], stabilizer=S)
         case "Flat":
-            return BasicHook([torch.ones_like], [lambda p, name: 0 * p if name == "bias" else torch.ones_like(p)], stabilizer=S)
+            return BasicHook(
+                [torch.ones_like], [lambda p, name: 0 * p if name == "bias" else torch.ones_like(p)], stabilizer=S
+            )
         case _:
             raise KeyError(name)
 
@@ -368,7 +389,9 @@ def test_planted_modifiers_are_caught() -> None:
     module, x = CASES["conv2d-circular"].module(), CASES["conv2d-circular"].input()
     R = integers(output_of(module, x).shape, 2)
     careless = BasicHook(
-        [up, down], [ClampMod(min=0.0), ClampMod(max=0.0)], gradient_mapper=lambda R, z: [R / power_of_two(z[0] + z[1])] * 2
+        [up, down],
+        [ClampMod(min=0.0), ClampMod(max=0.0)],
+        gradient_mapper=lambda R, z: [R / power_of_two(z[0] + z[1])] * 2,
     )  # the bias is in both of them
     assert not torch.equal(relevance(careless, module, x, R), relevance(ZPlus(power_of_two), module, x, R))
 
@@ -388,7 +411,11 @@ def test_modifiers_get_what_the_api_says() -> None:
         return lambda v, *more: (seen[name].append((v.shape, *more)), factor * v)[1]
 
     hook = BasicHook(
-        [note("input", 1), note("input", 2)], [note("param", 1), note("param", -1)], [note("output", 1), note("output", 3)], mapper, reducer
+        [note("input", 1), note("input", 2)],
+        [note("param", 1), note("param", -1)],
+        [note("output", 1), note("output", 3)],
+        mapper,
+        reducer,
     )
     module, x, R = nn.Linear(4, 3), integers((2, 4), 1), integers((2, 3), 2)
     with torch.no_grad():
@@ -405,20 +432,28 @@ def test_modifiers_get_what_the_api_says() -> None:
     assert torch.equal(outputs[1], 3 * (2 * x @ -w.T - b))
     ((inputs, gradients),) = seen["reducer"]
     assert torch.equal(inputs[1], 2 * x)
-    assert torch.equal(gradients[1], 3 * (2 * R) @ -w)  # by the modified input: the input modifier is not differentiated
+    assert torch.equal(
+        gradients[1], 3 * (2 * R) @ -w
+    )  # by the modified input: the input modifier is not differentiated
     assert torch.equal(r, x * (R @ w) + gradients[1])
 
 
 def test_stabilizer_of_a_basic_hook_is_used() -> None:
     module, x, R = CASES["linear"].module(), CASES["linear"].input(), integers((3, 3), 2)
-    assert torch.equal(relevance(BasicHook(stabilizer=lambda d: d + 100), module, x, R), relevance(Epsilon(lambda d: d + 100), module, x, R))
+    assert torch.equal(
+        relevance(BasicHook(stabilizer=lambda d: d + 100), module, x, R),
+        relevance(Epsilon(lambda d: d + 100), module, x, R),
+    )
     hook = BasicHook(stabilizer=4)
     assert torch.equal(relevance(hook.copy(), module, x, R), relevance(hook, module, x, R))
 
 
 @pytest.mark.parametrize(
     "lists",
-    [{"input_modifiers": [same], "param_modifiers": [NoMod(), NoMod()]}, {"output_modifiers": [same] * 3, "input_modifiers": [same]}],
+    [
+        {"input_modifiers": [same], "param_modifiers": [NoMod(), NoMod()]},
+        {"output_modifiers": [same] * 3, "input_modifiers": [same]},
+    ],
     ids=["one-and-two", "three-and-one"],
 )
 def test_lists_of_different_lengths_are_refused(lists: dict[str, Any]) -> None:
@@ -433,7 +468,11 @@ def test_tuples_of_modifiers() -> None:
     assert torch.equal(relevance(hook, module, x, R), relevance(Epsilon(power_of_two), module, x, R))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG mapper-tensor: zennit's own rules give one tensor for one output", raises=(ValueError, RuntimeError))
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG mapper-tensor: zennit's own rules give one tensor for one output",
+    raises=(ValueError, RuntimeError),
+)
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_mapper_may_give_one_tensor_for_one_output(samples: int) -> None:
     module, x, R = CASES["linear"].module(), CASES["linear"].input(samples), integers((samples, 3), 2)
@@ -501,7 +540,9 @@ def test_one_rule_on_two_modules() -> None:
         output = second(first(x))
     (r,) = torch.autograd.grad(output, x, R)
     hidden = output_of(first, x)
-    assert torch.equal(r, relevance(Epsilon(power_of_two), first, x, relevance(Epsilon(power_of_two), second, hidden, R)))
+    assert torch.equal(
+        r, relevance(Epsilon(power_of_two), first, x, relevance(Epsilon(power_of_two), second, hidden, R))
+    )
 
 
 def test_hooks_of_others_stay_in_their_order() -> None:
@@ -522,11 +563,20 @@ def test_hooks_of_others_stay_in_their_order() -> None:
     assert handles(module) == before
 
 
-@pytest.mark.parametrize("hook", [Times(), Recorder(), BasicHook(), BasicHook(stabilizer=0.5), Epsilon(0.25, "bias")], ids=lambda h: type(h).__name__ + str(len(vars(h))) + str(vars(h).get("stabilizer", "")))
+@pytest.mark.parametrize(
+    "hook",
+    [Times(), Recorder(), BasicHook(), BasicHook(stabilizer=0.5), Epsilon(0.25, "bias")],
+    ids=lambda h: type(h).__name__ + str(len(vars(h))) + str(vars(h).get("stabilizer", "")),
+)
 def test_copies_and_pickles_of_hooks(hook: Hook) -> None:
     x, R, module = integers((2, 3), 1), integers((2, 3), 2), nn.Linear(3, 3)
     expected = relevance(hook, module, x, R)
-    for other in (hook.copy(), copy.copy(hook), copy.deepcopy(hook), pickle.loads(pickle.dumps(hook)) if not isinstance(hook, Recorder) else hook):  # noqa: S301
+    for other in (
+        hook.copy(),
+        copy.copy(hook),
+        copy.deepcopy(hook),
+        pickle.loads(pickle.dumps(hook)) if not isinstance(hook, Recorder) else hook,
+    ):
         assert torch.equal(relevance(other, module, x, R), expected)
 
 

@@ -98,7 +98,9 @@ def test_values(name: str) -> None:
             assert torch.equal(modified(x), x @ weight.T + bias)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG zeroed-then-changed: 'shall be set to zero', yet ones come out", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG zeroed-then-changed: 'shall be set to zero', yet ones come out", raises=AssertionError
+)
 def test_what_is_zero_stays_zero_whatever_the_modifier() -> None:
     # Flat is made of this: weights of ones and a bias of zero
     with ParamMod(lambda p, _: torch.ones_like(p), zero_params="bias")(layer()) as modified:
@@ -137,7 +139,12 @@ def test_exception_inside() -> None:
 )
 @pytest.mark.parametrize(
     ("module", "keys"),
-    [(nn.ReLU(), ["weight"]), (nn.Linear(2, 2), ["weight", "weigh"]), (nn.Linear(2, 2), "running_mean"), (nn.Sequential(nn.Linear(1, 1)), "weight")],
+    [
+        (nn.ReLU(), ["weight"]),
+        (nn.Linear(2, 2), ["weight", "weigh"]),
+        (nn.Linear(2, 2), "running_mean"),
+        (nn.Sequential(nn.Linear(1, 1)), "weight"),
+    ],
     ids=["no-parameters", "misspelt", "no-buffer", "only-below"],
 )
 def test_missing_parameters_are_named(mod: Callable[..., ParamMod], module: nn.Module, keys: Any) -> None:
@@ -186,7 +193,9 @@ def test_modifier_gets_names_and_effective_values() -> None:
     assert seen == {"weight": W, "bias": B}
 
 
-@pytest.mark.parametrize("mod", [ClampMod(-1, 2), GammaMod(0.5, min=0), NoMod(zero_params="bias")], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "mod", [ClampMod(-1, 2), GammaMod(0.5, min=0), NoMod(zero_params="bias")], ids=lambda m: type(m).__name__
+)
 def test_copies_and_pickles(mod: ParamMod) -> None:
     with mod(layer()) as modified:
         expected = values(modified)

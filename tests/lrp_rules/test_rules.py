@@ -183,7 +183,11 @@ def test_gate_of_gamma_knows_no_zero_params(cls: type[nn.Linear], names: str | l
             getattr(zeroed, name).zero_()
     # the same formula, each half with the relevance that the gate of the real output lets through
     oracle = Dense(zeroed, x, R)
-    A_up, A_down, b = oracle.A(lambda w: w + gamma * w.clamp(min=0)), oracle.A(lambda w: w + gamma * w.clamp(max=0)), oracle.b
+    A_up, A_down, b = (
+        oracle.A(lambda w: w + gamma * w.clamp(min=0)),
+        oracle.A(lambda w: w + gamma * w.clamp(max=0)),
+        oracle.b,
+    )
     above = oracle.share((A_up, x.clamp(min=0)), (A_down, x.clamp(max=0)), bias=b + gamma * b.clamp(min=0), where=z > 0)
     below = oracle.share((A_down, x.clamp(min=0)), (A_up, x.clamp(max=0)), bias=b + gamma * b.clamp(max=0), where=z < 0)
     assert torch.equal(got, above + below)
@@ -227,7 +231,9 @@ def test_positive_layer_gets_twice_the_relevance_from_alpha_2_beta_1() -> None:
     layer = nn.Linear(2, 1, bias=False)
     torch.nn.init.ones_(layer.weight)
     r = relevance(AlphaBeta(2, 1, power_of_two), layer, torch.tensor([[1.0, 3.0]]), torch.tensor([[8.0]]))
-    assert r.tolist() == [[2.0, 6.0]]  # the power of two above 4 is 8: 2 * (1, 3) * 8 / 8, and nothing from the other half
+    assert r.tolist() == [
+        [2.0, 6.0]
+    ]  # the power of two above 4 is 8: 2 * (1, 3) * 8 / 8, and nothing from the other half
 
 
 def test_relevance_is_not_the_output() -> None:
@@ -294,7 +300,11 @@ def test_bounds_that_do_not_broadcast_are_refused(name: str, bound: str) -> None
     assert str(tuple(x.shape)) in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG zbox-cut: a bound of fewer dimensions is cut to the batch, too", raises=pytest.fail.Exception)
+@pytest.mark.xfail(
+    strict=True,
+    reason="BUG zbox-cut: a bound of fewer dimensions is cut to the batch, too",
+    raises=pytest.fail.Exception,
+)
 @pytest.mark.parametrize("samples", [1, 2])
 def test_bounds_by_channel_without_the_batch_dimension_are_refused(samples: int) -> None:
     # (3,) becomes (3, 1, 1, 1): three samples. Cutting that to the batch takes the first channel's bound for all of them
@@ -304,13 +314,20 @@ def test_bounds_by_channel_without_the_batch_dimension_are_refused(samples: int)
         relevance(rule, layer, x, output_of(layer, x))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG zbox-cut-empty: a longer batch is not cut to an empty one", raises=ValueError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG zbox-cut-empty: a longer batch is not cut to an empty one", raises=ValueError
+)
 def test_longer_bounds_are_cut_to_an_empty_batch() -> None:
     layer = nn.Linear(3, 2)
-    assert relevance(ZBox(-torch.ones(4, 3), torch.ones(4, 3)), layer, torch.ones(0, 3), torch.ones(0, 2)).shape == (0, 3)
+    assert relevance(ZBox(-torch.ones(4, 3), torch.ones(4, 3)), layer, torch.ones(0, 3), torch.ones(0, 2)).shape == (
+        0,
+        3,
+    )
 
 
-@pytest.mark.xfail(strict=True, reason="BUG zbox-cut-sequences: not cut where Linear gets inputs of rank 3", raises=ValueError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG zbox-cut-sequences: not cut where Linear gets inputs of rank 3", raises=ValueError
+)
 def test_longer_bounds_are_cut_for_linear_on_sequences() -> None:
     layer, x, R = nn.Linear(3, 2), integers((2, 5, 3), 1), integers((2, 5, 2), 2)
     got = relevance(ZBox(-3 * torch.ones(4, 5, 3), 3 * torch.ones(4, 5, 3)), layer, x, R)
@@ -318,11 +335,15 @@ def test_longer_bounds_are_cut_for_linear_on_sequences() -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="BUG zbox-cut-unbatched: the channels of one unbatched sample are cut", raises=pytest.fail.Exception
+    strict=True,
+    reason="BUG zbox-cut-unbatched: the channels of one unbatched sample are cut",
+    raises=pytest.fail.Exception,
 )
 def test_bounds_of_more_channels_than_an_unbatched_traced_input_are_refused() -> None:
     with pytest.raises(ValueError, match="does not broadcast"):
-        relevance(ZBox(-torch.ones(7, 4, 4), torch.ones(7, 4, 4)), nn.AvgPool2d(2), torch.rand(3, 4, 4), torch.ones(3, 2, 2))
+        relevance(
+            ZBox(-torch.ones(7, 4, 4), torch.ones(7, 4, 4)), nn.AvgPool2d(2), torch.rand(3, 4, 4), torch.ones(3, 2, 2)
+        )
 
 
 def test_bounds_of_more_channels_than_an_unbatched_input_are_refused() -> None:
@@ -434,13 +455,26 @@ def test_stabilizer_that_is_any_number(rule: str, value: float) -> None:
     relevance(STABILIZED[rule](value), nn.Linear(3, 3), x, x)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG stabilizer-fraction: accepted as a number, and fails when applied", raises=TypeError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG stabilizer-fraction: accepted as a number, and fails when applied", raises=TypeError
+)
 def test_stabilizer_that_is_a_fraction() -> None:
     x = torch.ones(2, 3)
     relevance(Epsilon(Fraction(1, 2)), nn.Linear(3, 3), x, x)  # type: ignore[arg-type]
 
 
-WRONG_PAIRS = [(2, 2), (1, 1), (1, -0.0001), (0, -1), (-1, -2), (0.5, 0.5), (1, 2), (1 + 1e-9, 0), (2, 1 + 1e-12), (3, 1)]
+WRONG_PAIRS = [
+    (2, 2),
+    (1, 1),
+    (1, -0.0001),
+    (0, -1),
+    (-1, -2),
+    (0.5, 0.5),
+    (1, 2),
+    (1 + 1e-9, 0),
+    (2, 1 + 1e-12),
+    (3, 1),
+]
 
 
 @pytest.mark.parametrize(("alpha", "beta"), WRONG_PAIRS)
@@ -450,7 +484,9 @@ def test_alpha_and_beta_that_do_not_fit(alpha: float, beta: float) -> None:
     assert repr(alpha) in str(error.value) or repr(beta) in str(error.value)
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(math.nan, 1), (2, math.nan), (math.inf, 1), (math.inf, math.inf), (1, math.inf)])
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(math.nan, 1), (2, math.nan), (math.inf, 1), (math.inf, math.inf), (1, math.inf)]
+)
 def test_alpha_or_beta_not_finite(alpha: float, beta: float) -> None:
     with pytest.raises(ValueError, match="finite") as error:
         AlphaBeta(alpha, beta)
@@ -536,7 +572,17 @@ class Weighted(nn.Module):
         return self.weight * x - other
 
 
-ONE_TENSOR = ["ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth"]
+ONE_TENSOR = [
+    "ZPlus",
+    "AlphaBeta",
+    "Gamma",
+    "ZBox",
+    "WSquare",
+    "Flat",
+    "ReLUDeconvNet",
+    "ReLUGuidedBackprop",
+    "ReLUBetaSmooth",
+]
 
 
 def _calls(x: Tensor, y: Tensor) -> dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor]]]:
@@ -569,7 +615,9 @@ def test_each_input_gets_its_share(rule: Callable[..., Hook], how: str) -> None:
     x, y, R = (integers((2, 3), seed) for seed in (1, 2, 3))
     x.requires_grad_()
     y.requires_grad_()
-    args, kwargs = {"positions": ((x, y), {}), "keywords": ((), {"left": x, "right": y}), "both": ((x,), {"right": y})}[how]
+    args, kwargs = {"positions": ((x, y), {}), "keywords": ((), {"left": x, "right": y}), "both": ((x,), {"right": y})}[
+        how
+    ]
     module = Add()
     with rule(power_of_two).register(module):
         output = module(*args, **kwargs)
@@ -595,7 +643,9 @@ def test_inputs_that_depend_on_each_other() -> None:
         output = module(x, 3 * x)
     s = R / power_of_two(4 * x.detach())
     (got,) = torch.autograd.grad(output, x, R)
-    assert torch.equal(got, x * s + 3 * (3 * x * s))  # the second share goes on through the multiplication as a gradient
+    assert torch.equal(
+        got, x * s + 3 * (3 * x * s)
+    )  # the second share goes on through the multiplication as a gradient
 
 
 def test_several_outputs() -> None:
@@ -670,7 +720,9 @@ def test_recurrent_and_attention_modules_give_shares() -> None:
         assert all(map(torch.equal, torch.autograd.grad(output, inputs, R), expected))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG silent-gradient: tensors inside an object that torch does not know", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="BUG silent-gradient: tensors inside an object that torch does not know", raises=AssertionError
+)
 def test_a_tensor_inside_an_unknown_object_is_no_silent_gradient() -> None:
     class Answer:
         def __init__(self, tensor: Tensor) -> None:
@@ -727,7 +779,9 @@ def away_from_zero(shape: tuple[int, ...]) -> Tensor:
     return x + 0.25 * torch.where(x < 0, -1.0, 1.0)
 
 
-def assert_is_derivative(function: Callable[[Tensor], Tensor], at: Tensor, derivative: Tensor, magnitude: float) -> None:
+def assert_is_derivative(
+    function: Callable[[Tensor], Tensor], at: Tensor, derivative: Tensor, magnitude: float
+) -> None:
     """Hold <derivative, t> against central differences along a random direction t.
 
     D(h) = (f(x + h t) - f(x - h t)) / 2h = f' + c h^2 + O(h^4), so E = (4 D(h/2) - D(h)) / 3 errs by O(h^4). That is far below
@@ -769,7 +823,11 @@ def test_second_derivative(rule: str, layer: str) -> None:
     check_second_derivative(SMOOTH[rule](), make(), shape)
 
 
-@pytest.mark.parametrize("rule", [ReLUGuidedBackprop(), ReLUBetaSmooth(2), ReLUDeconvNet(), Pass(), Hook()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule",
+    [ReLUGuidedBackprop(), ReLUBetaSmooth(2), ReLUDeconvNet(), Pass(), Hook()],
+    ids=lambda rule: type(rule).__name__,
+)
 @pytest.mark.parametrize("module", [nn.Tanh(), nn.Softplus(), nn.ReLU()], ids=repr)
 def test_second_derivative_of_gradient_rules(rule: Hook, module: nn.Module) -> None:
     check_second_derivative(rule, module, (2, 3))
@@ -829,7 +887,11 @@ def test_planted_second_derivative_without_the_denominator_is_caught() -> None:
 )
 @pytest.mark.parametrize(
     "rules",
-    [(Epsilon(0.5), Norm(0.5), Epsilon(0.5), Norm(0.5)), (None, ReLUBetaSmooth(2), None, None), (None, Pass(), None, None)],
+    [
+        (Epsilon(0.5), Norm(0.5), Epsilon(0.5), Norm(0.5)),
+        (None, ReLUBetaSmooth(2), None, None),
+        (None, Pass(), None, None),
+    ],
     ids=["everywhere", "ReLUBetaSmooth-in-the-middle", "Pass-in-the-middle"],
 )
 def test_second_derivative_through_a_network(rules: tuple[Hook | None, ...]) -> None:
@@ -854,9 +916,7 @@ def test_second_derivative_through_a_network(rules: tuple[Hook | None, ...]) -> 
 PLANTED: dict[str, tuple[str, Callable[[Dense], Tensor]]] = {
     "bias-of-ZPlus-twice": (
         "ZPlus",
-        lambda o: o.share(
-            (o.A(up), up(o.x.flatten(1))), (o.A(down), down(o.x.flatten(1))), bias=2 * up(o.b)
-        ),
+        lambda o: o.share((o.A(up), up(o.x.flatten(1))), (o.A(down), down(o.x.flatten(1))), bias=2 * up(o.b)),
     ),
     "separate-denominators": (
         "ZPlus",
@@ -864,9 +924,7 @@ PLANTED: dict[str, tuple[str, Callable[[Dense], Tensor]]] = {
     ),
     "matrix-clamped-and-not-weights": (
         "ZPlus",
-        lambda o: o.share(
-            (up(o.A()), up(o.x.flatten(1))), (down(o.A()), down(o.x.flatten(1))), bias=up(o.b)
-        ),
+        lambda o: o.share((up(o.A()), up(o.x.flatten(1))), (down(o.A()), down(o.x.flatten(1))), bias=up(o.b)),
     ),
     "no-bias": ("Epsilon", lambda o: o.share((o.A(), o.x.flatten(1)))),
     "alpha-and-beta-swapped": ("AlphaBeta(2,1)", lambda o: o.alpha_beta(1, 2)),

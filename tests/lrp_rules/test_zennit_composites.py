@@ -61,7 +61,14 @@ class Block(nn.Module):
 
 def resnet() -> nn.Module:
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Block(4), Block(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        Block(4),
+        Block(4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     ).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -80,7 +87,12 @@ LOW, HIGH = torch.full((1, 3, 1, 1), -4.0), torch.full((1, 3, 1, 1), 4.0)
 
 
 def base(r: Any) -> list[tuple[Any, Any]]:
-    return [(types.Activation, r.Pass()), (layers.Sum, r.Norm()), (types.AvgPool, r.Norm()), (types.BatchNorm, r.Pass())]
+    return [
+        (types.Activation, r.Pass()),
+        (layers.Sum, r.Norm()),
+        (types.AvgPool, r.Norm()),
+        (types.BatchNorm, r.Pass()),
+    ]
 
 
 def first_then(r: Any, first: Any, rest: Any, linear: Any) -> Any:
@@ -101,7 +113,9 @@ def by_name(r: Any) -> Any:
 
 #: Each is made once of our rules and once of zennit's: ``r`` is either module.
 COMPOSITES: dict[str, Callable[[Any], Any]] = {
-    "EpsilonPlus": lambda r: composites.LayerMapComposite([*base(r), (types.Convolution, r.ZPlus()), (nn.Linear, r.Epsilon(1e-3))]),
+    "EpsilonPlus": lambda r: composites.LayerMapComposite(
+        [*base(r), (types.Convolution, r.ZPlus()), (nn.Linear, r.Epsilon(1e-3))]
+    ),
     "EpsilonAlpha2Beta1": lambda r: composites.LayerMapComposite(
         [*base(r), (types.Convolution, r.AlphaBeta(2, 1, stabilizer=0.1)), (nn.Linear, r.Epsilon())]
     ),
@@ -255,7 +269,10 @@ def test_an_exception_inside_a_context() -> None:
 def test_our_attach_says_the_same_as_zennits_composite() -> None:
     model, x, R = vgg(), torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3)
     rules: dict[Any, lrp_rules.Hook] = {
-        nn.Conv2d: lrp_rules.ZPlus(), nn.Linear: lrp_rules.Epsilon(1e-3), nn.ReLU: lrp_rules.Pass(), nn.AdaptiveAvgPool2d: lrp_rules.Norm()
+        nn.Conv2d: lrp_rules.ZPlus(),
+        nn.Linear: lrp_rules.Epsilon(1e-3),
+        nn.ReLU: lrp_rules.Pass(),
+        nn.AdaptiveAvgPool2d: lrp_rules.Norm(),
     }
     with lrp_rules.attach(model, rules):
         output = model(x)
@@ -264,12 +281,17 @@ def test_our_attach_says_the_same_as_zennits_composite() -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="BUG second-order-network: inactive() is not heeded, so there is no second derivative of a network",
+    strict=True,
+    reason="BUG second-order-network: inactive() is not heeded, so there is no second derivative of a network",
     raises=AssertionError,
 )
 def test_second_derivative_inside_inactive() -> None:
     # zennit's way to differentiate an attribution: the graph is made with the rules, and differentiated without
-    model, x, R = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(4, 3), torch.randn(4, 2)
+    model, x, R = (
+        nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)),
+        torch.randn(4, 3),
+        torch.randn(4, 2),
+    )
 
     def gradient(r: Any, network: nn.Module, at: Tensor, relevance: Tensor) -> Tensor:
         composite, at = COMPOSITES["BetaSmooth"](r), at.clone().requires_grad_()
