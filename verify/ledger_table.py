@@ -20,7 +20,7 @@ SINKS = ("inputs", "bias", "stabilizer", "zero branch")
 def table(outcomes: Iterable[Outcome]) -> Table | None:
     """Return a row for each layer, from the output of the network to its input; None where it was not asked.
 
-    Shares are per cent of what came in, over all images; those of the first dtype, since rounding does not show in them.
+    Shares are per cent of what came in, over all images; those of the first dtype: rounding does not show in them.
     """
     layers: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
@@ -29,8 +29,13 @@ def table(outcomes: Iterable[Outcome]) -> Table | None:
     if not layers:
         return None
     dtypes = list(dict.fromkeys(dtype for found in layers.values() for dtype in found))
-    made = Table(title="Real images through a trained network, shares in per cent", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("layer", "rule", *dtypes, *SINKS):
+    made = Table(
+        title="Real images through a trained network, shares in per cent",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    for name in ("layer", "rule", *dtypes, "inputs", "bias", "stabi-\nlizer", "zero\nbranch"):
         made.add_column(name, no_wrap=True, justify="left" if name in {"layer", "rule"} else "right")
     for name, found in sorted(layers.items(), key=lambda item: -int(item[0].split("-")[0])):
         first = next(iter(found.values()))
@@ -47,4 +52,4 @@ def _ratio(outcome: Outcome) -> str:
 
 
 def _percent(share: float) -> str:
-    return "0" if share == 0 else f"{100 * share:.4g}" if abs(share) >= 1e-4 else f"{100 * share:.0e}"
+    return "0" if share == 0 else f"{100 * share:.2f}" if abs(share) >= 1e-4 else f"{100 * share:.0e}"

@@ -78,7 +78,8 @@ class _Model(nn.Module):
         self.module, self.R = module, R
 
     def forward(self, *inputs: Tensor) -> Any:
-        return _Score.apply(self.module(*inputs), self.R)  # type: ignore[no-untyped-call]
+        # a module within a network does not get leaves, and may write to its input
+        return _Score.apply(self.module(*(x.clone() for x in inputs)), self.R)  # type: ignore[no-untyped-call]
 
 
 class _Explained(torch.autograd.Function):
