@@ -57,17 +57,18 @@ class Stabilizer:
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
-        epsilon: float | Tensor = self.epsilon
         if self.norm_scale:
             dim = tuple(range(1, denominator.ndim)) if self.dim is None else self.dim
             # torch takes an empty tuple for "all dimensions"; one value a sample is its own mean
             square = denominator.square()
             mean = square if dim == () else square.mean(dim=dim, keepdim=True)
             epsilon = self.epsilon * mean.sqrt()
+        else:
+            epsilon = denominator.new_full((), self.epsilon)
+        positive_zero = denominator + 0.0  # -0.0 + 0.0 is 0.0, so that its sign is +
         if self.clip:
-            magnitude = denominator.abs().clamp(min=epsilon)
-            return torch.where(denominator < 0, -magnitude, magnitude)
-        return torch.where(denominator < 0, denominator - epsilon, denominator + epsilon)
+            return torch.copysign(torch.maximum(denominator.abs(), epsilon), positive_zero)
+        return denominator + torch.copysign(epsilon, positive_zero)
 
     @classmethod
     def ensure(cls, value: float | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -65,7 +65,9 @@ def _output_clamped(question: Question) -> Answer:
 
 
 def _matrix_clamped(question: Question) -> Parts:
-    """A(w)+ in the place of A(w+)."""
+    """A(w)+ in the place of A(w+); without a weight nothing is clamped."""
+    if question.layer.weight is None:
+        return question.parts
     A, x = question.layer.A(), question.x
     found = []
     for part, first, second in zip(question.parts, (positive, negative), (negative, positive), strict=False):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from verify import network
 from verify.checks import agreement, api, conduct, errors, laws, second_order
@@ -21,7 +21,6 @@ from verify.variants import VARIANTS, Variant
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 DEFAULT_DTYPES = ("float64", "float32")
@@ -68,6 +67,8 @@ def draw(layer: LayerCase, kind: str, dtype: str, seed: int = 0, device: str = "
     target = getattr(torch, dtype)
     module, x = _module(layer, source), _inputs(layer, kind, source)
     with torch.no_grad():
+        if source.integers:
+            _cancel(module, x)
         shape = module(x).shape  # in float64: torch may not have the layer in every dtype
     module, x = module.to(device, target), _layout(x.to(device, target), kind)
     relevance = torch.randn(tuple(shape), generator=source.generator, dtype=torch.float64)
@@ -103,6 +104,16 @@ def _module(layer: LayerCase, source: _Source) -> nn.Module:
             elif name == "running_var":
                 buffer.copy_(1.0 + source(buffer.shape).square())
     return module
+
+
+def _cancel(module: nn.Module, x: Tensor) -> None:
+    """Choose the second unit's bias so that its first output is zero though its contributions are not."""
+    bias = getattr(module, "bias", None)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) or not isinstance(bias, Tensor) or len(bias) < 2:
+        return
+    z = module(x)
+    channel = -1 if isinstance(module, nn.Linear) else -1 - len(getattr(module, "kernel_size", ()))
+    bias[1] -= z.movedim(channel, -1).reshape(-1, len(bias))[0, 1]
 
 
 def _inputs(layer: LayerCase, kind: str, source: _Source) -> Tensor:

@@ -12,12 +12,12 @@ CASES = all_cases(seed=0)
 LAYER = {layer.name: layer for layer in LAYERS}
 
 
-def test_the_default_grid_has_thousands_of_cases_with_ids_of_their_own():
+def test_the_default_grid_has_thousands_of_cases_with_ids_of_their_own() -> None:
     assert len(CASES) > 10_000
     assert not [id_ for id_, count in Counter(case.id for case in CASES).items() if count > 1]
 
 
-def test_every_rule_meets_every_family_of_linear_layers():
+def test_every_rule_meets_every_family_of_linear_layers() -> None:
     met = {(case.rule, case.layer) for case in CASES if case.check == "agreement"}
     linear = {layer.family for layer in LAYERS if layer.linear}
     for rule in ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat"):
@@ -40,31 +40,31 @@ def test_every_rule_meets_every_family_of_linear_layers():
         "api/signature/Gamma",
     ],
 )
-def test_ids_that_people_have_written_down_stay(id_: str):
+def test_ids_that_people_have_written_down_stay(id_: str) -> None:
     assert id_ in {case.id for case in CASES}
 
 
-def test_the_same_case_draws_the_same_data():
+def test_the_same_case_draws_the_same_data() -> None:
     first, again = (draw(LAYER["conv2d-k3"], "signed", "float64") for _ in range(2))
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.relevance, again.relevance)
     assert torch.equal(first.module.weight, again.module.weight)  # type: ignore[arg-type]
 
 
-def test_another_seed_and_another_kind_draw_other_data():
+def test_another_seed_and_another_kind_draw_other_data() -> None:
     layer = LAYER["linear-5-4"]
     x = draw(layer, "signed", "float64").x
     assert not torch.equal(x, draw(layer, "signed", "float64", seed=1).x)
     assert not torch.equal(x, draw(layer, "nonnegative", "float64").x)
 
 
-def test_float32_data_are_those_of_float64_rounded():
+def test_float32_data_are_those_of_float64_rounded() -> None:
     layer = LAYER["conv2d-k3"]
     assert torch.equal(draw(layer, "signed", "float64").x.float(), draw(layer, "signed", "float32").x)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *LAYOUTS])
-def test_relevance_has_both_signs_and_zeros_and_nothing_to_do_with_the_output(kind: str):
+def test_relevance_has_both_signs_and_zeros_and_nothing_to_do_with_the_output(kind: str) -> None:
     problem = draw(LAYER["conv2d-k3"], kind, "float64")
     if kind == "batch-of-0":
         assert problem.relevance.numel() == 0
@@ -76,7 +76,7 @@ def test_relevance_has_both_signs_and_zeros_and_nothing_to_do_with_the_output(ki
     assert (problem.relevance * z < 0).any()
 
 
-def test_the_kinds_are_what_they_say():
+def test_the_kinds_are_what_they_say() -> None:
     layer = LAYER["linear-60-20"]
     assert draw(layer, "signed", "float64").x.aminmax().min < 0 < draw(layer, "signed", "float64").x.aminmax().max
     assert (draw(layer, "nonnegative", "float64").x >= 0).all()
@@ -92,7 +92,7 @@ def test_the_kinds_are_what_they_say():
     assert draw(LAYER["conv2d-k3"], "expanded", "float64").x.stride(0) == 0
 
 
-def test_outputs_cancel_to_zero_without_being_dead():
+def test_outputs_cancel_to_zero_without_being_dead() -> None:
     """sgn(0) is asked where contributions of both signs cancel, not only where there are none."""
     problem = draw(LAYER["linear-5-4"], "zeros", "float64")
     z, weight = problem.module(problem.x), problem.module.weight

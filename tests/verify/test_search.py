@@ -30,7 +30,7 @@ def subject(**changed: Any) -> Subject:
 
 
 @pytest.mark.parametrize(("rule", "wrong"), [("ZPlus", Clips), ("WSquare", CastsInside)], ids=["ZPlus", "WSquare"])
-def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str, wrong: type):
+def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str, wrong: type) -> None:
     planted = subject(**{rule: wrong})
     (found,) = (o for o in search(planted, count=1500, rules=[rule]) if o.verdict is not Verdict.PASS)
     assert found.verdict is Verdict.FAIL
@@ -40,16 +40,16 @@ def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str,
     assert example.case().run(subject()).verdict is Verdict.PASS
 
 
-def test_correct_rules_are_left_alone():
+def test_correct_rules_are_left_alone() -> None:
     assert {o.verdict for o in search(subject(), count=400)} == {Verdict.PASS}
 
 
-def test_the_same_seed_searches_the_same():
+def test_the_same_seed_searches_the_same() -> None:
     one, two = ([(o.id, o.ratio) for o in search(subject(), count=100, rules=["Gamma"], seed=3)] for _ in range(2))
     assert one == two
 
 
-def test_an_exception_of_the_subject_is_a_find():
+def test_an_exception_of_the_subject_is_a_find() -> None:
     class Raises(lrp_rules.Flat):
         def relevance(self, layer: Layer, R: Tensor) -> Tensor:
             msg = "no"
@@ -59,18 +59,18 @@ def test_an_exception_of_the_subject_is_a_find():
     assert (found.verdict, found.reason) == (Verdict.ERROR, "RuntimeError: no")
 
 
-def test_a_rule_that_is_not_offered_is_told_as_that():
+def test_a_rule_that_is_not_offered_is_told_as_that() -> None:
     bare = Subject("bare", SimpleNamespace(Epsilon=lrp_rules.Epsilon), "0")
     (found,) = search(bare, count=10, rules=["Gamma"])
     assert found.verdict is Verdict.NOT_OFFERED
 
 
 @pytest.mark.parametrize("id_", ["search/ZPlus/linear/float64/rubbish", "search/ZPlus", "search/a/b/c/AAAA"])
-def test_an_id_that_was_cut_is_refused(id_: str):
+def test_an_id_that_was_cut_is_refused(id_: str) -> None:
     with pytest.raises(ValueError, match="copy the whole of it"):
         Example.from_id(id_)
 
 
-def test_no_budget_is_an_error():
+def test_no_budget_is_an_error() -> None:
     with pytest.raises(ValueError, match="no budget"):
         next(search(subject()))

@@ -82,13 +82,24 @@ def bias_is_zeroed(zero_params: str | Sequence[str] | None, library: str) -> boo
 
 
 class Handle:
-    """What ``register`` returns: ``remove()`` takes the rule off the module, once."""
+    """Puts another forward pass in place of a module's own, until ``remove()``."""
 
-    def __init__(self, remove: Callable[[], None]) -> None:
-        self._remove: Callable[[], None] | None = remove
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        attributes = vars(module)
+        if isinstance(attributes.get(_MARK), Handle):
+            msg = f"this {type(module).__name__} has a rule of an adapter already; remove it before another is registered"
+            raise RuntimeError(msg)
+        # in the instance's own dictionary: a module would take what is one itself for a part of it
+        self._before = {name: attributes[name] for name in ("forward",) if name in attributes}
+        self._attributes = attributes
+        attributes |= {"forward": forward, _MARK: self}
 
     def remove(self) -> None:
-        """Take the rule off the module."""
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
+        """Give the module its own forward pass back."""
+        if self._attributes.get(_MARK) is self:
+            del self._attributes["forward"], self._attributes[_MARK]
+            self._attributes |= self._before
+
+
+#: The attribute of a module that says that its forward pass is an adapter's.
+_MARK = "_rule_of_adapter"

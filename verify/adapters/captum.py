@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,18 +124,22 @@ class _Rule:
 
     def register(self, module: nn.Module) -> Handle:
         """Let captum explain every call of the module from now on."""
-        return Handle(module.register_forward_hook(self._called, with_kwargs=True).remove)
+        return Handle(module, partial(self._forward, module, module.forward))
 
-    def _called(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-        if any(module is other for other in vars(_explained).get("modules", ())):
-            return None
-        tensors = all(isinstance(x, torch.Tensor) for x in inputs)
-        if keywords or not tensors or not isinstance(output, torch.Tensor):
-            msg = "captum's LRP takes tensors by position, and one tensor as output"
-            raise NotOfferedError(msg)
-        if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
-            return None
-        return _Explained.apply(self._make, module, output.detach(), *inputs)  # type: ignore[no-untyped-call]
+    def _forward(self, module: nn.Module, own: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+        wanted = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+        if not wanted or any(module is other for other in vars(_explained).get("modules", ())):
+            return own(*inputs, **keywords)
+        if keywords or not all(isinstance(x, torch.Tensor) for x in inputs):
+            raise NotOfferedError(_TENSORS)
+        before = [x.clone() for x in inputs]  # the module may write to its input
+        output = own(*inputs)
+        if not isinstance(output, torch.Tensor):
+            raise NotOfferedError(_TENSORS)
+        return _Explained.apply(self._make, module, output.detach(), *before)  # type: ignore[no-untyped-call]
+
+
+_TENSORS = "captum's LRP takes tensors by position, and one tensor as output"
 
 
 class Epsilon(_Rule):

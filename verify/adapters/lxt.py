@@ -17,7 +17,7 @@ from verify.adapters import Handle, number
 from verify.subjects import NotOfferedError
 
 try:
-    from lxt.explicit.rules import EpsilonRule, IdentityRule, WrapModule
+    from lxt.explicit.rules import EpsilonRule, IdentityRule
 except ImportError as error:
     msg = (
         f"LXT is needed to try its rules ({error}); `pip install --no-deps lxt` installs it: "
@@ -49,20 +49,7 @@ class _Rule:
 
     def register(self, module: nn.Module) -> Handle:
         """Put the module's forward pass into LXT's wrapper."""
-        attributes = vars(module)
-        before = attributes.get("forward")
-        if isinstance(getattr(before, "__self__", None), WrapModule):
-            msg = f"this {type(module).__name__} has a rule of LXT already; remove it before another is registered"
-            raise RuntimeError(msg)
-        attributes["forward"] = self._make(module.forward).forward
-
-        def remove() -> None:
-            if before is None:
-                attributes.pop("forward", None)
-            else:
-                attributes["forward"] = before
-
-        return Handle(remove)
+        return Handle(module, self._make(module.forward).forward)
 
 
 class Epsilon(_Rule):

@@ -6,12 +6,13 @@ number has to be the formula's, within what rounding explains of the formula.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reference import rules as ref
-from reference.affine import positive, same
+from reference.affine import negative, positive, same
 from reference.layers import Affine, LinearLayer, affine
 from reference.ledger import ledger
 from reference.precision import model_for
@@ -28,40 +29,119 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from reference.affine import Change
     from verify.model import Outcome
 
     Array = NDArray[np.float64]
-    Formula = Callable[[Affine, Mapping[str, Any], Variant], tuple[Part, Any]]
+    Arguments = Mapping[str, Any]
+    #: A layer at one input, the rule's arguments, and what they are for the reference: to parts and a stabilizer.
+    Formula = Callable[[Affine, Arguments, Variant], tuple[tuple[Part, ...], Any]]
 
 
-def _unsigned_epsilon(layer: Affine, arguments: Mapping[str, Any], _of: Variant) -> tuple[Part, Any]:
+def _unsigned_epsilon(layer: Affine, arguments: Arguments, _of: Variant) -> tuple[tuple[Part, ...], Any]:
     """Epsilon, with d + epsilon for both signs of d."""
     epsilon = arguments.get("epsilon", 1e-6)
-    (part,) = ref.epsilon(layer)
-    return part, CallableStabilizer(lambda d: d + epsilon, lipschitz=1.0, roundings=1, jumps=False)
+    return ref.epsilon(layer), CallableStabilizer(lambda d: d + epsilon, roundings=1, jumps=False)
 
 
-def _positive_weights(layer: Affine, _arguments: Mapping[str, Any], of: Variant) -> tuple[Part, Any]:
+def _positive_weights(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
     """x * A(w+)^T s, with s = R / S(A(w+) x + b)."""
-    return _on_weights(layer, positive), of.stabilizer
+    return (_part(layer, (positive, same, layer.x)),), of.stabilizer
 
 
-def _amplified_weights(layer: Affine, arguments: Mapping[str, Any], of: Variant) -> tuple[Part, Any]:
+def _amplified_weights(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
     """x * A(w + g w+)^T s, with s = R / S(A(w + g w+) x + b), whatever the sign of z."""
+    return (_part(layer, (_more(arguments, positive), same, layer.x)),), of.stabilizer
+
+
+def _module_with_changed_parameters(
+    layer: Affine, arguments: Arguments, of: Variant
+) -> tuple[tuple[Part, ...], Any]:
+    """Each pass runs the module itself, with parameters changed one by one; what else is constant in it stays.
+
+    In batch normalisation, - A(w) running_mean is such a constant: of the same parameter as the matrix, not of the bias.
+    """
+    return _passes(layer, arguments, of, same), of.stabilizer
+
+
+def _zeroed_by_substring(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """``zero_params`` is a text, and every parameter whose name is within it is zero.
+
+    All but the passes without bias, which get a list: there names match whole.
+    """
+    return _passes(layer, arguments, of, np.zeros_like), of.stabilizer
+
+
+def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
+    """Return the passes of each rule; ``first`` changes all parameters of those that have the bias."""
+
+    def with_bias(change: Change, v: Array) -> tuple[Change, Change, Array]:
+        return (lambda w: first(change(w))), (lambda b: first(change(b))), v
+
+    def without(change: Change, v: Array) -> tuple[Change, Change, Array]:
+        return change, np.zeros_like, v
+
+    x, plus, minus, ones = layer.x, positive(layer.x), negative(layer.x), np.ones_like(layer.x)
+    more, less = _more(arguments, positive), _more(arguments, negative)
+    if of.rule == "Epsilon":
+        return (_part(layer, with_bias(same, x)),)
+    if of.rule == "WSquare":
+        return (_part(layer, with_bias(np.square, ones)),)
+    if of.rule == "Flat":
+        return (_part(layer, without(np.ones_like, ones)),)
+    if of.rule == "ZBox":
+        low, high = (np.full_like(x, -arguments[name]) for name in ("low", "high"))
+        whole = _part(layer, with_bias(same, x))
+        box = [_part(layer, with_bias(positive, low)), _part(layer, with_bias(negative, high))]
+        terms = tuple(term for part in (whole, *box) for term in part.terms)
+        return (Part(terms, whole.bias - box[0].bias - box[1].bias),)
+    halves = (
+        (with_bias(more, plus), without(less, minus)),
+        (with_bias(less, plus), without(more, minus)),
+    )
+    if of.rule == "Gamma":
+        gates = layer.z > 0, layer.z < 0
+        return tuple(_part(layer, *terms, gate=gate) for terms, gate in zip(halves, gates, strict=True))
+    halves = (
+        (with_bias(positive, plus), without(negative, minus)),
+        (with_bias(negative, plus), without(positive, minus)),
+    )
+    if of.rule == "ZPlus":
+        return (_part(layer, *halves[0]),)
+    assert of.rule == "AlphaBeta"
+    alpha, beta = arguments.get("alpha", 2.0), arguments.get("beta", 1.0)
+    return _part(layer, *halves[0], coefficient=alpha), _part(layer, *halves[1], coefficient=-beta)
+
+
+def _more(arguments: Arguments, half: Change) -> Change:
     gamma = arguments.get("gamma", 0.25)
-    return _on_weights(layer, lambda w: w + gamma * positive(w)), of.stabilizer
+    return lambda w: w + gamma * half(w)
 
 
-def _on_weights(layer: Affine, change: Callable[[Array], Array]) -> Part:
-    if layer.weight is None or not isinstance(layer.layer, LinearLayer):
-        return Part(((layer.A(same), layer.x),), layer.b)
-    return Part(((layer.A(change), layer.x),), layer.layer.offset(layer.bias, change(layer.weight)))
+def _part(
+    layer: Affine,
+    *terms: tuple[Change, Change, Array],
+    coefficient: float = 1.0,
+    gate: Any = None,
+) -> Part:
+    """Return the part whose terms are passes through the module: with a change of the weight, one of the bias, and v."""
+    weight, module = layer.weight, layer.layer
+    bias: Array = np.zeros(len(layer.z))
+    for of_weight, of_bias, _ in terms:
+        if isinstance(module, LinearLayer):
+            constant = None if layer.bias is None else of_bias(layer.bias)
+            bias = bias + module.offset(constant, None if weight is None else of_weight(weight))
+        else:
+            bias = bias + layer.b
+    return Part(tuple((layer.A(of_weight), v) for of_weight, _, v in terms), bias, coefficient, gate)
 
 
 FORMULAS: dict[str, Formula] = {
     "unsigned-epsilon": _unsigned_epsilon,
     "positive-weights": _positive_weights,
     "amplified-weights": _amplified_weights,
+    "module-with-changed-parameters": _module_with_changed_parameters,
+    "zeroed-by-substring": _zeroed_by_substring,
 }
 
 
@@ -73,15 +153,17 @@ def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu")
     _, rule, layer_name, variant_name, kind, dtype = outcome.id.split("/")
     layer = next(layer for layer in LAYERS if layer.name == layer_name)
     of = next(variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name))
-    problem = draw(layer, kind, dtype, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its layers
+        problem = draw(layer, kind, dtype, seed)
     x, R = (rows(t, batched=problem.batched)[where["sample"]] for t in (problem.x, problem.relevance))
     at = affine(describe(problem.module, layer.sample_shape), x, of.zero_params)
-    part, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
-    relevance = ref.relevance((part,), R, stabilizer)
-    limit = bound((part,), R, stabilizer, model_for(dtype, device))
+    parts, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
+    relevance = ref.relevance(parts, R, stabilizer)
+    limit = bound(parts, R, stabilizer, model_for(dtype, device))
     if outcome.check == "conservation":
         expected = float(relevance.sum())
-        room = ledger((part,), R, stabilizer).inputs_bound(limit, relevance)
+        room = ledger(parts, R, stabilizer).inputs_bound(limit, relevance)
     else:
         expected, room = float(relevance[where["entry"]]), float(limit.worst[where["entry"]])
     # where rounding decides the sign of a denominator, the formula says nothing against the answer

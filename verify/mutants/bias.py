@@ -38,12 +38,12 @@ class EpsilonBiasTwice(Epsilon):
 
 @mutant("bias-shared")
 class EpsilonBiasShared(Epsilon):
-    """What the bias takes is handed out to the inputs in equal parts (the bias factor of lrp_toolbox)."""
+    """What the bias takes is handed out to the inputs in equal parts (the bias factor of LRP_for_LSTM)."""
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (r,) = super().relevances(layer, R)
-        if layer.given.get("bias") is None or not r.numel():
-            return (r,)
+        r, *others = super().relevances(layer, R)
+        if others or layer.given.get("bias") is None or not r.numel():
+            return (r, *others)
         taken = (layer.bias * R[0] / self.stabilizer(layer.linear_outputs[0])).flatten(1).sum(1)
         return (r + taken.view(-1, *(1,) * (r.ndim - 1)) / r[0].numel() if layer.batched and r.ndim > 1 else r,)
 

@@ -17,41 +17,53 @@ if TYPE_CHECKING:
     from lrp_rules.layer import Layer
 
 
-class _Bounds(ZBox):
+class _Refusing(ZBox):
+    """ZBox that refuses what it should, and is wrong in all else."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        super().relevance(layer, R)
+        return self.wrong(layer, R)
+
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Bounds(_Refusing):
     """ZBox with bounds that are changed before it sees them."""
 
     def bound(self, bound: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         rule = copy.copy(self)
         rule.low, rule.high = self.bound(self.low, layer.x), self.bound(self.high, layer.x)
-        return super(_Bounds, rule).relevance(layer, R)
+        return ZBox.relevance(rule, layer, R)
 
 
 def _expanded(bound: Tensor, x: Tensor) -> Tensor:
-    """Return the bound as the rule should: trailing ones, and cut to the batch."""
+    """Return the bound as the rule should: trailing ones, cut to the batch, in the shape of x."""
     bound = bound.to(x)
     if 0 < bound.ndim < x.ndim:
         bound = bound.view(bound.shape + (1,) * (x.ndim - bound.ndim))
-    return bound[: x.shape[0]] if bound.ndim == x.ndim and bound.shape[0] > x.shape[0] else bound
+    cut = bound.ndim == x.ndim > 0 and bound.shape[0] > x.shape[0] > 0
+    return (bound[: x.shape[0]] if cut else bound).expand_as(x)
 
 
 @mutant("bounds-swapped")
-class ZBoxBoundsSwapped(ZBox):
+class ZBoxBoundsSwapped(_Refusing):
     """The low bound meets the negative weights, and the high bound the positive ones."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        low, high = _expanded(self.low, layer.x).expand_as(layer.x), _expanded(self.high, layer.x).expand_as(layer.x)
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
+        low, high = _expanded(self.low, layer.x), _expanded(self.high, layer.x)
         plus, minus = layer.matrix(positive), layer.matrix(negative)
         return propagate([(layer.matrix(), layer.x), (plus, -high), (minus, -low)], 0.0, R, self.stabilizer)
 
 
 @mutant("weights-unsplit")
-class ZBoxWeightsUnsplit(ZBox):
+class ZBoxWeightsUnsplit(_Refusing):
     """Both bounds meet all weights."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         low, high = _expanded(self.low, layer.x), _expanded(self.high, layer.x)
         return propagate([(layer.matrix(), layer.x - low - high)], 0.0, R, self.stabilizer)
 
@@ -60,8 +72,8 @@ class ZBoxWeightsUnsplit(ZBox):
 class ZBoxHighIgnored(_Bounds):
     """The high bound is left out."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        low = _expanded(self.low, layer.x).expand_as(layer.x)
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
+        low = _expanded(self.low, layer.x)
         return propagate([(layer.matrix(), layer.x), (layer.matrix(positive), -low)], 0.0, R, self.stabilizer)
 
 
@@ -69,42 +81,42 @@ class ZBoxHighIgnored(_Bounds):
 class ZBoxLowIgnored(_Bounds):
     """The low bound is left out, as is right for pixels from 0 on."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        high = _expanded(self.high, layer.x).expand_as(layer.x)
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
+        high = _expanded(self.high, layer.x)
         return propagate([(layer.matrix(), layer.x), (layer.matrix(negative), -high)], 0.0, R, self.stabilizer)
 
 
 @mutant()
-class ZBoxBoundsAdded(ZBox):
+class ZBoxBoundsAdded(_Refusing):
     """The terms of the bounds are subtracted from the denominator, and added to the relevance."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         x = layer.x
-        low, high = _expanded(self.low, x).expand_as(x), _expanded(self.high, x).expand_as(x)
+        low, high = _expanded(self.low, x), _expanded(self.high, x)
         A, plus, minus = layer.matrix(), layer.matrix(positive), layer.matrix(negative)
         s = R / self.stabilizer(A @ x - plus @ low - minus @ high)
         return x * (A.T @ s) + low * (plus.T @ s) + high * (minus.T @ s)
 
 
 @mutant()
-class ZBoxBoundsNotInRelevance(ZBox):
+class ZBoxBoundsNotInRelevance(_Refusing):
     """The bounds are in the denominator alone."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         x = layer.x
-        low, high = _expanded(self.low, x).expand_as(x), _expanded(self.high, x).expand_as(x)
+        low, high = _expanded(self.low, x), _expanded(self.high, x)
         A = layer.matrix()
         s = R / self.stabilizer(A @ x - layer.matrix(positive) @ low - layer.matrix(negative) @ high)
         return x * (A.T @ s)
 
 
 @mutant("input-clipped")
-class ZBoxInputClipped(ZBox):
+class ZBoxInputClipped(_Refusing):
     """An input outside of the box is moved onto its border."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         low, high = _expanded(self.low, layer.x), _expanded(self.high, layer.x)
-        return super().relevance(replace(layer, inputs=(layer.x.maximum(low).minimum(high),)), R)
+        return ZBox.relevance(self, replace(layer, inputs=(layer.x.maximum(low).minimum(high),)), R)
 
 
 @mutant("bounds-averaged")
@@ -116,13 +128,13 @@ class ZBoxBoundsAveraged(_Bounds):
 
 
 @mutant("bounds-reduced")
-class ZBoxBoundsReduced(ZBox):
+class ZBoxBoundsReduced(_Refusing):
     """Of a tensor of bounds, the lowest low and the highest high are used everywhere."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         rule = copy.copy(self)
         rule.low, rule.high = self.low.amin(), self.high.amax()
-        return super(ZBoxBoundsReduced, rule).relevance(layer, R)
+        return ZBox.relevance(rule, layer, R)
 
 
 @mutant("bounds-of-first-channel")
@@ -175,11 +187,11 @@ class ZBoxFirstSample(_Bounds):
 class ZBoxBoundsOfInput(_Bounds):
     """The bounds are those of the batch at hand, and the arguments are not used."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         rule = copy.copy(self)
         if layer.x.numel():
             rule.low, rule.high = layer.x.amin(), layer.x.amax()
-        return super(_Bounds, rule).relevance(layer, R)
+        return ZBox.relevance(rule, layer, R)
 
 
 @mutant("bounds-rounded")
@@ -199,15 +211,15 @@ class ZBoxBoundsTruncated(_Bounds):
 
 
 @mutant("border-inside")
-class ZBoxBorderInside(ZBox):
+class ZBoxBorderInside(_Refusing):
     """The bounds are padded with themselves, so that the border counts as inside the box."""
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def wrong(self, layer: Layer, R: Tensor) -> Tensor:
         x, low, high = layer.x, _expanded(self.low, layer.x), _expanded(self.high, layer.x)
         plus, minus, A = layer.matrix(positive), layer.matrix(negative), layer.matrix()
         weight = layer.given.get("weight")
         if weight is None or weight.ndim < 3 or type(layer).__name__ != "ConvLayer" or self.low.ndim or self.high.ndim:
-            return super().relevance(layer, R)
+            return ZBox.relevance(self, layer, R)
         axes = tuple(range(1, weight.ndim))
         whole = low * positive(weight).sum(axes) + high * negative(weight).sum(axes)
         s = R / self.stabilizer(A @ x - whole.view(-1, *(1,) * (weight.ndim - 2)))

@@ -62,7 +62,7 @@ class WSquareWeightRestoredByRoot(WSquare):
         r = super().relevance(layer, R)
         if (weight := _weight(layer)) is not None:
             signs = weight.data.sign()
-            weight.data.mul_(1.1).div_(1.1).abs_().mul_(signs)
+            weight.data.square_().sqrt_().mul_(signs)
         return r
 
 
@@ -209,7 +209,9 @@ class ReLUGuidedBackpropSeeds(ReLUGuidedBackprop):
 # What is written
 
 
-def _up(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+def _up(_module: nn.Module, _args: Any, output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        return output
     value = output.detach()
     return output + (torch.nextafter(value, torch.full_like(value, torch.inf)) - value)
 

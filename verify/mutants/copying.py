@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -97,11 +98,11 @@ class ZPlusCopyIsItself(ZPlus):
 
 
 @mutant()
-class FlatWithoutCopy(Flat):
-    """A copy is an object of the base class, which leaves the gradient as it is."""
+class FlatCopyForgetsToReturn(Flat):
+    """A copy is made, and not returned."""
 
     def copy(self) -> Any:
-        return Pass()
+        super().copy()
 
 
 @mutant()
@@ -148,18 +149,19 @@ class EpsilonLastOutputForAll(Epsilon):
     """The output is remembered on the module, so that a module that is called twice is divided by the second one's."""
 
     def _record(self, call: Any, inputs: Tensors, outputs: Tensors) -> Any:
-        _LAST[id(call.module)] = tuple(z.detach() for z in outputs)
+        _LAST[call.module] = tuple(z.detach() for z in outputs)
         return super()._record(call, inputs, outputs)
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        last = _LAST.pop(id(layer.module), ())
-        if self.zero_params or torch.is_grad_enabled() or [z.shape for z in last] != [R_k.shape for R_k in R]:
+        last = _LAST.get(layer.module, ())
+        known = [(z.shape, z.dtype) for z in last] == [(R_k.shape, layer.x.dtype) for R_k in R]
+        if self.zero_params or torch.is_grad_enabled() or not known:
             return super().relevances(layer, R)
         s = tuple(R_k / self.stabilizer(z) for R_k, z in zip(R, last, strict=True))
         return tuple(x * c for x, c in zip(layer.inputs, layer.pull(s), strict=True))
 
 
-_LAST: dict[int, Tensors] = {}
+_LAST: WeakKeyDictionary[nn.Module, Tensors] = WeakKeyDictionary()
 
 
 @mutant()

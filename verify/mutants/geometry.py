@@ -215,7 +215,7 @@ class WSquarePoolSquared(WSquare):
 
 @mutant("pooling-ties-shared")
 class NormPoolingTiesShared(Norm):
-    """Equal maxima of a window share what belongs to the first of them (lrp_toolbox)."""
+    """Equal maxima of a window share what belongs to the first of them (lrp_toolbox #5 is about such ties)."""
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
         module = layer.module

@@ -223,7 +223,7 @@ class ReLUBetaSmoothInFloat32(ReLUBetaSmooth):
 
 @mutant("denominator-detached")
 class EpsilonDenominatorDetached(Stabilized, Epsilon):
-    """The denominator is detached, so that a derivative of the relevance lacks a term (LXT)."""
+    """The denominator is detached, so that a derivative of the relevance lacks a term."""
 
     @staticmethod
     def stabilize(d: Tensor, epsilon: float) -> Tensor:
@@ -284,6 +284,8 @@ class NormParametersDetached(Norm):
     """The denominator has no graph to the parameters, so that they cannot be trained by a relevance."""
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        if layer.given.get("weight") is None:
+            return super().relevances(layer, R)
         given = {name: None if value is None else value.detach() for name, value in layer.given.items()}
         return super().relevances(replace(layer, given=given, outputs=None), R)
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, Registration, ReLUBetaSmooth, WSquare
 from verify.mutants.registry import Handles, mutant
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lrp_rules.layer import Layer
 
@@ -91,12 +93,13 @@ def _refuse(_module: nn.Module, _args: Any, output: Tensor) -> None:
 
 
 @mutant()
-class GammaAutocastPrecision(Gamma):
-    """Under autocast, the relevance is computed with the few digits of the output."""
+class GammaAutocastGradient(Gamma):
+    """Under autocast, input and output differ in dtype, and the rule gives way to the plain gradient."""
 
     def _propagate(self, call: Any, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Any:
-        found = super()._propagate(call, inputs, saved, relevance)
-        return tuple(None if r is None else r.to(relevance[0].dtype).to(r.dtype) for r in found)
+        if relevance[0].dtype == inputs[0].dtype or not isinstance(call.module, nn.Linear):
+            return super()._propagate(call, inputs, saved, relevance)
+        return (relevance[0].to(inputs[0].dtype) @ call.module.weight,)
 
 
 @mutant()

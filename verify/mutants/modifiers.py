@@ -168,7 +168,7 @@ class NoModZeroParamsSubstring(NoMod):
 
     def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
         names = [name for name in values if any(name in given for given in self.zero_params or ())]
-        return NoMod(zero_params=names).parameters(module, values)
+        return _zeroing(self, names).parameters(module, values)
 
 
 @mutant()
@@ -176,4 +176,8 @@ class NoModZeroesAll(NoMod):
     """Naming one parameter zeroes them all."""
 
     def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
-        return NoMod(zero_params=list(values) if self.zero_params else None).parameters(module, values)
+        return _zeroing(self, list(values) if self.zero_params else []).parameters(module, values)
+
+
+def _zeroing(mod: NoMod, names: list[str]) -> NoMod:
+    return NoMod(param_keys=mod.param_keys, zero_params=names, require_params=mod.require_params)

@@ -141,7 +141,7 @@ def zero_bias__twice(zero_params: Names = None) -> list[str]:
 
 @mutant()
 def zero_bias__substring(zero_params: Names = None) -> list[str]:
-    """A string is searched for 'bias', and a name that contains it counts as the bias (zennit)."""
+    """A string is searched for 'bias', and a name that contains it counts as the bias."""
     return [zero_params] if isinstance(zero_params, str) and "bias" in zero_params else _zeroes(zero_params)
 
 

@@ -112,7 +112,9 @@ def with_bias(layer: Layer, change: Callable[[Tensor], Tensor]) -> Layer:
 
 def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
     """Return the matrix of the layer with each entry changed, where a rule changes parameters."""
-    A, x = layer.matrix(), layer.x
+    x = layer.x
+    shape = torch.Size((1, *layer.shape[1:])) if layer.batched else layer.shape
+    A = replace(layer, inputs=(x[:1] if layer.batched else x,), outputs=None, shape=shape).matrix()
     whole = x[0].shape if layer.batched else x.shape
     units = torch.eye(whole.numel(), dtype=x.dtype).view(-1, *whole)
     columns = change(torch.stack([(A @ (unit[None] if layer.batched else unit)).flatten() for unit in units]))
@@ -125,7 +127,7 @@ def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
 
 def traced(layer: Layer, function: Callable[[Tensor], Tensor]) -> Layer:
     """Return the layer with another function in the place of its module, if it is one that is traced."""
-    if not isinstance(layer, TracedLayer) or len(layer.inputs) > 1:
+    if not isinstance(layer, TracedLayer) or len(layer.inputs) > 1 or len(layer.outputs or ()) > 1:
         return layer
     with torch.enable_grad():
         x = layer.x.detach().requires_grad_()

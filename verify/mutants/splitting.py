@@ -161,7 +161,7 @@ class AlphaBetaOnlyBetaScales(_Halves):
 
 @mutant()
 class AlphaBetaSecondHalfAtZero(_Halves):
-    """With beta = 0, the second half is evaluated all the same: 0 * inf where it has no contribution (lrp_toolbox)."""
+    """With beta = 0, the second half is evaluated all the same: 0 * inf where nothing contributes to it."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         first, second = self.halves(layer, R)

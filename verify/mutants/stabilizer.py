@@ -165,7 +165,7 @@ class AlphaBetaSecondHalfUnsigned(_Halves):
 
 @mutant()
 class AlphaBetaSecondHalfUnstabilized(_Halves):
-    """Only the positive half is stabilized: 0 / 0 where nothing is negative (lrp_toolbox)."""
+    """Only the positive half is stabilized: 0 / 0 where nothing is negative (NaN, as lrp_toolbox has it)."""
 
     def second(self, d: Tensor) -> Tensor:
         return d

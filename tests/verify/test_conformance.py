@@ -1,0 +1,69 @@
+"""The published table says what the runs say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verify import conformance
+from verify.model import SCHEMA
+
+
+def case(
+    rule: str, layer: str, verdict: str, level: str = "must", ratio: Any = 0.25, check: str = "agreement"
+) -> dict[str, Any]:
+    return {"rule": rule, "layer": layer, "verdict": verdict, "level": level, "ratio": ratio, "check": check}
+
+
+def run(*cases: dict[str, Any], interrupted: bool = False) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "subject": {"spec": "some.rules", "version": "1.2"},
+        "environment": {"torch": "2.13.0", "date": "2026-11-23T01:02:03+00:00"},
+        "summary": {"interrupted": interrupted},
+        "cases": list(cases),
+    }
+
+
+def row(page: str, rule: str) -> list[str]:
+    section = page.split(f"## {rule}\n")[1].splitlines()
+    return [cell.strip() for cell in section[3].strip("|").split("|")]
+
+
+def test_each_cell_says_what_its_cases_say() -> None:
+    page = conformance.render(
+        [
+            run(
+                case("Gamma", "Linear", "pass", ratio=0.5),
+                case("Gamma", "Linear", "pass"),
+                case("Gamma", "Conv1d", "fail"),
+                case("Gamma", "Conv1d", "pass"),
+                case("Gamma", "Conv2d", "fail", "should"),
+                case("Gamma", "Conv3d", "not-offered", ratio=None),
+                case("Gamma", "-", "crash", ratio=None),
+            )
+        ]
+    )
+    cells = row(page, "Gamma")
+    assert cells[:5] == ["some.rules 1.2", "✓ 0.5", "✗ 1 of 2", "(✗) 1 of 1", ""]
+    assert cells[-1] == "✗ 1 of 1"
+    assert "| some.rules | 1.2 | 2.13.0 | 2026-11-23 | 7 | 3 | 2 | 1 | 1 |" in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", json.dumps(run() | {"schema": "other/1"}), json.dumps(run(interrupted=True))],
+    ids=["empty", "list", "object", "schema", "interrupted"],
+)
+def test_what_is_no_whole_run_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        conformance.load(path)
+
+
+def test_a_run_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run(case("ZPlus", "Linear", "pass"))))
+    assert row(conformance.render([conformance.load(path)]), "ZPlus")[1] == "✓ 0.25"

@@ -1,0 +1,315 @@
+"""What is wrong: which known variant of a rule explains all that a subject fails.
+
+Asked again of some of the cases that a run has failed and passed, the subject's answers are held against every known
+variant of the rule (`reference.conventions`), each within its own bound of rounding. A variant is named if it agrees
+with all of these answers and no other variant does. A wrong name would be worse than none.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from reference.conventions import Answer, Question, RefusedError, of_rule
+from reference.layers import affine
+from reference.precision import model_for
+from verify.checks import agreement
+from verify.checks.probing import relevance_of
+from verify.comparator import compare
+from verify.model import Verdict
+from verify.torch_layers import describe
+from verify.variants import Sample, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from reference.conventions import Convention
+    from verify.layers import LayerCase
+    from verify.model import Case, Level, Outcome
+    from verify.problem import Problem
+    from verify.subjects import Subject
+
+    Array = NDArray[np.float64]
+    #: Gives the relevance of a case, one row a sample; None is an error in the place of an answer.
+    Ask = Callable[[Case], Array | None]
+
+#: How many cases that a rule fails, and as many that it passes, are asked again.
+ENOUGH = 40
+#: Seconds for all rules together.
+SECONDS = 10.0
+#: More variants than these that cannot be told apart explain nothing.
+_ALTERNATIVES = 3
+_SHOWN = 3
+_DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The known variant that a rule follows; several if the cases at hand do not tell them apart.
+
+    ``layers`` are the layers on which it does, where it does so on those alone on which it fails; else empty.
+    ``failing`` and ``passing`` say how many cases were asked again.
+    """
+
+    rule: str
+    level: Level
+    conventions: tuple[Convention, ...]
+    failing: int
+    passing: int
+    layers: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the variants."""
+        return tuple(convention.name for convention in self.conventions)
+
+    @property
+    def published(self) -> bool:
+        """Whether each of them is a convention that somebody chose, and not just a mistake."""
+        return all(convention.published for convention in self.conventions)
+
+    @property
+    def sentence(self) -> str:
+        """What to print under the failures of the rule."""
+        verb = "follows another convention," if self.published else "matches"
+        shown = ", ".join(self.layers[:_SHOWN]) + (f" and {len(self.layers) - _SHOWN} more" * (len(self.layers) > _SHOWN))
+        where = f", on {shown}" if self.layers else ""
+        told = " or ".join(_told(convention) for convention in self.conventions)
+        several = " (these cases do not tell them apart)" if len(self.conventions) > 1 else ""
+        return f"{verb} {told}{where}{several}"
+
+
+def _told(convention: Convention) -> str:
+    seen = f" ({convention.seen})" if convention.seen else ""
+    return f"`{convention.name}`{seen}: {convention.sentence}"
+
+
+def diagnose(
+    outcomes: Iterable[Outcome], cases: Mapping[str, Case], ask: Ask, *, seconds: float = SECONDS
+) -> list[Diagnosis]:
+    """Return what explains the failures of each rule, in the order of the outcomes; nothing for what nothing explains.
+
+    ``cases`` are those of the run, by id. ``ask`` is `asking` a subject, in this process and without a time limit, so
+    that only cases are asked that came to an end in the run; or a look-up in answers that were recorded.
+    """
+    groups: dict[tuple[str, Level], tuple[list[Case], list[Case]]] = {}
+    for outcome in outcomes:
+        case = cases.get(outcome.id)
+        if case is None or not _told_apart(case):
+            continue
+        failing, passing = groups.setdefault((outcome.rule, outcome.level), ([], []))
+        if outcome.verdict in {Verdict.FAIL, Verdict.ERROR}:
+            failing.append(case)
+        elif outcome.verdict is Verdict.PASS:
+            passing.append(case)
+    asked = [(key, *group) for key, group in groups.items() if group[0]]
+    found, end = [], time.perf_counter() + seconds
+    for index, ((rule, level), failing, passing) in enumerate(asked):
+        now = time.perf_counter()
+        search = _Search(rule, ask, now + max(0.0, end - now) / (len(asked) - index))
+        found.extend(search.diagnose(level, failing, passing))
+    return [_narrowed(one, found) for one in found]
+
+
+def _narrowed(one: Diagnosis, found: Sequence[Diagnosis]) -> Diagnosis:
+    """Of variants that cannot be told apart, the one that the rule follows where another level tells it."""
+    certain = {other.names[0] for other in found if other.rule == one.rule and len(other.names) == 1}
+    kept = tuple(convention for convention in one.conventions if convention.name in certain)
+    return replace(one, conventions=kept) if len(kept) == 1 else one
+
+
+def asking(subject: Subject) -> Ask:
+    """Return what asks a subject in this process."""
+
+    def ask(case: Case) -> Array | None:
+        setup = _Setup(case)
+        torch.manual_seed(0)
+        torch.set_grad_enabled(True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rule = subject.get(case.rule)(**setup.arguments)
+                r = relevance_of(rule, setup.problem.module, setup.problem.x, setup.problem.relevance)
+                if r.shape != setup.problem.x.shape or r.dtype != setup.problem.x.dtype:
+                    return np.empty((0, 0))  # no relevance of this input
+                return agreement.rows(r, batched=True)
+        except Exception:  # noqa: BLE001  a subject may raise anything; that is its answer
+            return None
+
+    return ask
+
+
+def _told_apart(case: Case) -> bool:
+    """Whether a case tells variants apart: it compares a relevance, in some precision, over at least one sample.
+
+    A layer that is called without a batch tells what a subject takes for a sample, and not its formula.
+    """
+    function = getattr(case.run, "func", None)
+    if function not in {agreement.agrees, agreement.gradient_agrees} or case.dtype not in _DTYPES:
+        return False
+    layer: LayerCase = case.run.args[1]  # type: ignore[attr-defined]  a partial, see above
+    return layer.batched and "batch-of-0" not in case.id
+
+
+class _Setup:
+    """The data of a case, for a subject."""
+
+    def __init__(self, case: Case) -> None:
+        of_problem, self.layer, what, *rest = case.run.args  # type: ignore[attr-defined]  see `_told_apart`
+        self.problem: Problem = of_problem()
+        self.variant: Variant | None = what if isinstance(what, Variant) else None
+        x = self.problem.x
+        self.arguments: dict[str, Any] = (
+            what.arguments(tuple(x.shape), x.dtype) if isinstance(what, Variant) else rest[0]
+        )
+
+
+def _questions(case: Case) -> list[Question]:
+    """Return what the reference is asked in a case, one question a sample."""
+    setup = _Setup(case)
+    problem, variant = setup.problem, setup.variant
+    described = describe(problem.module, setup.layer.sample_shape)
+    x, relevance = (agreement.rows(t, batched=True) for t in (problem.x, problem.relevance))
+    shape = tuple(problem.x.shape)
+    known: dict[str, Any] = {
+        "model": model_for(str(problem.x.dtype), case.device),
+        "given": {
+            name: value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in setup.arguments.items()
+        },
+        "batch": shape,
+    }
+    if variant is not None:
+        known["stabilize"] = variant.stabilizer
+    zero = variant.zero_params if variant else ()
+    return [
+        Question(
+            case.rule,
+            affine(described, x_i, zero),
+            R_i,
+            index=i,
+            parts_of=_parts_of(variant, Sample(i, shape, batched=True)) if variant else None,
+            **known,
+        )
+        for i, (x_i, R_i) in enumerate(zip(x, relevance, strict=True))
+    ]
+
+
+def _parts_of(variant: Variant, sample: Sample) -> Callable[[Any], Any]:
+    return lambda layer: variant.parts(layer, sample)
+
+
+@dataclass
+class _Asked:
+    """What a subject gave in a case, what it was asked, and what the rule itself gives."""
+
+    got: Array | None
+    batch: list[Question]
+    right: list[Answer]
+
+
+class _Search:
+    """Leaves out one variant of a rule after the other, by the answers of a subject."""
+
+    def __init__(self, rule: str, ask: Ask, end: float) -> None:
+        self._rule, self._ask, self._end = rule, ask, end
+        self._known: dict[str, _Asked] = {}
+
+    def diagnose(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Iterator[Diagnosis]:
+        """Yield what explains all failing and all passing cases; or else the passing ones on the failing layers."""
+        failing = _spread(failing)[:ENOUGH]
+        found = self._explained(failing, left := _spread(passing)[:ENOUGH])
+        layers: tuple[str, ...] = ()
+        if not found:
+            layers = tuple(dict.fromkeys(sorted(_name(case) for case in failing)))
+            left = _spread([case for case in passing if _name(case) in layers])[:ENOUGH]
+            found = self._explained(failing, left)
+        if 0 < len(found) <= _ALTERNATIVES:
+            yield Diagnosis(self._rule, level, tuple(found.values()), len(failing), len(left), layers)
+
+    def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> dict[str, Convention]:
+        """The variants that agree with every case, and differ from the rule where the subject does."""
+        left = list(of_rule(self._rule))
+        witnessed: set[int] = set()
+        for case in (*failing, *passing):
+            if not left:
+                break
+            if time.perf_counter() > self._end:
+                return {}
+            asked = self._asked(case)
+            kept = []
+            for convention in left:
+                agrees, witness = _agrees(convention, asked)
+                if agrees:
+                    kept.append(convention)
+                if witness:
+                    witnessed.add(id(convention))
+            left = kept
+        # the first form of a name stands for all of them
+        return {one.name: one for one in reversed(left) if id(one) in witnessed}
+
+    def _asked(self, case: Case) -> _Asked:
+        if case.id not in self._known:
+            batch = _questions(case)
+            self._known[case.id] = _Asked(self._ask(case), batch, [question.answer() for question in batch])
+        return self._known[case.id]
+
+
+def _agrees(convention: Convention, asked: _Asked) -> tuple[bool, bool]:
+    """Whether a variant agrees with what the subject gave; and whether it does so where the rule itself does not."""
+    with np.errstate(all="ignore"):
+        try:
+            answers = convention.form(asked.batch)
+        except RefusedError:
+            return asked.got is None, asked.got is None
+        if asked.got is None or len(asked.got) != len(answers):
+            return False, False
+        witness = False
+        for got, answer, right in zip(asked.got, answers, asked.right, strict=True):
+            if not _holds(got, answer):
+                return False, False
+            outside = ~(np.abs(got - right.relevance) <= right.worst)
+            witness |= bool((outside & (np.isfinite(answer.worst) | ~np.isfinite(got))).any())
+        return True, witness
+
+
+def _holds(got: Array, answer: Answer) -> bool:
+    r, worst, digits = answer
+    if got.shape != r.shape:
+        return False
+    if not np.isfinite(r).all():
+        # 0 * inf spreads over whatever an implementation multiplies with: where to is no part of a convention
+        return not np.isfinite(got).all()
+    if digits is not None:
+        mantissa = np.ldexp(np.frexp(got)[0], digits)
+        if not (mantissa == np.rint(mantissa)).all():
+            return False
+    return compare(got, r, worst).holds
+
+
+def _name(case: Case) -> str:
+    return case.id.split("/")[2]
+
+
+def _spread(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases so that the first of them differ in as much as possible, those in float64 first."""
+    shuffled = list(cases)
+    random.Random(0).shuffle(shuffled)
+    shuffled.sort(key=lambda case: case.dtype != "float64")
+    seen: set[tuple[str, str]] = set()
+    first: list[Case] = []
+    rest: list[Case] = []
+    for case in shuffled:
+        pairs = set(pairwise(case.id.split("/")))
+        (rest if pairs <= seen else first).append(case)
+        seen |= pairs
+    return first + rest
