@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from reference.layers import affine
 from reference.precision import model_for
 from verify.cases import draw
-from verify.checks import conduct
 from verify.checks.agreement import judge, rows
+from verify.checks.conduct import TOPICS
+from verify.checks.conduct_probing import R, Values, X, attached, complain, grad, leaf, linear
 from verify.checks.probing import fail, passed, relevance_of
 from verify.comparator import check_itself
 from verify.layers import LAYERS, LayerCase
@@ -27,7 +28,7 @@ from verify.report import UNDECIDED_LIMIT, percent, share_undecided
 from verify.subjects import Subject
 from verify.torch_layers import describe
 from verify.tracked import Matrix, TrackedArray, UndecidedError, bound, exact
-from verify.worker import SubjectInfo, Worker
+from verify.worker import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -205,8 +206,8 @@ class _WrongError(Exception):
 
 def _answers(rule: Callable[[], Any], cases: Sequence[Case], seed: int) -> list[Outcome]:
     subject = Subject("rule", SimpleNamespace(**{_NAME: _Maker(rule)}), "")
-    worker = Worker.around(subject, cases, seed)
-    return [worker.answer(subject.spec, case.id) for case in cases]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return [ask(case, subject, seed, here=True) for case in cases]
 
 
 class _Maker:
@@ -293,6 +294,20 @@ def _obeys(
     return judge(values[0], np.asarray(sum(values[1:])), np.asarray(total), None, name)
 
 
+def _parameters(make: Callable[[], Any], _: Subject) -> Finding:
+    """Check that nothing of a parameter moves, before, between and after forward and backward."""
+    module, x = linear(), leaf(X)
+    values = Values(module)
+    with attached(make(), module):
+        changes = [*complain(values.changes(), "registered")]
+        y = module(x)
+        changes += complain(values.changes(), "after forward")
+        grad(y, x, R)
+        changes += complain(values.changes(), "after backward")
+    changes += complain(values.changes(), "after remove()")
+    return fail(changes[0]) if changes else passed()
+
+
 def _identity(r: Tensor) -> Tensor:
     return r
 
@@ -328,4 +343,4 @@ _LAWS: dict[str, Callable[[LayerCase, Problem], Sides]] = {
     "permuted-outputs": partial(_permuted, outputs=True),
     "permuted-inputs": partial(_permuted, outputs=False),
 }
-_TOPICS = tuple(topic for topic in conduct.TOPICS if topic.what in _CONDUCT)
+_TOPICS = tuple(topic for topic in TOPICS if topic.what in _CONDUCT)

@@ -69,7 +69,6 @@ class Worker:
     """The cases and the subjects of one process. ``here``: this is the user's own process."""
 
     def __init__(self, source: Source, subjects: Sequence[str], *, here: bool = False) -> None:
-        self._torch: Any = importlib.import_module("torch")
         self._here = here
         self._seed = source.seed
         self._cases = source.cases()
@@ -85,30 +84,13 @@ class Worker:
 
     def answer(self, spec: str, id_: str) -> Outcome:
         """Ask one case."""
-        from verify.subjects import NotOfferedError  # noqa: PLC0415  imports torch, see the top
-
         subject = self._subject(spec)
+        if id_ not in self._cases and id_.startswith("search/"):
+            self._cases[id_] = carried(id_)
         if id_ not in self._cases:
             msg = f"a worker does not know the case {id_}: its source gives other cases there than here"
             raise RunnerError(msg)
-        case = self._cases[id_]
-        # What an earlier case left behind must not decide this one, or a case asked alone would answer otherwise.
-        self._torch.manual_seed(self._seed)
-        self._torch.set_grad_enabled(True)
-        start = time.perf_counter()
-        try:
-            with _quiet():
-                finding = case.run(subject)
-            return outcome_of(case, finding, time.perf_counter() - start)
-        except NotOfferedError as error:
-            finding = Finding(Verdict.NOT_OFFERED, reason=str(error))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and self._here:
-                raise  # the user's; a worker does not hear the keyboard
-            finding = Finding(Verdict.ERROR, reason=_reason(error, subject))
-            if self._here:
-                finding = replace(finding, details={"traceback": "".join(traceback.format_exception(error))})
-        return outcome_of(case, finding, time.perf_counter() - start)
+        return ask(self._cases[id_], subject, self._seed, here=self._here)
 
     def _subject(self, spec: str) -> Subject:
         from verify.subjects import load  # noqa: PLC0415  imports torch, see the top
@@ -123,6 +105,37 @@ class Worker:
         if isinstance(subject, Exception):
             raise subject
         return subject
+
+
+def ask(case: Case, subject: Subject, seed: int, *, here: bool) -> Outcome:
+    """Ask one case of a subject, and turn whatever comes of it into a verdict."""
+    from verify.subjects import NotOfferedError  # noqa: PLC0415  imports torch, see the top
+
+    torch: Any = importlib.import_module("torch")
+    # What an earlier case left behind must not decide this one, or a case asked alone would answer otherwise.
+    torch.manual_seed(seed)
+    torch.set_grad_enabled(True)
+    start = time.perf_counter()
+    try:
+        with _quiet():
+            finding = case.run(subject)
+        return outcome_of(case, finding, time.perf_counter() - start)
+    except NotOfferedError as error:
+        finding = Finding(Verdict.NOT_OFFERED, reason=str(error))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and here:
+            raise  # the user's; a worker does not hear the keyboard
+        finding = Finding(Verdict.ERROR, reason=_reason(error, subject))
+        if here:
+            finding = replace(finding, details={"traceback": "".join(traceback.format_exception(error))})
+    return outcome_of(case, finding, time.perf_counter() - start)
+
+
+def carried(id_: str) -> Case:
+    """Return the case that an id carries whole, see verify/examples.py; raise ValueError if it was cut."""
+    from verify.examples import Example  # noqa: PLC0415  imports torch, see the top
+
+    return Example.from_id(id_).case()
 
 
 @contextlib.contextmanager

@@ -32,16 +32,16 @@ def subject(**changed: Any) -> Subject:
 @pytest.mark.parametrize(("rule", "wrong"), [("ZPlus", Clips), ("WSquare", CastsInside)], ids=["ZPlus", "WSquare"])
 def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str, wrong: type) -> None:
     planted = subject(**{rule: wrong})
-    (found,) = (o for o in search(planted, count=1500, rules=[rule]) if o.verdict is not Verdict.PASS)
+    (found,) = (o for o in search(planted, count=600, rules=[rule]) if o.verdict is not Verdict.PASS)
     assert found.verdict is Verdict.FAIL
     example = Example.from_id(found.id)
-    assert len(example.x) + len(example.weight) + len(example.relevance) <= 6
+    assert max(len(example.x), len(example.weight), len(example.relevance)) <= 3
     assert example.case().run(planted).verdict is Verdict.FAIL
     assert example.case().run(subject()).verdict is Verdict.PASS
 
 
 def test_correct_rules_are_left_alone() -> None:
-    assert {o.verdict for o in search(subject(), count=400)} == {Verdict.PASS}
+    assert {o.verdict for o in search(subject(), count=160)} == {Verdict.PASS}
 
 
 def test_the_same_seed_searches_the_same() -> None:
