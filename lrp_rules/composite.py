@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lrp_rules.registration import Registration
 
     Key = str | type[nn.Module]
+    # the keys of a Mapping are invariant: a dict with names alone is none of the last kind
+    Rules = Mapping[str, Hook] | Mapping[type[nn.Module], Hook] | Mapping[Key, Hook]
 
 
 class Attachment:
@@ -37,7 +39,7 @@ class Attachment:
         self.remove()
 
 
-def attach(model: nn.Module, rules: Mapping[Key, Hook], ignore: Iterable[Key] = ()) -> Attachment:
+def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attachment:
     """Put rules on all modules of a model.
 
     Parameters
@@ -73,7 +75,8 @@ def attach(model: nn.Module, rules: Mapping[Key, Hook], ignore: Iterable[Key] = 
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     ignored = list(ignore)
-    _check_keys([*rules, *ignored], names)
+    table: dict[Key, Hook] = dict(rules)  # type: ignore[arg-type]
+    _check_keys([*table, *ignored], names)
 
     chosen: list[tuple[Hook, nn.Module]] = []
     unmatched: list[str] = []
@@ -81,14 +84,14 @@ def attach(model: nn.Module, rules: Mapping[Key, Hook], ignore: Iterable[Key] = 
     for module, own in names.items():
         if module in taken:
             continue
-        key = next((key for key in [*ignored, *rules] if _matches(key, module, own)), None)
+        key = next((key for key in [*ignored, *table] if _matches(key, module, own)), None)
         if key is None:
             if next(module.parameters(recurse=False), None) is not None:
                 unmatched.append(f"{own[0] or 'the model itself'} ({type(module).__name__})")
             continue
         taken.update(module.modules())
         if key not in ignored:
-            chosen.append((rules[key], module))
+            chosen.append((table[key], module))
     if unmatched:
         msg = (
             f"no rule for {', '.join(unmatched)}; expected one for each module with parameters. "

@@ -45,6 +45,8 @@ class Hook:
     needs_grad_input: ClassVar[bool] = True
     #: Whether modules that take or return several tensors are allowed; others are refused with a TypeError.
     allows_several: ClassVar[bool] = True
+    #: Whether the rule may run the module again, and so has to know the random state that the call started from.
+    may_rerun: ClassVar[bool] = False
 
     def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
         """Look at one call of the module, after it."""
@@ -139,6 +141,7 @@ class BasicHook(Hook):
     """
 
     allows_several: ClassVar[bool] = False
+    may_rerun: ClassVar[bool] = True
     #: Whether the formula uses the output of the forward pass, so that it is to be kept.
     uses_output: ClassVar[bool] = False
     #: Names of the parameters that are set to zero.

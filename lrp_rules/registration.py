@@ -115,12 +115,12 @@ class Registration:
         leaves, structure = tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if is_float(leaf)]
         in_place = bool(getattr(module, "inplace", False))
-        several = len(inputs) > 1
-        if not torch.is_grad_enabled() or not (in_place or several or module.training):
+        random = self.hook.may_rerun and any(part.training for part in module.modules())
+        if not torch.is_grad_enabled() or not (in_place or random or len(inputs) > 1):
             return None
         if not any(x.requires_grad for x in inputs):
             return None
-        own = [_Own.of(leaf, in_place=in_place, random=module.training) if is_float(leaf) else leaf for leaf in leaves]
+        own = [_Own.of(leaf, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
         return tree_unflatten(own, structure)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:

@@ -89,7 +89,8 @@ def _derivative_ignored(question: Question) -> Answer:
 
 def _softplus(question: Question) -> Answer:
     beta = question.given.get("beta_smooth", 10.0)
-    factor = np.logaddexp(0, beta * question.x) / beta
+    # torch takes x itself from beta x = 20 on
+    factor = np.where(beta * question.x > 20, question.x, np.logaddexp(0, beta * question.x) / beta)
     # log1p(exp(t)) and a quotient, each within a few units; t itself is rounded twice
     size = (factor + np.abs(question.x)) * np.abs(question.R)
     return Answer(factor * question.R, 16 * question.model.unit * size)

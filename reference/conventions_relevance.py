@@ -63,6 +63,8 @@ def _rescale(batch: Batch) -> list[Answer]:
     factor, off = R.sum() / r.sum(), worst.sum() + gamma * np.abs(r).sum()
     room = np.abs(r.sum()) - off
     relative = off / room + gamma * np.abs(R).sum() / abs(R.sum()) * (1 + off / room) if room > 0 and R.sum() else np.inf
+    if not np.isfinite(relative):
+        return [Answer(a.relevance * factor, np.full_like(a.worst, np.inf)) for a in answers]
     return [
         Answer(a.relevance * factor, abs(factor) * (a.worst + (np.abs(a.relevance) + a.worst) * (relative + gamma)))
         for a in answers

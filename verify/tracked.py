@@ -1,8 +1,8 @@
 """Numbers that know how far rounding may have taken them, for formulas of which no bound was derived by hand.
 
-Put into arrays (``exact``), they go through a formula written in NumPy once; its result (``bound``) then says what the
-formula gives and how far any implementation of it may be off in the precision of a model, whatever the order in which
-it adds up and wherever it multiplies out.
+Put into arrays (:mod:`verify.tracked_array`), they go through a formula written in NumPy once; its result then says
+what the formula gives and how far any implementation of it may be off in the precision of a model, whatever the order
+in which it adds up and wherever it multiplies out.
 
 Notation as in `reference.rounding`: u is the unit roundoff, gamma(k) = k u / (1 - k u). A number is a sum of n terms
 t_i that is not rounded yet. Of these it keeps sum t_i (``value``), sum |t_i| (``size``), n (``terms``), and sum e_i
@@ -23,9 +23,9 @@ t_i that is not rounded yet. Of these it keeps sum t_i (``value``), sum |t_i| (`
              off, unless both choices are the same; one that decides the course of the program raises UndecidedError.
 
 What is compared, divided by, or asked for its magnitude has been added up before: from then on it is one term that is
-off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u: then e = 0. A constant
-such as 1e-6 is rounded to the precision. The values here are computed in float64, where they are off themselves: all
-of the above is convex in u and zero for u = 0, so by at most 2^-53 / u of the same bound.
+off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u: then e = 0. A
+constant such as 1e-6 is rounded to the precision. The values here are computed in float64, where they are off
+themselves: all of the above is convex in u and zero for u = 0, so by at most 2^-53 / u of the same bound (``slack``).
 """
 
 from __future__ import annotations
@@ -38,15 +38,9 @@ import numpy as np
 from reference.precision import FLOAT64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import ArrayLike, NDArray
+    from collections.abc import Callable
 
     from reference.precision import Model
-
-    Floats = NDArray[np.float64]
-
-__all__ = ["Decision", "Tracked", "TrackedArray", "UndecidedError", "bound", "exact"]
 
 
 class UndecidedError(ArithmeticError):
@@ -98,7 +92,7 @@ class Tracked:
 
     def farther(self, off: float) -> bool:
         """Whether it is farther from zero than rounding reaches, its own rounding in float64 included."""
-        return off == 0 or abs(self.value) > off * _slack(self.model)
+        return off == 0 or abs(self.value) > off * slack(self.model)
 
     def __repr__(self) -> str:
         return f"{self.value!r} ± {self.off:.3g}"
@@ -106,7 +100,7 @@ class Tracked:
     # --- arithmetic ---------------------------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> Tracked:
-        if isinstance(other, np.ndarray):
+        if isinstance(other, np.ndarray):  # which asks each of its entries
             return NotImplemented
         b = Tracked.of(other, self.model)
         if not (b.size or b.error):
@@ -133,7 +127,7 @@ class Tracked:
     def __sub__(self, other: Any) -> Tracked:
         return NotImplemented if isinstance(other, np.ndarray) else self + -Tracked.of(other, self.model)
 
-    def __rsub__(self, other: Any) -> Tracked:
+    def __rsub__(self, other: Any) -> Any:
         return -self + other
 
     def __mul__(self, other: Any) -> Tracked:
@@ -160,7 +154,7 @@ class Tracked:
         b = Tracked.of(other, self.model).finish()
         value = self.value / b.value if b.value else math.nan
         off, magnitude = b.off, abs(b.value)
-        room = magnitude - off * _slack(self.model)
+        room = magnitude - off * slack(self.model)
         if not room > 0:
             return Tracked(value, abs(value), 1.0, math.inf, 0.0, self.model)
         if not (self.size or self.error):
@@ -284,19 +278,19 @@ class Decision:
         chosen = first if self.value else second
         return Tracked(chosen.value, abs(chosen.value), 1.0, math.inf, 0.0, self.model)
 
-    def __add__(self, other: Any) -> Tracked:
+    def __add__(self, other: Any) -> Any:
         return self.number() + other
 
-    def __sub__(self, other: Any) -> Tracked:
+    def __sub__(self, other: Any) -> Any:
         return self.number() - other
 
-    def __rsub__(self, other: Any) -> Tracked:
+    def __rsub__(self, other: Any) -> Any:
         return other - self.number()
 
-    def __mul__(self, other: Any) -> Tracked:
+    def __mul__(self, other: Any) -> Any:
         return self.number() * other
 
-    def __truediv__(self, other: Any) -> Tracked:
+    def __truediv__(self, other: Any) -> Any:
         return self.number() / other
 
     def __neg__(self) -> Tracked:
@@ -313,157 +307,6 @@ def _grain(value: float) -> float:
     return (numerator & -numerator) / denominator if numerator else math.inf
 
 
-def _slack(model: Model) -> float:
+def slack(model: Model) -> float:
     """Return 1 + 2^-53 / u, see the top, and a little for the rounding of all these sizes and errors themselves."""
     return (1 + FLOAT64.unit / model.unit) * (1 + 2.0**-20)
-
-
-# --- what NumPy asks of arrays ----------------------------------------------------------------------------------------
-
-
-def _pair(a: Any, b: Any) -> tuple[Any, Any]:
-    """Make both tracked if one is."""
-    model = next((v.model for v in (a, b) if isinstance(v, Tracked | Decision)), None)
-    return (a, b) if model is None else (Tracked.of(a, model), Tracked.of(b, model))
-
-
-def _extremum(a: Any, b: Any, *, larger: bool) -> Any:
-    a, b = _pair(a, b)
-    first = (a >= b) if larger else (a <= b)
-    if not isinstance(first, Decision) or first.decided:
-        return a if first else b
-    nearest = a if first.value else b
-    size = max(abs(a.value), abs(b.value))
-    return Tracked(nearest.value, size, 1.0, max(a.off, b.off), 0.0, a.model)
-
-
-def _sign(a: Any) -> Any:
-    if not isinstance(a, Tracked):
-        return float(np.sign(a))
-    sign = Tracked.of(float(np.sign(a.value)), a.model)
-    return sign if a.finish().farther(a.off) else Tracked(sign.value, 1.0, 1.0, math.inf, 0.0, a.model)
-
-
-def _choose(condition: Any, a: Any, b: Any) -> Any:
-    if isinstance(condition, Tracked):
-        condition = condition != 0
-    return condition.choose(a, b) if isinstance(condition, Decision) else a if condition else b
-
-
-def _and(a: Any, b: Any) -> Any:
-    return a & b if isinstance(a, Decision) or isinstance(b, Decision) else bool(a and b)
-
-
-def _not(a: Any) -> Any:
-    return ~a if isinstance(a, Decision) else (a == 0)
-
-
-_OWN: Mapping[Any, Any] = {
-    np.maximum: np.frompyfunc(lambda a, b: _extremum(a, b, larger=True), 2, 1),
-    np.minimum: np.frompyfunc(lambda a, b: _extremum(a, b, larger=False), 2, 1),
-    np.sign: np.frompyfunc(_sign, 1, 1),
-    np.heaviside: np.frompyfunc(lambda a, h: _choose(a < 0, 0.0, _choose(a > 0, 1.0, h)), 2, 1),
-    np.copysign: np.frompyfunc(lambda a, b: _choose(b < 0, -abs(a), abs(a)), 2, 1),
-    np.logical_and: np.frompyfunc(_and, 2, 1),
-    np.logical_or: np.frompyfunc(lambda a, b: _not(_and(_not(a), _not(b))), 2, 1),
-    np.logical_not: np.frompyfunc(_not, 1, 1),
-}
-_COMPARISONS = frozenset({np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal})
-_where = np.frompyfunc(_choose, 3, 1)
-
-
-class TrackedArray(np.ndarray[Any, Any]):
-    """An array of objects, most of them tracked numbers or decisions on such."""
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        """Keep decisions as they are, where NumPy would ask for true or false."""
-        if ufunc in _COMPARISONS and method == "__call__":
-            options["dtype"] = object
-        if out is not None:
-            options["out"] = tuple(_plain(array) for array in out)
-        result = getattr(_OWN.get(ufunc, ufunc), method)(*map(_plain, inputs), **options)
-        return _wrapped(result) if out is None else out[0]
-
-    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
-        """Choose without asking for true or false."""
-        if function is np.where and len(arguments) == 3:
-            return _wrapped(_where(*map(_plain, arguments)))
-        if function is np.clip:
-            return _wrapped(arguments[0]).clip(*arguments[1:], **options)
-        return _wrapped(super().__array_function__(function, types, arguments, options))
-
-    def clip(self, min: Any = None, max: Any = None, **_: Any) -> Any:  # type: ignore[override]  # noqa: A002
-        """Return max(min(self, max), min)."""
-        result: Any = self if max is None else np.minimum(self, max)
-        return result if min is None else np.maximum(result, min)
-
-    def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(_indices(key))
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        super().__setitem__(_indices(key), value)
-
-
-def _indices(key: Any) -> Any:
-    """Return decisions as a mask, if they are decided."""
-    if isinstance(key, TrackedArray):
-        return _plain(key).astype(np.bool_)
-    return tuple(map(_indices, key)) if isinstance(key, tuple) else key
-
-
-def _plain(array: Any) -> Any:
-    return array.view(np.ndarray) if isinstance(array, TrackedArray) else array
-
-
-def _wrapped(result: Any) -> Any:
-    return result.view(TrackedArray) if isinstance(result, np.ndarray) and result.dtype == object else result
-
-
-class Matrix(TrackedArray):
-    """A matrix A(w) that also offers A(f(w)), as ``of(f)``; what is computed from it is a plain array."""
-
-    _of: Callable[[Any], Matrix] | None = None
-
-    def of(self, change: Callable[[Any], Any]) -> Matrix:
-        """Return the matrix of the changed parameter."""
-        if self._of is None:
-            msg = "of() belongs to the matrix A that the formula is given; write A.of(change).T for a transposed one"
-            raise AttributeError(msg)
-        return self._of(change)
-
-    @classmethod
-    def gathered(cls, build: Callable[[Floats], Floats], weight: TrackedArray, model: Model) -> Self:
-        """Return build(weight), where build adds up parameters in its entries, and each is A(f(w)) for some f."""
-
-        def matrix(parameter: Any) -> Self:
-            numbers = exact(parameter, model)
-            if numbers.shape != weight.shape:
-                msg = f"a change of the weight gives shape {numbers.shape}, expected that of the weight, {weight.shape}"
-                raise ValueError(msg)
-            fields = [build(_field(numbers, name)) for name in ("value", "size", "terms", "error")]
-            grain = float(_field(numbers, "grain").min(initial=math.inf))  # of all, which is on the safe side
-            entries = np.frompyfunc(lambda *entry: Tracked(*entry, grain if entry[1] else math.inf, model), 4, 1)
-            made: Self = np.asarray(entries(*fields), object).view(cls)
-            made._of = lambda change: matrix(change(weight))
-            return made
-
-        return matrix(weight)
-
-
-def _field(numbers: Any, name: str) -> Floats:
-    return np.asarray(np.frompyfunc(lambda number: getattr(number, name), 1, 1)(_plain(numbers)), np.float64)
-
-
-def exact(values: ArrayLike | Sequence[Tracked], model: Model) -> TrackedArray:
-    """Return numbers as tracked ones, those that are tracked already as they are."""
-    given = _plain(np.asarray(values) if not isinstance(values, np.ndarray) else values)
-    made = np.empty(given.shape, object)
-    made.ravel()[:] = [Tracked.of(value, model) for value in given.ravel()]
-    return made.view(TrackedArray)
-
-
-def bound(result: TrackedArray, model: Model) -> tuple[Floats, Floats]:
-    """Return the values of a result, and how far an implementation may be from these; inf where it is undecided."""
-    numbers = exact(result, model)
-    values, off = _field(numbers, "value"), _field(numbers, "off")
-    return values, np.where(np.isfinite(values), off * _slack(model), np.inf)

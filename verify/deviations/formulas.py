@@ -72,6 +72,12 @@ def _zeroed_by_substring(layer: Affine, arguments: Arguments, of: Variant) -> tu
     return _passes(layer, arguments, of, np.zeros_like), of.stabilizer
 
 
+def _bounds_in_single_precision(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """ZBox, with bounds that are numbers rounded to float32."""
+    rounded = {name: float(np.float32(arguments[name])) for name in ("low", "high")}
+    return _passes(layer, {**arguments, **rounded}, of, same), of.stabilizer
+
+
 def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
     """Return the passes of each rule; ``first`` changes all parameters of those that have the bias."""
 
@@ -142,6 +148,7 @@ FORMULAS: dict[str, Formula] = {
     "amplified-weights": _amplified_weights,
     "module-with-changed-parameters": _module_with_changed_parameters,
     "zeroed-by-substring": _zeroed_by_substring,
+    "bounds-in-single-precision": _bounds_in_single_precision,
 }
 
 
