@@ -116,7 +116,7 @@ def _zeroed(names: Callable[[tuple[str, ...], bool], tuple[str, ...]]) -> Form:
     def answer(question: Question) -> Answer:
         given = question.given.get("zero_params") or ()
         text = isinstance(given, str)
-        zero = names((given,) if text else tuple(given), text)
+        zero = names((str(given),) if text else tuple(given), text)
         return replace(question, layer=Affine(question.layer.layer, question.x, zero)).answer()
 
     return each(answer)
@@ -127,7 +127,8 @@ def _inside(given: tuple[str, ...], _text: bool) -> tuple[str, ...]:  # noqa: FB
 
 
 ARGUMENTS: tuple[Convention, ...] = (
-    Convention("bounds-swapped", ("ZBox",), "the low bound meets the negative weights, and the high bound the positive ones",
+    Convention("bounds-swapped", ("ZBox",),
+               "the low bound meets the negative weights, and the high bound the positive ones",
                _terms(lambda x, low, high: [(same, x), (positive, -high), (negative, -low)])),
     Convention("weights-unsplit", ("ZBox",), "both bounds meet all weights",
                _terms(lambda x, low, high: [(same, x - low - high)])),
@@ -145,7 +146,8 @@ ARGUMENTS: tuple[Convention, ...] = (
                _changed(lambda bound, _: bound.mean(keepdims=False))),
     Convention("bounds-reduced", ("ZBox",), "of tensors of bounds, the lowest and the highest are used everywhere",
                _changed(lambda bound, _: np.asarray(bound.min()), lambda bound, _: np.asarray(bound.max()))),
-    Convention("bounds-of-first-channel", ("ZBox",), "the bound of the first channel serves all", _changed(_first_channel)),
+    Convention("bounds-of-first-channel", ("ZBox",),
+               "the bound of the first channel serves all", _changed(_first_channel)),
     Convention("leading-ones", ("ZBox",), "a tensor with fewer dimensions gets ones in front, as NumPy broadcasts",
                _changed(_leading)),
     Convention("batch-not-cut", ("ZBox",), "a bound with a longer batch than the input is refused", _changed(_refused)),

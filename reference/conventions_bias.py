@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from reference.affine import Affine, negative, positive, same
+from reference.affine import Affine, Change, negative, positive, same
 from reference.base import Weighted
 from reference.conventions_base import Convention, Form, Question, mapped, parts, with_bias
 from reference.layers import BatchNorm
@@ -105,14 +105,14 @@ def _mean_with_weight(question: Question) -> Parts:
         return question.parts
     spread = np.repeat(at.running_mean, len(question.x) // len(at.running_mean))
     bias = np.zeros_like(spread) if layer.bias is None else np.repeat(layer.bias, len(spread) // len(layer.bias))
-    g, changed = _gamma(question), {
+    g = _gamma(question)
+    changes: dict[str, tuple[Change, ...]] = {
         "ZPlus": (positive,),
         "AlphaBeta": (positive, negative),
         "Gamma": (lambda b: b + g * positive(b), lambda b: b + g * negative(b)),
         "WSquare": (np.square,),
-        "Flat": (np.zeros_like,),
-        "ZBox": (np.zeros_like,),
-    }[question.rule]  # fmt: skip
+    }
+    changed = changes.get(question.rule, (np.zeros_like,))
     pairs = zip(question.parts, changed, strict=False)
     signs = (1, -1, -1) if question.rule == "ZBox" else (1, 1)
     return tuple(

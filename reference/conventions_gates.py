@@ -69,9 +69,7 @@ def _by_sum(question: Question) -> Parts:
     unsure = not abs(total) > size * len(question.R) * question.model.gamma(len(question.x) + len(question.R) + 4)
     opener = Part(((np.zeros((len(question.R), 1)), np.ones(1)),), np.zeros(len(question.R))) if unsure else None
     gates = (np.full(len(question.R), sign * total > 0) for sign in (1, -1))
-    return tuple(
-        with_gate(part, gate, opener) for part, gate in zip((first, second), gates, strict=True)
-    )
+    return tuple(with_gate(part, gate, opener) for part, gate in zip((first, second), gates, strict=True))
 
 
 def _guided(gate: Callable[[Array], Gate]) -> Form:

@@ -118,11 +118,13 @@ _BORDER = "the border counts as inside of the input: all of the kernel is in the
 
 LAYERS: tuple[Convention, ...] = (
     Convention("padding-mode-ignored", _WEIGHTED, "every padding is of zeros", _taken_for(_padded_with_zeros)),
-    Convention("groups-ignored", _WEIGHTED, "every output sees all channels, whatever the groups are", _taken_for(_dense)),
+    Convention("groups-ignored", _WEIGHTED,
+               "every output sees all channels, whatever the groups are", _taken_for(_dense)),
     Convention("groups-ignored", _WEIGHTED, "output channels of the groups are read in another order",
                _taken_for(_groups_mixed)),
     Convention("batch-norm-unscaled", ("ZPlus", "AlphaBeta"),
-               "the weight of a batch norm is taken for its whole scale, without the running variance", parts(_unscaled)),
+               "the weight of a batch norm is taken for its whole scale, without the running variance",
+               parts(_unscaled)),
     Convention("border-inside", ("WSquare",), _BORDER, _inside(lambda _: [(_square, 1.0)])),
     Convention("border-inside", ("Flat",), _BORDER, _inside(lambda _: [(np.ones_like, 1.0)])),
     Convention("border-inside", ("ZBox",), "the border counts as inside of the box, and is padded with its bounds",

@@ -56,14 +56,15 @@ def _rolled(batch: Batch) -> list[Answer]:
 
 
 def _rescale(batch: Batch) -> list[Answer]:
-    """r * sum(R) / sum(r), both sums over the whole batch."""
+    """R * sum(R) / sum(r), both sums over the whole batch."""
     answers = [question.answer() for question in batch]
-    R, r, worst = (np.concatenate(rows) for rows in ([q.R for q in batch], *zip(*[a[:2] for a in answers], strict=True)))
+    R = np.concatenate([question.R for question in batch])
+    r, worst = (np.concatenate(rows) for rows in zip(*[answer[:2] for answer in answers], strict=True))
     gamma = batch[0].model.gamma(len(r) + len(R) + 4.0)
     factor, off = R.sum() / r.sum(), worst.sum() + gamma * np.abs(r).sum()
     room = np.abs(r.sum()) - off
-    relative = off / room + gamma * np.abs(R).sum() / abs(R.sum()) * (1 + off / room) if room > 0 and R.sum() else np.inf
-    if not np.isfinite(relative):
+    relative = off / room + gamma * np.abs(R).sum() / abs(R.sum()) * (1 + off / room)
+    if not room > 0 or not np.isfinite(relative):
         return [Answer(a.relevance * factor, np.full_like(a.worst, np.inf)) for a in answers]
     return [
         Answer(a.relevance * factor, abs(factor) * (a.worst + (np.abs(a.relevance) + a.worst) * (relative + gamma)))
@@ -124,14 +125,16 @@ RELEVANCE: tuple[Convention, ...] = (
                "negative relevance is dropped", relevance(lambda R: np.maximum(R, 0))),
     Convention("relevance-negated", _ALL, "the relevance comes out with the other sign",
                each(lambda q: q.answer()._replace(relevance=-q.answer().relevance))),
-    Convention("relevance-clipped", _ALL, "relevance beyond 100 is cut off", relevance(lambda R: np.clip(R, -100, 100))),
+    Convention("relevance-clipped", _ALL,
+               "relevance beyond 100 is cut off", relevance(lambda R: np.clip(R, -100, 100))),
     Convention("relevance-clipped", _ALL, "a result beyond 10^4 is cut off", each(_result_clipped)),
     Convention("relevance-small-dropped", _ALL, "relevance below 10^-3 counts as none",
                relevance(lambda R: R * (np.abs(R) >= 1e-3))),
     Convention("relevance-averaged", _ALL, "the relevance is averaged over the batch", _averaged),
     Convention("relevance-of-first", _ALL, "the relevance of the first sample serves all", _of_first),
     *(Convention("relevance-rescaled", _DIVIDED, _RESCALED, form) for form in (_rescale, _rescaled_each)),
-    Convention("remainder-shared", _DIVIDED, "what the result lacks of the relevance is given to all inputs in equal parts",
+    Convention("remainder-shared", _DIVIDED,
+               "what the result lacks of the relevance is given to all inputs in equal parts",
                each(_remainder)),
     Convention("batch-rolled", _ALL, "the samples of the result are in another order", _rolled),
     *(Convention("float32", _ALL, _FLOAT32, form) for form in (each(_in_float32), relevance(_to_float32))),

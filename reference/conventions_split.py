@@ -58,7 +58,7 @@ def _first_denominator(question: Question) -> Parts:
 
 
 def _output_clamped(question: Question) -> Answer:
-    """d = (A x)+ + b+, as a stabilizer of A x: it has no jump, and moves no more than A x does."""
+    """D = (A x)+ + b+, as a stabilizer of A x: it has no jump, and moves no more than A x does."""
     given, bias = question.stabilize, _bias(question, positive)
     S = CallableStabilizer(lambda d: given(positive(d) + bias), 1.0, 8, jumps=False)
     return question.answer((question.part([(same, question.x)]),), stabilize=S)
@@ -83,7 +83,7 @@ def _matrix_clamped(question: Question) -> Parts:
 
 
 def _coefficients(change: Callable[[Array], Array]) -> Form:
-    """The halves of AlphaBeta with other coefficients, of those that they have; without a second half nothing changes."""
+    """The halves of AlphaBeta with other coefficients, of those that they have; one half alone keeps its own."""
 
     def changed(question: Question) -> Parts:
         if len(question.parts) == 1:
@@ -155,7 +155,7 @@ def _ones(question: Question) -> Array:
 
 
 def _undivided(inputs: Callable[[Question], Array]) -> Form:
-    """r = v * A^T R."""
+    """R = v * A^T R."""
 
     def answer(question: Question) -> Answer:
         own = replace(question, layer=question.layer.real)
@@ -172,7 +172,8 @@ _UNSPLIT = "only parameters are split by their sign, and negative inputs take pa
 _GAMMA_2019 = "w + g w+ is used for every output, and the signs of inputs are not looked at: the Gamma rule of 2019"
 
 SPLIT: tuple[Convention, ...] = (
-    Convention("inputs-unsplit", ("ZPlus", "AlphaBeta"), _UNSPLIT, _halves(lambda q, sign: [(sign, q.x)]), published=True),
+    Convention("inputs-unsplit", ("ZPlus", "AlphaBeta"),
+               _UNSPLIT, _halves(lambda q, sign: [(sign, q.x)]), published=True),
     Convention("inputs-unsplit", ("Gamma",), "the signs of inputs are not looked at",
                _branches(lambda w, part, g: w + g * part, split=False), "RelevancePropagation.jl", published=True),
     Convention("inputs-and-bias-unsplit", ("ZPlus", "AlphaBeta"),
@@ -190,7 +191,8 @@ SPLIT: tuple[Convention, ...] = (
                _one(lambda q: [(negative, positive(q.x)), (positive, negative(q.x))], lambda q: _bias(q, positive))),
     Convention("one-numerator", ("ZPlus",), "relevance flows back through A(w+) alone, to all inputs",
                _back(lambda q: [(positive, q.x)])),
-    Convention("magnitudes", ("ZPlus",), "magnitudes of weights and inputs stand in the place of the positive contributions",
+    Convention("magnitudes", ("ZPlus",),
+               "magnitudes of weights and inputs stand in the place of the positive contributions",
                _one(lambda q: [(np.abs, np.abs(q.x))], lambda q: _bias(q, positive))),
     Convention("output-clamped", ("ZPlus",), "the sum of the contributions is clamped, and not each of them",
                each(_output_clamped)),
@@ -214,7 +216,8 @@ SPLIT: tuple[Convention, ...] = (
                _branches(lambda w, part, g: w + g * part * np.abs(part)), "TorchLRP"),
     Convention("gamma-replaces-weight", ("Gamma",), "g w+ stands alone, without the weight itself",
                _branches(lambda _, part, g: g * part)),
-    Convention("gamma-weights-swapped", ("Gamma",), "negative weights are favoured where z > 0, and positive ones where z < 0",
+    Convention("gamma-weights-swapped", ("Gamma",),
+               "negative weights are favoured where z > 0, and positive ones where z < 0",
                _branches(lambda w, part, g: w + g * part, swapped=True)),
     Convention("gamma-ignored", ("Gamma",), "gamma is 0.25, whatever is given", parts(lambda q: rules.gamma(q.layer))),
     Convention("weights-magnitude", ("WSquare",), "the magnitude of a weight stands in the place of its square",
@@ -223,7 +226,8 @@ SPLIT: tuple[Convention, ...] = (
                _one(lambda q: [(same, _ones(q))], lambda q: _bias(q, np.square))),
     Convention("at-input", ("WSquare",), "the squares are weighed by the input",
                _one(lambda q: [(np.square, q.x)], lambda q: _bias(q, np.square))),
-    Convention("at-input", ("Flat",), "the ones are weighed by the input", _one(lambda q: [(np.ones_like, q.x)], lambda _: 0.0)),
+    Convention("at-input", ("Flat",),
+               "the ones are weighed by the input", _one(lambda q: [(np.ones_like, q.x)], lambda _: 0.0)),
     Convention("zero-weights-left-out", ("Flat",), "weights of exactly 0 stay 0, and all others become 1",
                _one(lambda q: [(_nonzero, _ones(q))], lambda _: 0.0)),
     Convention("weights-signed", ("Flat",), "the weights become their signs",
@@ -234,5 +238,6 @@ SPLIT: tuple[Convention, ...] = (
                _back(lambda q: [(same, np.abs(q.x))])),
     Convention("gradient-times-input", _DIVIDED, "the relevance is not divided by anything: gradient times input",
                _undivided(lambda q: q.x), published=True),
-    Convention("gradient", (*_DIVIDED, "Pass"), "the rule is not applied: the module's own gradient", _undivided(_ones)),
+    Convention("gradient", (*_DIVIDED, "Pass"),
+               "the rule is not applied: the module's own gradient", _undivided(_ones)),
 )  # fmt: skip

@@ -109,7 +109,11 @@ def _module(layer: LayerCase, source: _Source) -> nn.Module:
 def _cancel(module: nn.Module, x: Tensor) -> None:
     """Choose the second unit's bias so that its first output is zero though its contributions are not."""
     bias = getattr(module, "bias", None)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or not isinstance(bias, Tensor) or len(bias) < 2:
+    if (
+        isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        or not isinstance(bias, Tensor)
+        or len(bias) < 2
+    ):
         return
     z = module(x)
     channel = -1 if isinstance(module, nn.Linear) else -1 - len(getattr(module, "kernel_size", ()))

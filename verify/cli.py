@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from verify import export, terminal
+from verify import export, searching, shards, terminal
 from verify.model import BAD
-from verify.report import Call, Report
+from verify.report import Call, Report, Shard
 from verify.runner import TIME_LIMIT, Runner, RunnerError, SubjectInfo, cpu_count
-from verify.selection import Request, UnusableError, select
+from verify.selection import Request, UnusableError, check_files, select
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from verify.model import Case, Outcome
     from verify.runner import Source
@@ -51,8 +52,9 @@ _EPILOG = (
 _MANY = "repeatable, or separated by commas; patterns such as 'Conv*' are welcome."
 
 
-@app.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@app.callback(invoke_without_command=True, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def lrp_verify(
+    context: typer.Context,
     *,
     subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is tried.")] = "lrp_rules",
     rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
@@ -67,6 +69,13 @@ def lrp_verify(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes; 0 is this one. Default: one a CPU; 0 with --case.")
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Only part K of N of the selected cases; see merge.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help=f"Budget of --check search. Default: {searching.BUDGET:g}.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="The same as a number of examples.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for one case, where there are workers.")] = TIME_LIMIT,
     strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
@@ -82,25 +91,89 @@ def lrp_verify(
     ] = False,
 ) -> None:
     """Hold an implementation of the rules of layer-wise relevance propagation to their reference."""
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     files = {"json": Path(json) if json and json != "-" else None, "junit": junit}
     files |= {"markdown": markdown, "figure": figure}
     ids = tuple(case or ())
-    request = Request(
-        subject,
-        {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
-        _split(dtype),
-        ids,
-        device,
-        seed,
-        workers if workers is not None else 0 if ids else cpu_count(),
-        time_limit,
-        strict,
-        quiet,
-        json,
-        {name: path for name, path in files.items() if path is not None},
-    )
+
+    def run() -> Status:
+        request = Request(
+            subject,
+            {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
+            _split(dtype),
+            ids,
+            device,
+            seed,
+            workers if workers is not None else 0 if ids else cpu_count(),
+            time_limit,
+            strict,
+            quiet,
+            json,
+            {name: path for name, path in files.items() if path is not None},
+            (1, 1) if shard is None else shards.parse(shard),
+            seconds,
+            examples,
+        )
+        return _list(request) if list_ else _verify(request)
+
+    _exit(run)
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILES", help="What --shard K/N --json FILE wrote, of all K.")],
+    *,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+) -> None:
+    """Put the shards of a run together: report, files and exit status are those of one run."""
+    files = {"json": Path(json) if json and json != "-" else None, "junit": junit, "markdown": markdown}
+    given = {name: path for name, path in files.items() if path is not None}
+
+    def run() -> Status:
+        check_files(given)
+        report = shards.merge(paths)
+        console = _console(json)
+        (terminal.show_totals if quiet else terminal.show)(report, console)
+        _write(json, given, report)
+        return _status(report)
+
+    _exit(run)
+
+
+@app.command("self-test")
+def self_test(
+    *,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a CPU.")] = None,
+) -> None:
+    """Verify the verifier: which check finds which of the mistakes that it knows. Exit status 1 if one is not found."""
+
+    def run() -> int:
+        from verify import selftest  # noqa: PLC0415  imports torch
+
+        return selftest.main(workers=workers)
+
+    _exit(run)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options of a run in front of another command would be ignored without a word."""
+    given = [
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        name = context.invoked_subcommand
+        context.fail(f"--{given[0].strip('_').replace('_', '-')} is no option of {name}; see lrp-verify {name} --help")
+
+
+def _exit(run: Callable[[], int]) -> None:
+    """Exit with the status that comes of it."""
     try:
-        status = _list(request) if list_ else _verify(request)
+        status = run()
     except (UnusableError, RunnerError) as error:
         Console(stderr=True).print(f"lrp-verify: {error}", soft_wrap=True, markup=False, highlight=False)
         status = Status.UNUSABLE
@@ -120,7 +193,7 @@ def _split(values: Sequence[str] | None) -> tuple[str, ...]:
 
 def _list(request: Request) -> Status:
     _, selected = select(request)
-    typer.echo("\n".join(case.id for case in selected))
+    typer.echo("\n".join(case.id for case in shards.deal(selected, *request.shard)))
     return Status.HELD
 
 
@@ -135,11 +208,10 @@ def _verify(request: Request) -> Status:
 
     try:
         check_itself()
-        report = _report(request, source, selected)
+        report = _report(request, source, selected, shards.deal(selected, *request.shard))
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
-    # standard output is for JSON alone if that goes there
-    console = Console(stderr=request.json == "-", highlight=False, markup=False, emoji=False)
+    console = _console(request.json)
     if request.ids and not request.quiet:
         for outcome in report.outcomes:
             terminal.show_case(report, outcome, console)
@@ -147,18 +219,29 @@ def _verify(request: Request) -> Status:
         terminal.show_totals(report, console)
     else:
         terminal.show(report, console)
-    _write(request, report)
+    if found := searching.finds(report, [case.id for case in selected]):
+        terminal.say(console, searching.advice(found))
+    _write(request.json, request.files, report)
+    if "figure" in request.files and not report.interrupted:
+        _draw(request)
+    return _status(report)
+
+
+def _console(json: str | None) -> Console:
+    # standard output is for JSON alone if that goes there
+    return Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
+
+
+def _status(report: Report) -> Status:
     if report.interrupted:
         return Status.INTERRUPTED
-    if "figure" in request.files:
-        _draw(request)
     if not report.asked:
         return Status.UNUSABLE
     return Status.HELD if report.held else Status.DID_NOT_HOLD
 
 
-def _report(request: Request, source: Source, selected: Sequence[Case]) -> Report:
-    """Run the cases, and come back with what there is when interrupted."""
+def _report(request: Request, source: Source, whole: Sequence[Case], selected: Sequence[Case]) -> Report:
+    """Run the selected ones of all cases, search, and come back with what there is when interrupted."""
     start = time.perf_counter()
     workers = min(request.workers, len(selected))
     call = Call(
@@ -182,12 +265,19 @@ def _report(request: Request, source: Source, selected: Sequence[Case]) -> Repor
                 for outcome in run:
                     outcomes.append(outcome)
                     progress.show(outcomes)
+        if request.searching:
+            outcomes.extend(searching.run(request))  # what there is stays when it is interrupted
     except KeyboardInterrupt:
         interrupted = True
-    place = {case.id: index for index, case in enumerate(selected)}
-    ordered = tuple(sorted(outcomes, key=lambda outcome: place[outcome.id]))
+    places = {case.id: index for index, case in enumerate(whole)}
+    for outcome in outcomes:
+        places.setdefault(outcome.id, len(places))  # what the search has asked
+    ordered = tuple(sorted(outcomes, key=lambda outcome: places[outcome.id]))
+    call = replace(call, selected=len(selected) + len(places) - len(whole))
+    part = Shard(*request.shard, shards.corpus(places), len(places))
     seconds = time.perf_counter() - start
-    return Report(info, call, ordered, seconds, interrupted, export.environment(request.device))
+    environment = export.environment(request.device)
+    return Report(info, call, ordered, seconds, interrupted, environment, part, places)
 
 
 class _Shown(Progress):
@@ -208,11 +298,11 @@ def _progress(request: Request, total: int) -> _Shown:
     return shown
 
 
-def _write(request: Request, report: Report) -> None:
+def _write(json: str | None, files: Mapping[str, Path], report: Report) -> None:
     contents = {"json": export.json_bytes, "junit": export.junit_bytes, "markdown": export.markdown_bytes}
-    if request.json == "-":
+    if json == "-":
         typer.echo(export.json_bytes(report), nl=False)
-    for name, path in request.files.items():
+    for name, path in files.items():
         if name in contents:
             try:
                 export.write(path, contents[name](report))

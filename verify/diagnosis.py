@@ -11,6 +11,7 @@ import random
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,9 @@ class Diagnosis:
     def sentence(self) -> str:
         """What to print under the failures of the rule."""
         verb = "follows another convention," if self.published else "matches"
-        shown = ", ".join(self.layers[:_SHOWN]) + (f" and {len(self.layers) - _SHOWN} more" * (len(self.layers) > _SHOWN))
+        shown = ", ".join(self.layers[:_SHOWN]) + (
+            f" and {len(self.layers) - _SHOWN} more" * (len(self.layers) > _SHOWN)
+        )
         where = f", on {shown}" if self.layers else ""
         told = " or ".join(_told(convention) for convention in self.conventions)
         several = " (these cases do not tell them apart)" if len(self.conventions) > 1 else ""
@@ -112,7 +115,8 @@ def diagnose(
         elif outcome.verdict is Verdict.PASS:
             passing.append(case)
     asked = [(key, *group) for key, group in groups.items() if group[0]]
-    found, end = [], time.perf_counter() + seconds
+    found: list[Diagnosis] = []
+    end = time.perf_counter() + seconds
     for index, ((rule, level), failing, passing) in enumerate(asked):
         now = time.perf_counter()
         search = _Search(rule, ask, now + max(0.0, end - now) / (len(asked) - index))
@@ -153,18 +157,19 @@ def _told_apart(case: Case) -> bool:
 
     A layer that is called without a batch tells what a subject takes for a sample, and not its formula.
     """
-    function = getattr(case.run, "func", None)
-    if function not in {agreement.agrees, agreement.gradient_agrees} or case.dtype not in _DTYPES:
+    run = case.run
+    if not isinstance(run, partial) or run.func not in {agreement.agrees, agreement.gradient_agrees}:
         return False
-    layer: LayerCase = case.run.args[1]  # type: ignore[attr-defined]  a partial, see above
-    return layer.batched and "batch-of-0" not in case.id
+    layer: LayerCase = run.args[1]
+    return case.dtype in _DTYPES and layer.batched and "batch-of-0" not in case.id
 
 
 class _Setup:
     """The data of a case, for a subject."""
 
     def __init__(self, case: Case) -> None:
-        of_problem, self.layer, what, *rest = case.run.args  # type: ignore[attr-defined]  see `_told_apart`
+        assert isinstance(case.run, partial)  # see `_told_apart`
+        of_problem, self.layer, what, *rest = case.run.args
         self.problem: Problem = of_problem()
         self.variant: Variant | None = what if isinstance(what, Variant) else None
         x = self.problem.x
@@ -226,36 +231,46 @@ class _Search:
 
     def diagnose(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Iterator[Diagnosis]:
         """Yield what explains all failing and all passing cases; or else the passing ones on the failing layers."""
-        failing = _spread(failing)[:ENOUGH]
-        found = self._explained(failing, left := _spread(passing)[:ENOUGH])
+        failing, passing = _spread(failing), _spread(passing)
         layers: tuple[str, ...] = ()
+        found = self._explained(failing, passing)
         if not found:
-            layers = tuple(dict.fromkeys(sorted(_name(case) for case in failing)))
-            left = _spread([case for case in passing if _name(case) in layers])[:ENOUGH]
-            found = self._explained(failing, left)
+            layers = tuple(sorted({_name(case) for case in failing}))
+            passing = [case for case in passing if _name(case) in layers]
+            found = self._explained(failing, passing)
         if 0 < len(found) <= _ALTERNATIVES:
-            yield Diagnosis(self._rule, level, tuple(found.values()), len(failing), len(left), layers)
+            failed, passed = (sum(case.id in self._known for case in cases) for cases in (failing, passing))
+            yield Diagnosis(self._rule, level, found, failed, passed, layers)
 
-    def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> dict[str, Convention]:
+    def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> tuple[Convention, ...]:
         """The variants that agree with every case, and differ from the rule where the subject does."""
         left = list(of_rule(self._rule))
         witnessed: set[int] = set()
-        for case in (*failing, *passing):
-            if not left:
+        for case in (*failing[:ENOUGH], *passing[:ENOUGH]):
+            if not left or time.perf_counter() > self._end:
+                return ()
+            left = self._agreeing(left, case, witnessed)
+        # what is left may differ in other cases
+        for case in (*failing[ENOUGH:], *passing[ENOUGH:]):
+            if len({one.name for one in left}) <= 1 or time.perf_counter() > self._end:
                 break
-            if time.perf_counter() > self._end:
-                return {}
-            asked = self._asked(case)
-            kept = []
-            for convention in left:
-                agrees, witness = _agrees(convention, asked)
-                if agrees:
-                    kept.append(convention)
-                if witness:
-                    witnessed.add(id(convention))
-            left = kept
-        # the first form of a name stands for all of them
-        return {one.name: one for one in reversed(left) if id(one) in witnessed}
+            if _differ(left, _questions(case)):
+                left = self._agreeing(left, case, witnessed)
+        named: dict[str, Convention] = {}
+        for one in left:
+            if id(one) in witnessed:
+                named.setdefault(one.name, one)  # the first form stands for all of a name
+        return tuple(named.values())
+
+    def _agreeing(self, conventions: Sequence[Convention], case: Case, witnessed: set[int]) -> list[Convention]:
+        asked, kept = self._asked(case), []
+        for convention in conventions:
+            agrees, witness = _agrees(convention, asked)
+            if agrees:
+                kept.append(convention)
+            if witness:
+                witnessed.add(id(convention))
+        return kept
 
     def _asked(self, case: Case) -> _Asked:
         if case.id not in self._known:
@@ -280,6 +295,23 @@ def _agrees(convention: Convention, asked: _Asked) -> tuple[bool, bool]:
             outside = ~(np.abs(got - right.relevance) <= right.worst)
             witness |= bool((outside & (np.isfinite(answer.worst) | ~np.isfinite(got))).any())
         return True, witness
+
+
+def _differ(conventions: Sequence[Convention], batch: list[Question]) -> bool:
+    """Whether some subject that follows one of these would be told from the others by this case."""
+    found: list[list[Answer] | None] = []
+    with np.errstate(all="ignore"):
+        for convention in conventions:
+            try:
+                found.append(list(convention.form(batch)))
+            except RefusedError:
+                found.append(None)
+    first = found[0]
+    return any(
+        (one is None) != (first is None)
+        or any(not _holds(a.relevance, b) for a, b in zip(one or (), first or (), strict=True))
+        for one in found[1:]
+    )
 
 
 def _holds(got: Array, answer: Answer) -> bool:

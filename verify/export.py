@@ -75,6 +75,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "subject": vars(report.subject),
             "environment": {**report.environment, "rounding": report.models},
             "call": vars(call),
+            "shard": vars(report.shard),
             "summary": {
                 "held": report.held,
                 "interrupted": report.interrupted,
@@ -90,7 +91,10 @@ def as_json(report: Report) -> dict[str, Any]:
                 "undecided_limit": UNDECIDED_LIMIT,
                 "seconds": report.seconds,
             },
-            "cases": [{**vars(outcome), "decides": report.decides(outcome)} for outcome in report.outcomes],
+            "cases": [
+                {**vars(outcome), "decides": report.decides(outcome), "place": report.places.get(outcome.id, index)}
+                for index, outcome in enumerate(report.outcomes)
+            ],
         }
     )
     return plain

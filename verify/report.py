@@ -41,6 +41,16 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of which cases was run: a hash of the ids of all parts together, and how many these are."""
+
+    number: int = 1
+    of: int = 1
+    corpus: str = ""
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """All outcomes of a run, in the order of the cases, and what they come to."""
 
@@ -50,6 +60,8 @@ class Report:
     seconds: float = 0.0
     interrupted: bool = False
     environment: Mapping[str, Any] = field(default_factory=dict)
+    shard: Shard = Shard()
+    places: Mapping[str, int] = field(default_factory=dict)  # id -> its place among the cases of all shards
 
     def decides(self, outcome: Outcome) -> bool:
         """Whether this outcome can fail the run: what we only advise decides for our own rules and when asked to."""

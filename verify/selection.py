@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from verify import export
-from verify.worker import Source
+from verify.worker import Source, carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Where the cases come from; its module has DTYPES and DEFAULT_DTYPES beside the function.
 CASES = "verify.cases:all_cases"
+#: The check that looks for new cases, beside those that it has found before.
+SEARCH = "search"
 
 
 class UnusableError(Exception):
@@ -43,6 +45,14 @@ class Request:
     quiet: bool
     json: str | None
     files: Mapping[str, Path]  # json, junit, markdown, figure
+    shard: tuple[int, int] = (1, 1)  # number, of how many
+    seconds: float | None = None  # of a search
+    examples: int | None = None
+
+    @property
+    def searching(self) -> bool:
+        """Whether new cases are looked for."""
+        return any(pattern.lower() == SEARCH for pattern in self.filters.get("check", ()))
 
 
 def select(request: Request) -> tuple[Source, list[Case]]:
@@ -53,7 +63,8 @@ def select(request: Request) -> tuple[Source, list[Case]]:
     if request.ids and (any(request.filters.values()) or request.dtypes):
         msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
         raise UnusableError(msg)
-    _check_files(request.files)
+    _check_search(request)
+    check_files(request.files)
     with _uninterrupted():
         module = importlib.import_module(CASES.partition(":")[0])
     _check_device(request.device)
@@ -69,9 +80,11 @@ def select(request: Request) -> tuple[Source, list[Case]]:
     selected = [case for case in cases.values() if not given or case.dtype in given or case.dtype not in known]
     for name, patterns in request.filters.items():
         values = list(dict.fromkeys(getattr(case, name) for case in cases.values()))
+        if name == "check" and SEARCH not in values:
+            values.append(SEARCH)
         if chosen := _chosen(name, patterns, values):
             selected = [case for case in selected if getattr(case, name) in chosen]
-    if not selected:
+    if not selected and not request.searching:
         options = [*request.filters.items(), ("dtype", request.dtypes)]
         words = " ".join(f"--{name} {','.join(patterns)}" for name, patterns in options if patterns)
         msg = f"no case is selected by {words}; see --list, with fewer of these options"
@@ -104,9 +117,46 @@ def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[st
     return [value for value in known if value in found]
 
 
+def _check_search(request: Request) -> None:
+    given = [name for name in ("seconds", "examples") if getattr(request, name) is not None]
+    if not request.searching:
+        for name in given:
+            msg = f"--{name} is the budget of a search; add --check {SEARCH}"
+            raise UnusableError(msg)
+        return
+    if len(given) == 2:
+        msg = "--seconds and --examples are two budgets of one search; expected one of them"
+        raise UnusableError(msg)
+    if request.seconds is not None and not 0 < request.seconds < float("inf"):
+        msg = f"--seconds is {request.seconds:g}; expected a finite number above 0"
+        raise UnusableError(msg)
+    for name, unusable in (
+        ("layer", bool(request.filters.get("layer"))),
+        ("device", request.device != "cpu"),
+        ("shard", request.shard != (1, 1)),
+    ):
+        if unusable:
+            msg = f"--check {SEARCH} draws its layers and runs as a whole, on the CPU; leave out --{name}"
+            raise UnusableError(msg)
+
+
+def searched(name: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return which rules or dtypes a search tries, of those that it can."""
+    found = [value for value in known if any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)]
+    if patterns and not found:
+        msg = f"--{name} {','.join(patterns)} leaves nothing to search; expected some of {', '.join(known)}"
+        raise UnusableError(msg)
+    return found or list(known)
+
+
 def _named(id_: str, cases: Mapping[str, Case]) -> Case:
     if id_ in cases:
         return cases[id_]
+    if id_.startswith(f"{SEARCH}/"):
+        try:
+            return carried(id_)
+        except ValueError as error:
+            raise UnusableError(str(error)) from error
     close = difflib.get_close_matches(id_, cases, n=5, cutoff=0.5)
     hint = "; close to it:\n" + "\n".join(f"  {match}" for match in close) if close else "; --list prints all"
     msg = f"no case has the id {id_!r}{hint}"
@@ -123,7 +173,8 @@ def _check_device(device: str) -> None:
         raise UnusableError(msg) from error
 
 
-def _check_files(files: Mapping[str, Path]) -> None:
+def check_files(files: Mapping[str, Path]) -> None:
+    """Find out before a run whether its files can be written after it; raise UnusableError if not."""
     for name, path in files.items():
         if any(path.resolve() == other.resolve() for option, other in files.items() if option != name):
             msg = f"--{name} {path} is named twice; expected a file for each"

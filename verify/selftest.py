@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 #: How many cases of a check a mutant must survive for its blank in the matrix, if another check kills it.
-ENOUGH = 40
+ENOUGH = 80
 #: The same for checks whose cases take long.
 ENOUGH_OF = {"second-order": 2, "network": 2, "laws": 20}
 #: Checks in the order in which they are asked: those that answer at once come first.
@@ -148,21 +148,27 @@ def _place(check: str) -> int:
 
 
 def spread(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases so that the first of them differ in as much as possible: in neighbouring parts of their ids.
+    """Return the cases so that the first of them differ as much as can be, and the next in pairs of what they combine.
 
-    float64 comes first, where rounding hides least; the order is the same in each run.
+    A case comes early if it has a layer, a kind of data, an argument that none before it has: a part of its id. float64
+    comes first, where rounding hides least; the order is the same in each run.
     """
-    shuffled = list(cases)
-    random.Random(0).shuffle(shuffled)
-    shuffled.sort(key=lambda case: case.dtype == "float32")
-    seen: set[tuple[str, str]] = set()
-    first: list[Case] = []
-    rest: list[Case] = []
-    for case in shuffled:
-        pairs = set(pairwise(case.id.split("/")))
-        (rest if pairs <= seen else first).append(case)
-        seen |= pairs
-    return first + rest
+    order = list(cases)
+    random.Random(0).shuffle(order)
+    order.sort(key=lambda case: case.dtype == "float32")
+    for parts in (_pairs, lambda case: case.id.split("/")):
+        seen: set[object] = set()
+        tiers: tuple[list[Case], list[Case]] = ([], [])
+        for case in order:
+            own = set(parts(case))
+            tiers[own <= seen].append(case)
+            seen |= own
+        order = tiers[0] + tiers[1]
+    return order
+
+
+def _pairs(case: Case) -> list[object]:
+    return list(pairwise(case.id.split("/")))
 
 
 def _failure(case: Case, subject: Subject) -> str | None:

@@ -43,20 +43,20 @@ def show(report: Report, console: Console) -> None:
     _failures(console, report, "Failures", report.failures, "bold red")
     _failures(console, report, _ADVICE, report.advice, "yellow")
     if report.doubtful:
-        _say(console, _doubts(report.doubtful), "yellow")
+        say(console, _doubts(report.doubtful), "yellow")
     if not report.undecided <= UNDECIDED_LIMIT:
         share = percent(report.undecided)
-        _say(console, f"{share} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}", "bold red")
+        say(console, f"{share} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}", "bold red")
     show_totals(report, console)
 
 
 def show_totals(report: Report, console: Console) -> None:
     """Print the line that says it all."""
-    _say(console, totals(report), "bold green" if report.held else "bold red")
+    say(console, totals(report), "bold green" if report.held else "bold red")
 
 
-def _say(console: Console, text: str | Text, style: str = "") -> None:
-    """Print a line that is never broken, so that it can be copied and searched for."""
+def say(console: Console, text: str | Text, style: str = "") -> None:
+    """Print what is never broken, so that it can be copied and searched for."""
     console.print(Text(text, style=style) if isinstance(text, str) else text, soft_wrap=True)
 
 
@@ -94,7 +94,7 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
     """A paragraph for each rule and check: how many, where, the first few, and one line that reproduces."""
     if not failures:
         return
-    _say(console, title, style)
+    say(console, title, style)
     asked = Counter((outcome.rule, outcome.check) for outcome in report.outcomes)
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in failures:
@@ -104,12 +104,12 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
         worst = largest(outcome.ratio for outcome in group)
         where = [_listed(outcome.layer for outcome in group), _listed(outcome.dtype for outcome in group)]
         where += [] if worst is None else [f"largest ratio {worst:.3g}"]
-        _say(console, line.append("  " + "; ".join(filter(None, where)), style="not bold dim"))
+        say(console, line.append("  " + "; ".join(filter(None, where)), style="not bold dim"))
         for outcome in group[:_SHOWN]:
-            _say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
+            say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
         if len(group) > _SHOWN:
-            _say(console, f"    and {len(group) - _SHOWN} more", "dim")
-        _say(console, f"    {report.call.reproduce(report.subject, group[0])}", "cyan")
+            say(console, f"    and {len(group) - _SHOWN} more", "dim")
+        say(console, f"    {report.call.reproduce(report.subject, group[0])}", "cyan")
     console.print()
 
 
@@ -133,8 +133,8 @@ def _doubts(doubtful: Sequence[Outcome]) -> str:
 def show_case(report: Report, outcome: Outcome, console: Console) -> None:
     """Print everything that is known of one case."""
     style = "green" if outcome.verdict is Verdict.PASS else "red" if outcome.verdict in BAD else "yellow"
-    _say(console, outcome.id, "bold")
-    _say(console, _verdict(outcome), style)
+    say(console, outcome.id, "bold")
+    say(console, _verdict(outcome), style)
     facts = {name: getattr(outcome, name) for name in ("rule", "layer", "check", "dtype")}
     facts["level"] = outcome.level.value if report.decides(outcome) else f"{outcome.level.value} (does not decide)"
     facts |= {"ratio": outcome.ratio, "probabilistic ratio": outcome.probable}
@@ -149,11 +149,11 @@ def show_case(report: Report, outcome: Outcome, console: Console) -> None:
             facts[name] = value
     console.print(_pairs({name: value for name, value in facts.items() if value is not None}))
     for name, value in tables.items():
-        _say(console, f"\n{name}", "bold")
+        say(console, f"\n{name}", "bold")
         console.print(_details(value))
     for name, value in texts.items():
-        _say(console, f"\n{name}", "bold")
-        _say(console, "\n".join(map(printable, value.splitlines())))
+        say(console, f"\n{name}", "bold")
+        say(console, "\n".join(map(printable, value.splitlines())))
     console.print()
 
 

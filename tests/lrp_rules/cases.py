@@ -1,12 +1,13 @@
 """Layers with small integer parameters, and what the rules mean on them, written out with dense matrices.
 
-Small integers make every product and every sum exact in any order, and ``power_of_two`` every quotient. So relevances are
-compared bit by bit, and no tolerance is needed.
+Small integers make every product and every sum exact in any order, and ``power_of_two`` every quotient. So relevances
+are compared bit by bit, and no tolerance is needed.
 """
 
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,10 @@ def relevance(hook: Hook, module: nn.Module, x: Tensor, R: Tensor, *, create_gra
     return r
 
 
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301  its own
+
+
 def output_of(module: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         output = module(x)
@@ -160,7 +165,7 @@ def output_of(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def dense(module: nn.Module, shape: tuple[int, ...], change: Change | None = None) -> tuple[Tensor, Tensor]:
-    """A(change(w)), m x n, column by column from what the layer makes of unit vectors; and b, by what it makes of zeros."""
+    """A(change(w)), m x n, column by column by what the layer makes of unit vectors; and b, by what of zeros."""
     changed = copy.deepcopy(module)
     weight = getattr(changed, "weight", None)
     zeros = torch.zeros(1, *shape)
@@ -182,7 +187,7 @@ class Dense:
     R: Tensor
     S: Callable[[Tensor], Tensor] = power_of_two
 
-    def A(self, change: Change | None = None) -> Tensor:
+    def A(self, change: Change | None = None) -> Tensor:  # noqa: N802  the name in the formulas
         return dense(self.module, tuple(self.x.shape[1:]), change)[0]
 
     @property

@@ -14,8 +14,8 @@ import torch
 def load_zennit() -> Any:
     """Import zennit, or skip the tests that need it.
 
-    zennit imports torchvision, whose compiled operators a CPU build of torch cannot load. They are not needed here: it is
-    enough that the two which torchvision looks for are declared.
+    zennit imports torchvision, whose compiled operators a CPU build of torch cannot load. They are not needed here: it
+    is enough that the two which torchvision looks for are declared.
     """
     pytest.importorskip("torchvision", exc_type=ImportError) if "torchvision" in sys.modules else _torchvision()
     with warnings.catch_warnings():

@@ -14,7 +14,8 @@ from lrp_rules import Attachment, Epsilon, Flat, Gamma, Hook, Norm, Pass, ZBox, 
 from tests.lrp_rules.cases import Add, handles, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    Key = str | type[nn.Module]
+    from collections.abc import Callable, Iterable
 
 
 class Residual(nn.Module):
@@ -38,6 +39,10 @@ def model() -> nn.Sequential:
     ).eval()
 
 
+def put(model: nn.Module, rules: dict[Key, Hook], ignore: Iterable[Key] = ()) -> Attachment:
+    return attach(model, rules, ignore)
+
+
 def where(model: nn.Module, attached: Attachment) -> dict[str, Hook]:
     """The rules by the names of their modules."""
     found = {}
@@ -48,12 +53,13 @@ def where(model: nn.Module, attached: Attachment) -> dict[str, Hook]:
     return found
 
 
+BLOCK = {"features.2.conv", "features.2.norm", "features.2.relu", "features.2.add"}
 CONV, LINEAR, REST = ZPlus(), Epsilon(), Pass()
 
 
 def test_types() -> None:
     network = model()
-    with attach(network, {nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: REST, nn.ReLU: REST}) as attached:
+    with put(network, {nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: REST, nn.ReLU: REST}) as attached:
         assert where(network, attached) == {
             "features.0": CONV, "features.1": REST, "features.2.conv": CONV, "features.2.norm": REST,
             "features.2.relu": REST, "classifier.0": LINEAR, "classifier.1": REST, "classifier.2": LINEAR,
@@ -63,55 +69,61 @@ def test_types() -> None:
 
 def test_names() -> None:
     network = model()
-    rules = {
+    rules: dict[Key, Hook] = {
         "features.0": CONV,
         "features.2.conv": CONV,
         "features.2.norm": REST,
         "classifier.0": LINEAR,
         "classifier.2": LINEAR,
     }
-    with attach(network, rules) as attached:
+    with put(network, rules) as attached:
         assert where(network, attached) == rules
 
 
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("features.*", {"features.0", "features.1", "features.2.conv", "features.2.norm", "features.2.relu", "features.2.add", "features.3"}),
+        ("features.*", {"features.0", "features.1", "features.3", *BLOCK}),
         ("*.0", {"features.0", "classifier.0"}),
         ("*.[02]", {"features.0", "classifier.0", "classifier.2"}),
         ("classifier.?", {"classifier.0", "classifier.1", "classifier.2"}),
         ("*conv", {"features.2.conv"}),
-        ("features.2.*", {"features.2.conv", "features.2.norm", "features.2.relu", "features.2.add"}),
+        ("features.2.*", BLOCK),
     ],
 )  # fmt: skip
 def test_patterns_match_layers_and_not_containers(pattern: str, expected: set[str]) -> None:
     network, rule = model(), Norm()
-    with attach(network, {pattern: rule, "*": REST}) as attached:
+    with put(network, {pattern: rule, "*": REST}) as attached:
         found = where(network, attached)
     assert {name for name, hook in found.items() if hook is rule} == expected
 
 
 def test_star_is_every_layer() -> None:
     network = model()
-    with attach(network, {"*": LINEAR}) as attached:
+    with put(network, {"*": LINEAR}) as attached:
         found = where(network, attached)
     assert set(found) == {name for name, part in network.named_modules() if not list(part.children())}
 
 
 def test_the_first_match_decides() -> None:
     network, first = model(), Flat()
-    rules = {"features.0": first, nn.Conv2d: CONV, "classifier.*": LINEAR, nn.Linear: first, nn.Module: REST}
+    rules: dict[Key, Hook] = {
+        "features.0": first,
+        nn.Conv2d: CONV,
+        "classifier.*": LINEAR,
+        nn.Linear: first,
+        nn.Module: REST,
+    }
     # nn.Module would match the model itself, and take all of it
-    with attach(network, rules) as attached:
+    with put(network, rules) as attached:
         assert where(network, attached) == {"": REST}
     del rules[nn.Module]
-    with attach(network, rules | {nn.BatchNorm2d: REST}) as attached:
+    with put(network, rules | {nn.BatchNorm2d: REST}) as attached:
         found = where(network, attached)
     assert found["features.0"] is first
     assert found["features.2.conv"] is CONV
     assert found["classifier.2"] is LINEAR
-    with attach(network, {nn.Conv2d: CONV, "features.0": first, "*": REST}) as attached:
+    with put(network, {nn.Conv2d: CONV, "features.0": first, "*": REST}) as attached:
         assert where(network, attached)["features.0"] is CONV
 
 
@@ -121,31 +133,31 @@ def test_subclasses_match() -> None:
 
     network = nn.Sequential(Own(2, 2), parametrizations.weight_norm(nn.Linear(2, 2)))
     before = handles(network)
-    with attach(network, {nn.Linear: LINEAR}) as attached:
+    with put(network, {nn.Linear: LINEAR}) as attached:
         assert where(network, attached) == {"0": LINEAR, "1": LINEAR}
     assert handles(network) == before
 
 
 def test_a_match_takes_the_whole_module() -> None:
     network, block = model(), Norm()
-    with attach(network, {Residual: block, nn.Conv2d: CONV, nn.Linear: LINEAR}) as attached:
+    with put(network, {Residual: block, nn.Conv2d: CONV, nn.Linear: LINEAR}) as attached:
         assert set(where(network, attached)) == {"features.0", "features.2", "classifier.0", "classifier.2"}
-    with attach(network, {"features.2": block, nn.Conv2d: CONV, nn.Linear: LINEAR}) as attached:
+    with put(network, {"features.2": block, nn.Conv2d: CONV, nn.Linear: LINEAR}) as attached:
         assert where(network, attached)["features.2"] is block
 
 
 def test_the_model_itself() -> None:
     layer = nn.Linear(2, 2)
     for key in (nn.Linear, "", "*"):
-        with attach(layer, {key: LINEAR}) as attached:
+        with put(layer, {key: LINEAR}) as attached:
             assert where(layer, attached) == {"": LINEAR}
 
 
 def test_ignore_comes_first_and_takes_the_whole_module() -> None:
     network = model()
-    with attach(network, {nn.Conv2d: CONV, nn.Linear: LINEAR}, ignore=[Residual, "classifier.0"]) as attached:
+    with put(network, {nn.Conv2d: CONV, nn.Linear: LINEAR}, ignore=[Residual, "classifier.0"]) as attached:
         assert set(where(network, attached)) == {"features.0", "classifier.2"}
-    with attach(network, {"*": CONV}, ignore=["features.*", nn.Flatten]) as attached:
+    with put(network, {"*": CONV}, ignore=["features.*", nn.Flatten]) as attached:
         assert set(where(network, attached)) == {"classifier.0", "classifier.1", "classifier.2"}
 
 
@@ -153,7 +165,7 @@ def test_a_shared_module_gets_one_rule_by_any_of_its_names() -> None:
     shared = nn.Linear(2, 2)
     network = nn.Sequential(OrderedDict(first=shared, again=shared, last=nn.Linear(2, 2)))
     for key in ("first", "again", "f*", "a*"):
-        with attach(network, {key: CONV, nn.Linear: LINEAR}) as attached:
+        with put(network, {key: CONV, nn.Linear: LINEAR}) as attached:
             assert where(network, attached) == {"first": CONV, "last": LINEAR}
 
 
@@ -163,7 +175,7 @@ def test_a_shared_module_gets_one_rule_by_any_of_its_names() -> None:
 def test_modules_with_parameters_that_match_nothing(rules: dict[Any, Hook]) -> None:
     network = model()
     with pytest.raises(ValueError, match=r"no rule for .*features\.2\.norm \(BatchNorm2d\)") as error:
-        attach(network, rules)
+        put(network, rules)
     assert ("classifier.0 (Linear)" in str(error.value)) is ("classifier.*" not in rules)
     assert "ignore" in str(error.value)
     assert handles(network) == []
@@ -171,12 +183,12 @@ def test_modules_with_parameters_that_match_nothing(rules: dict[Any, Hook]) -> N
 
 def test_a_model_that_is_itself_unmatched() -> None:
     with pytest.raises(ValueError, match=r"no rule for the model itself \(Linear\)"):
-        attach(nn.Linear(2, 2), {nn.Conv2d: CONV})
+        put(nn.Linear(2, 2), {nn.Conv2d: CONV})
 
 
 def test_modules_without_parameters_may_match_nothing() -> None:
     network = nn.Sequential(nn.ReLU(), nn.Flatten())
-    with attach(network, {}) as attached:
+    with put(network, {}) as attached:
         assert attached.registrations == []
 
 
@@ -185,7 +197,9 @@ def test_modules_without_parameters_may_match_nothing() -> None:
 def test_names_that_match_no_module(place: str, key: str) -> None:
     network = model()
     with pytest.raises(ValueError, match="matches no module") as error:
-        attach(network, {"*": LINEAR} | ({key: CONV} if place == "rules" else {}), [key] if place == "ignore" else [])
+        put(
+            network, {"*": LINEAR, key: CONV} if place == "rules" else {"*": LINEAR}, [key] if place == "ignore" else []
+        )
     assert repr(key) in str(error.value)
     assert "classifier.0" in str(error.value)
     assert handles(network) == []
@@ -194,7 +208,7 @@ def test_names_that_match_no_module(place: str, key: str) -> None:
 @pytest.mark.parametrize("key", [3, None, int, nn.ReLU(), ("features.0",)], ids=repr)
 def test_keys_that_are_neither_types_nor_names(key: Any) -> None:
     with pytest.raises(TypeError, match="expected a type of module") as error:
-        attach(model(), {key: LINEAR, "*": REST})
+        put(model(), {key: LINEAR, "*": REST})
     assert repr(key) in str(error.value)
 
 
@@ -205,30 +219,30 @@ def test_an_exception_half_way_removes_all() -> None:
 
     network = model()
     with pytest.raises(KeyError):
-        attach(network, {nn.Conv2d: CONV, nn.BatchNorm2d: REST, nn.Linear: Refuses()})
+        put(network, {nn.Conv2d: CONV, nn.BatchNorm2d: REST, nn.Linear: Refuses()})
     assert handles(network) == []
 
 
 def test_a_module_that_has_a_rule_already() -> None:
     network = model()
-    with Epsilon().register(network[2][2]):
+    with Epsilon().register(network.get_submodule("classifier.2")):
         before = handles(network)
         with pytest.raises(RuntimeError, match="already"):
-            attach(network, {"*": CONV})
+            put(network, {"*": CONV})
         assert handles(network) == before
 
 
 def test_remove() -> None:
     network = model()
-    attached = attach(network, {"*": CONV})
+    attached = put(network, {"*": CONV})
     assert handles(network) != []
     attached.remove()
     attached.remove()
     assert handles(network) == []
-    with pytest.raises(KeyError), attach(network, {"*": CONV}):
+    with pytest.raises(KeyError), put(network, {"*": CONV}):
         raise KeyError
     assert handles(network) == []
-    with attach(network, {"*": CONV}):  # and again
+    with put(network, {"*": CONV}):  # and again
         pass
 
 
@@ -244,7 +258,7 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
         nn.Linear: Gamma(0.25, power_of_two),
     }
     x, R = integers((3, 1, 5, 5), 1).requires_grad_(), integers((3, 2), 2)
-    with attach(network, rules):
+    with put(network, rules):
         output = network(x)
     (got,) = torch.autograd.grad(output, x, R)
 
@@ -260,7 +274,7 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
         r = relevance(rule, layer, activation, r)
     assert torch.equal(got, r)
     # a planted mistake: another rule in the middle
-    with attach(network, rules | {nn.ReLU: Norm(power_of_two)}):
+    with put(network, rules | {nn.ReLU: Norm(power_of_two)}):
         output = network(x)
     assert not torch.equal(torch.autograd.grad(output, x, R)[0], got)
 
@@ -269,7 +283,7 @@ def test_relevance_is_that_of_the_rules_one_by_one() -> None:
 def test_all_of_a_network(make: Callable[[], nn.Module]) -> None:
     network, x = make(), torch.randn(2, 1, 8, 8, requires_grad=True)[:, :, :6, :6]
     plain = network(x)
-    with attach(
+    with put(
         network,
         {nn.Conv2d: CONV, nn.Linear: LINEAR, nn.BatchNorm2d: REST, nn.ReLU: REST, Add: Norm(), nn.AvgPool2d: Norm()},
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from lrp_rules import BasicHook
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
-from tests.lrp_rules.cases import CASES, KNOWN, Case, TracedConv2d, TracedLinear, dense, down, integers, output_of, relevance, up
+from tests.lrp_rules.cases import (
+    CASES,
+    KNOWN,
+    Case,
+    TracedConv2d,
+    TracedLinear,
+    dense,
+    down,
+    integers,
+    output_of,
+    relevance,
+    up,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +62,11 @@ def as_traced(module: nn.Module) -> nn.Module:
     """The same module, but nobody recognises it."""
     cls = type(module)
     traced = copy.copy(module)
-    traced.__class__ = type(f"Traced{cls.__name__}", (cls,), {"forward": lambda self, x: cls.forward(self, x)})
+
+    def forward(self: nn.Module, x: Tensor) -> Any:
+        return cls.forward(self, x)
+
+    traced.__class__ = type(f"Traced{cls.__name__}", (cls,), {"forward": forward})
     return traced
 
 

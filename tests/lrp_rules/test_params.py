@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from lrp_rules import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
 from lrp_rules.params import effective_parameters
+from tests.lrp_rules.cases import pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +199,7 @@ def test_modifier_gets_names_and_effective_values() -> None:
 def test_copies_and_pickles(mod: ParamMod) -> None:
     with mod(layer()) as modified:
         expected = values(modified)
-    for other in (copy.copy(mod), copy.deepcopy(mod), pickle.loads(pickle.dumps(mod))):  # noqa: S301
+    for other in (copy.copy(mod), copy.deepcopy(mod), pickled(mod)):
         with other(layer()) as modified:
             assert values(modified) == expected
 
@@ -249,7 +249,6 @@ NORMED: dict[str, Callable[[], nn.Module]] = {
 def test_effective_parameters_are_what_the_forward_pass_used(name: str, training: bool) -> None:
     module = NORMED[name]().train(training)
     units = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    # of sums with zeros nothing is rounded but the addition of the bias, so the bias is taken away by setting it to zero
     with torch.no_grad():
         output = module(units)
     state = copy.deepcopy(module.state_dict())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from dataclasses import FrozenInstanceError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from lrp_rules import Stabilizer
+from tests.lrp_rules.cases import pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_derivatives() -> None:
 def test_ensure() -> None:
     assert Stabilizer.ensure(0.5) == Stabilizer(0.5)
     assert Stabilizer.ensure(1) == Stabilizer(1)
-    assert Stabilizer.ensure(np.float32(0.5)) == Stabilizer(0.5)
+    assert Stabilizer.ensure(cast("float", np.float32(0.5))) == Stabilizer(0.5)
     given = Stabilizer(0.25, clip=True)
     assert Stabilizer.ensure(given) is given
     assert Stabilizer.ensure(torch.exp) is torch.exp
@@ -130,6 +130,6 @@ def test_negative_or_not_finite(make: Callable[[Any], Any], bad: float) -> None:
 
 def test_value_semantics() -> None:
     stabilizer = Stabilizer(0.5, clip=True, norm_scale=True, dim=(1, 2))
-    assert {stabilizer, copy.deepcopy(stabilizer), pickle.loads(pickle.dumps(stabilizer))} == {stabilizer}  # noqa: S301
+    assert {stabilizer, copy.deepcopy(stabilizer), pickled(stabilizer)} == {stabilizer}
     with pytest.raises(FrozenInstanceError):
         stabilizer.epsilon = 1.0  # type: ignore[misc]

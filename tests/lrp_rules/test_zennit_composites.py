@@ -1,7 +1,7 @@
 """Our rules in zennit's composites, in place of its own.
 
-Both are compared in float64. They round differently, so each comparison states how much rounding may do: the same network
-and the same rules in float32 show how far rounding is amplified, and float64's unit is 2^29 times smaller.
+Both are compared in float64. They round differently, so each comparison states how much rounding may do: the same
+network and the same rules in float32 show how far rounding is amplified, and float64's unit is 2^29 times smaller.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def vgg() -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(
-                nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True),
-                nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(inplace=True),
+                nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True),
+                nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+                nn.Conv2d(4, 6, 3), nn.ReLU(inplace=True),
             ),
             avgpool=nn.AdaptiveAvgPool2d(2),
             flatten=nn.Flatten(),
@@ -147,8 +148,8 @@ def attribution(composite: Any, network: nn.Module, x: Tensor, R: Tensor) -> Ten
 def assert_same_rules(ours: Any, theirs: Any, network: nn.Module, x: Tensor, R: Tensor) -> None:
     """Hold two composites against each other, within what rounding explains.
 
-    The distance e of float32 from float64 is what rounding does at 2^-24; at 2^-53 it does 2^-29 e. Both sides round: twice
-    that; and by luck, e is up to 8 times smaller than it might be.
+    The distance e of float32 from float64 is what rounding does at 2^-24; at 2^-53 it does 2^-29 e. Both sides round:
+    twice that; and by luck, e is up to 8 times smaller than it might be.
     """
     got, expected = attribution(ours, network, x, R), attribution(theirs, network, x, R)
     single = attribution(theirs, copy.deepcopy(network).float(), x.float(), R.float()).double()
@@ -315,8 +316,8 @@ def test_planted_mistakes_are_caught() -> None:
 
     with pytest.raises(AssertionError):  # another stabilizer, ten times 1e-6
         assert_same_rules(COMPOSITES["EpsilonPlus"](Careless(0)), COMPOSITES["EpsilonPlus"](zennit_rules), model, x, R)
+    single = COMPOSITES["EpsilonPlus"](_Single())
     with pytest.raises(AssertionError):  # float32 inside
-        single = COMPOSITES["EpsilonPlus"](_Single())
         assert_same_rules(single, COMPOSITES["EpsilonPlus"](zennit_rules), model, x, R)
 
 

@@ -86,8 +86,8 @@ class Handle:
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         attributes = vars(module)
-        if isinstance(attributes.get(_MARK), Handle):
-            msg = f"this {type(module).__name__} has a rule of an adapter already; remove it before another is registered"
+        if _MARK in attributes:
+            msg = f"this {type(module).__name__} has a rule of an adapter; remove it before another is registered"
             raise RuntimeError(msg)
         # in the instance's own dictionary: a module would take what is one itself for a part of it
         self._before = {name: attributes[name] for name in ("forward",) if name in attributes}

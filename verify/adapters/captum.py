@@ -1,17 +1,17 @@
-"""The rules of captum: ``captum.attr.LRP`` with ``EpsilonRule``, ``GammaRule``, ``Alpha1_Beta0_Rule``, ``IdentityRule``.
+"""The rules of captum: ``EpsilonRule``, ``GammaRule``, ``Alpha1_Beta0_Rule``, ``IdentityRule`` in ``captum.attr.LRP``.
 
 How a relevance R comes to the output. ``LRP.attribute`` explains a score of a model: it runs the model to change the
 weights, runs it again with hooks on inputs and outputs, takes the gradient of the score, which the hooks turn into
 relevance, and multiplies by the score. So the model here is the module and one step behind it, whose score is 1 and
 whose gradient by the module's output is R. The hook at the output then gets R, as from a layer above, and at last
-everything is multiplied by 1, which is exact. All between is captum's: a whole ``LRP.attribute`` for each backward pass,
+everything is multiplied by 1, which is exact. All between is captum's: a whole ``LRP.attribute`` each backward pass,
 with the rule where captum looks for it, in ``module.rule``. Nothing that it leaves on the module is cleaned up here.
 
-What is asked of captum, and what is not. ``stabilizer`` is captum's ``STABILITY_FACTOR``, an attribute of every rule, of
-which ``EpsilonRule`` makes its parameter; it has to be a number. ``zero_params="bias"`` is ``set_bias_to_zero`` where a
-rule has that. captum computes from one input to one relevance and keeps no graph, so there is no second derivative to
-ask for. Each call of a module is explained on its own, so captum's refusal of modules that are called twice is not seen
-here; ``copy`` is this adapter's.
+What is asked of captum, and what is not. ``stabilizer`` is captum's ``STABILITY_FACTOR``, an attribute of every rule
+that ``EpsilonRule`` has as a parameter; it has to be a number. ``zero_params="bias"`` is ``set_bias_to_zero``, which
+all but ``EpsilonRule`` have. captum keeps no graph of a relevance, so there is no second derivative to ask for. Each
+call of a module is explained on its own, so captum's refusal of modules that are called twice is not seen here;
+``copy`` is this adapter's.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class _Rule:
         return Handle(module, partial(self._forward, module, module.forward))
 
     def _forward(self, module: nn.Module, own: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
-        wanted = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+        given = [x for x in (*inputs, *keywords.values()) if isinstance(x, torch.Tensor)]
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
         if not wanted or any(module is other for other in vars(_explained).get("modules", ())):
             return own(*inputs, **keywords)
         if keywords or not all(isinstance(x, torch.Tensor) for x in inputs):

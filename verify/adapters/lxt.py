@@ -1,8 +1,8 @@
 """The rules of LXT, LRP for transformers, that the API knows: ``EpsilonRule`` and ``IdentityRule``.
 
 LXT, of PyPI's package ``lxt``, puts a module into a wrapper, whose forward pass is an autograd function and whose
-backward pass is the rule. The module here gets that wrapper's forward pass in place of its own, and the wrapper gets the
-module's own one: a relevance comes to the output, and back from the input, as LXT itself takes and gives it.
+backward pass is the rule. Here the wrapper's forward pass takes the place of the module's own, which it wraps: a
+relevance comes to the output, and back from the input, as LXT itself takes and gives it.
 
 ``epsilon`` has to be a number, and no parameter can be set to zero. LXT's further rules are for parts of transformers.
 ``copy`` is this adapter's.

@@ -12,6 +12,7 @@ A file describes one library:
     link = "https://..."                      # an issue or a pull request, where there is one
     says = "*is accepted*"                    # the outcome's reason, where a pattern would excuse too much
     formula = "unsigned-epsilon"              # what is computed instead, likewise; see verify.deviations.formulas
+    sometimes = true                          # rounding decides whether these cases deviate; they may all pass
 
 In a pattern, ``*`` stands for anything within one part of an id, and ``{a,b}`` for a or b. The first part, the check,
 has to be named. An entry is to excuse what is known and nothing else: one of which no case deviates any more is stale.
@@ -40,7 +41,7 @@ KNOWN = "known deviation"
 FOLDER = Path(__file__).parent
 
 _HEADER = frozenset({"library", "versions", "deviation"})
-_ENTRY = frozenset({"pattern", "verdict", "reason", "link", "says", "formula"})
+_ENTRY = frozenset({"pattern", "verdict", "reason", "link", "says", "formula", "sometimes"})
 _NEEDED = ("pattern", "verdict", "reason")
 
 
@@ -58,6 +59,7 @@ class Deviation:
     link: str = ""
     says: str = "*"
     formula: str = ""
+    sometimes: bool = False
     place: str = ""
 
     @cached_property
@@ -179,7 +181,9 @@ def apply(
         Stale(entry, single, _why(entry, matched[number, single]))
         for number, entry in enumerate(deviations.entries)
         for single, expression in entry.expressions.items()
-        if not matched[number, single][None] and not any(map(expression.fullmatch, left))
+        if not matched[number, single][None]
+        and not (entry.sometimes and matched[number, single])
+        and not any(map(expression.fullmatch, left))
     )
     return tuple(_marked(outcome, by.get(outcome.id)) for outcome in outcomes), stale
 
@@ -224,15 +228,11 @@ def _expression(pattern: str, anything: str) -> re.Pattern[str]:
 
 def _entry(place: str, entry: dict[str, Any]) -> Deviation:
     _check_keys(place, entry, _ENTRY, _NEEDED)
-    patterns = [entry["pattern"]] if isinstance(entry["pattern"], str) else entry["pattern"]
-    if not _is_texts(patterns) or not patterns:
-        msg = f"{place}: pattern is {entry['pattern']!r}, expected a text, or a list of them"
+    patterns = _patterns(place, entry["pattern"])
+    if not isinstance(sometimes := entry.get("sometimes", False), bool):
+        msg = f"{place}: sometimes is {sometimes!r}, expected true or false"
         raise DeviationError(msg)
-    for pattern in patterns:
-        if "*" in pattern.split("/")[0] or "/" not in pattern or re.search(r"[{}]", _BRACES.sub("", pattern)):
-            msg = f"{place}: pattern is {pattern!r}, expected the name of a check first, as in errors/ZBox/*"
-            raise DeviationError(msg)
-    for key in set(entry) - {"pattern"}:
+    for key in set(entry) - {"pattern", "sometimes"}:
         if not isinstance(entry[key], str) or not entry[key].strip():
             msg = f"{place}: {key} is {entry[key]!r}, expected a text"
             raise DeviationError(msg)
@@ -249,7 +249,19 @@ def _entry(place: str, entry: dict[str, Any]) -> Deviation:
             msg = f"{place}: formula is {entry['formula']!r}, expected one of {_list(sorted(FORMULAS))}"
             raise DeviationError(msg)
     texts = {key: " ".join(entry[key].split()) for key in ("reason", "link", "says", "formula") if key in entry}
-    return Deviation(tuple(patterns), Verdict(entry["verdict"]), **texts, place=place)
+    return Deviation(patterns, Verdict(entry["verdict"]), **texts, sometimes=sometimes, place=place)
+
+
+def _patterns(place: str, given: Any) -> tuple[str, ...]:
+    patterns = [given] if isinstance(given, str) else given
+    if not _is_texts(patterns) or not patterns:
+        msg = f"{place}: pattern is {given!r}, expected a text, or a list of them"
+        raise DeviationError(msg)
+    for pattern in patterns:
+        if "*" in pattern.split("/")[0] or "/" not in pattern or re.search(r"[{}]", _BRACES.sub("", pattern)):
+            msg = f"{place}: pattern is {pattern!r}, expected the name of a check first, as in errors/ZBox/*"
+            raise DeviationError(msg)
+    return tuple(patterns)
 
 
 def _check_keys(place: str, table: dict[str, Any], known: frozenset[str], needed: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ number has to be the formula's, within what rounding explains of the formula.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,21 +46,19 @@ def _unsigned_epsilon(layer: Affine, arguments: Arguments, _of: Variant) -> tupl
 
 
 def _positive_weights(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
-    """x * A(w+)^T s, with s = R / S(A(w+) x + b)."""
+    """Relevance x * A(w+)^T s, with s = R / S(A(w+) x + b)."""
     return (_part(layer, (positive, same, layer.x)),), of.stabilizer
 
 
 def _amplified_weights(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
-    """x * A(w + g w+)^T s, with s = R / S(A(w + g w+) x + b), whatever the sign of z."""
+    """Relevance x * A(w + g w+)^T s, with s = R / S(A(w + g w+) x + b), whatever the sign of z."""
     return (_part(layer, (_more(arguments, positive), same, layer.x)),), of.stabilizer
 
 
-def _module_with_changed_parameters(
-    layer: Affine, arguments: Arguments, of: Variant
-) -> tuple[tuple[Part, ...], Any]:
+def _module_with_changed_parameters(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
     """Each pass runs the module itself, with parameters changed one by one; what else is constant in it stays.
 
-    In batch normalisation, - A(w) running_mean is such a constant: of the same parameter as the matrix, not of the bias.
+    In batch normalisation, - A(w) running_mean is such a constant: it goes with the weight, and not with the bias.
     """
     return _passes(layer, arguments, of, same), of.stabilizer
 
@@ -88,35 +87,28 @@ def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> 
         return change, np.zeros_like, v
 
     x, plus, minus, ones = layer.x, positive(layer.x), negative(layer.x), np.ones_like(layer.x)
-    more, less = _more(arguments, positive), _more(arguments, negative)
-    if of.rule == "Epsilon":
-        return (_part(layer, with_bias(same, x)),)
-    if of.rule == "WSquare":
-        return (_part(layer, with_bias(np.square, ones)),)
-    if of.rule == "Flat":
-        return (_part(layer, without(np.ones_like, ones)),)
     if of.rule == "ZBox":
         low, high = (np.full_like(x, -arguments[name]) for name in ("low", "high"))
-        whole = _part(layer, with_bias(same, x))
-        box = [_part(layer, with_bias(positive, low)), _part(layer, with_bias(negative, high))]
-        terms = tuple(term for part in (whole, *box) for term in part.terms)
-        return (Part(terms, whole.bias - box[0].bias - box[1].bias),)
-    halves = (
-        (with_bias(more, plus), without(less, minus)),
-        (with_bias(less, plus), without(more, minus)),
-    )
-    if of.rule == "Gamma":
-        gates = layer.z > 0, layer.z < 0
-        return tuple(_part(layer, *terms, gate=gate) for terms, gate in zip(halves, gates, strict=True))
-    halves = (
-        (with_bias(positive, plus), without(negative, minus)),
-        (with_bias(negative, plus), without(positive, minus)),
-    )
-    if of.rule == "ZPlus":
-        return (_part(layer, *halves[0]),)
-    assert of.rule == "AlphaBeta"
-    alpha, beta = arguments.get("alpha", 2.0), arguments.get("beta", 1.0)
-    return _part(layer, *halves[0], coefficient=alpha), _part(layer, *halves[1], coefficient=-beta)
+        box = [with_bias(same, x), with_bias(positive, low), with_bias(negative, high)]
+        whole, *bounds = (_part(layer, term) for term in box)
+        bias = whole.bias - bounds[0].bias - bounds[1].bias
+        return (Part(tuple(term for part in (whole, *bounds) for term in part.terms), bias),)
+    if of.rule in {"Gamma", "AlphaBeta", "ZPlus"}:
+        more, less = (_more(arguments, half) if of.rule == "Gamma" else half for half in (positive, negative))
+        first_half = _part(layer, with_bias(more, plus), without(less, minus))
+        second_half = _part(layer, with_bias(less, plus), without(more, minus))
+        if of.rule == "ZPlus":
+            return (first_half,)
+        if of.rule == "Gamma":
+            return replace(first_half, gate=layer.z > 0), replace(second_half, gate=layer.z < 0)
+        alpha, beta = arguments.get("alpha", 2.0), arguments.get("beta", 1.0)
+        return replace(first_half, coefficient=alpha), replace(second_half, coefficient=-beta)
+    term = {
+        "Epsilon": with_bias(same, x),
+        "WSquare": with_bias(np.square, ones),
+        "Flat": without(np.ones_like, ones),
+    }[of.rule]
+    return (_part(layer, term),)
 
 
 def _more(arguments: Arguments, half: Change) -> Change:
@@ -124,13 +116,8 @@ def _more(arguments: Arguments, half: Change) -> Change:
     return lambda w: w + gamma * half(w)
 
 
-def _part(
-    layer: Affine,
-    *terms: tuple[Change, Change, Array],
-    coefficient: float = 1.0,
-    gate: Any = None,
-) -> Part:
-    """Return the part whose terms are passes through the module: with a change of the weight, one of the bias, and v."""
+def _part(layer: Affine, *terms: tuple[Change, Change, Array]) -> Part:
+    """Return the part whose terms are passes through the module: changes of weight and bias, and an input v."""
     weight, module = layer.weight, layer.layer
     bias: Array = np.zeros(len(layer.z))
     for of_weight, of_bias, _ in terms:
@@ -139,7 +126,7 @@ def _part(
             bias = bias + module.offset(constant, None if weight is None else of_weight(weight))
         else:
             bias = bias + layer.b
-    return Part(tuple((layer.A(of_weight), v) for of_weight, _, v in terms), bias, coefficient, gate)
+    return Part(tuple((layer.A(of_weight), v) for of_weight, _, v in terms), bias)
 
 
 FORMULAS: dict[str, Formula] = {

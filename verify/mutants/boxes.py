@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lrp_rules import ZBox
+from lrp_rules.linear_map import ConvLayer
 from lrp_rules.rules import negative, positive, propagate
 from verify.mutants.registry import mutant
 
@@ -215,10 +216,10 @@ class ZBoxBorderInside(_Refusing):
     """The bounds are padded with themselves, so that the border counts as inside the box."""
 
     def wrong(self, layer: Layer, R: Tensor) -> Tensor:
-        x, low, high = layer.x, _expanded(self.low, layer.x), _expanded(self.high, layer.x)
+        x, low, high = layer.x, self.low.to(layer.x), self.high.to(layer.x)
         plus, minus, A = layer.matrix(positive), layer.matrix(negative), layer.matrix()
         weight = layer.given.get("weight")
-        if weight is None or weight.ndim < 3 or type(layer).__name__ != "ConvLayer" or self.low.ndim or self.high.ndim:
+        if weight is None or weight.ndim < 3 or not isinstance(layer, ConvLayer) or self.low.ndim or self.high.ndim:
             return ZBox.relevance(self, layer, R)
         axes = tuple(range(1, weight.ndim))
         whole = low * positive(weight).sum(axes) + high * negative(weight).sum(axes)

@@ -55,14 +55,13 @@ class GammaWeightLeftModified(Gamma):
 
 
 @mutant()
-class WSquareWeightRestoredByRoot(WSquare):
-    """The weight is squared in place, and restored by a root: but for a rounding, it is what it was."""
+class WSquareWeightScaledBack(WSquare):
+    """The weight is scaled in place, and scaled back: but for a rounding, it is what it was."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         r = super().relevance(layer, R)
         if (weight := _weight(layer)) is not None:
-            signs = weight.data.sign()
-            weight.data.square_().sqrt_().mul_(signs)
+            weight.data.mul_(1.1).div_(1.1)
         return r
 
 

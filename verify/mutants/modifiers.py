@@ -181,3 +181,26 @@ class NoModZeroesAll(NoMod):
 
 def _zeroing(mod: NoMod, names: list[str]) -> NoMod:
     return NoMod(param_keys=mod.param_keys, zero_params=names, require_params=mod.require_params)
+
+
+@mutant()
+class GammaModMissingKeyError(GammaMod):
+    """A parameter that the module lacks raises KeyError."""
+
+    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
+        try:
+            return super().parameters(module, values)
+        except RuntimeError as error:
+            raise KeyError(*error.args) from None
+
+
+@mutant()
+class NoModMissingUnnamed(NoMod):
+    """A parameter that the module lacks is refused in words that do not name it."""
+
+    def parameters(self, module: nn.Module, values: Parameters) -> dict[str, Tensor | None]:
+        try:
+            return super().parameters(module, values)
+        except RuntimeError:
+            msg = "a required parameter is missing"
+            raise RuntimeError(msg) from None

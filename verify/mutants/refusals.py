@@ -15,8 +15,6 @@ from lrp_rules import (
     Epsilon,
     Flat,
     Gamma,
-    GammaMod,
-    NoMod,
     Norm,
     ReLUBetaSmooth,
     WSquare,
@@ -26,9 +24,7 @@ from lrp_rules import (
 from verify.mutants.registry import mutant, signed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
+    from collections.abc import Callable
 
     from lrp_rules.layer import Layer
 
@@ -331,26 +327,3 @@ class ZBoxShapeRuntimeError(ZBox):
             torch.broadcast_tensors(self.low.to(layer.x), layer.x)
             torch.broadcast_tensors(self.high.to(layer.x), layer.x)
             raise
-
-
-@mutant()
-class GammaModMissingKeyError(GammaMod):
-    """A parameter that the module lacks raises KeyError."""
-
-    def parameters(self, module: nn.Module, values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        try:
-            return super().parameters(module, values)
-        except RuntimeError as error:
-            raise KeyError(*error.args) from None
-
-
-@mutant()
-class NoModMissingUnnamed(NoMod):
-    """A parameter that the module lacks is refused in words that do not name it."""
-
-    def parameters(self, module: nn.Module, values: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        try:
-            return super().parameters(module, values)
-        except RuntimeError:
-            msg = "a required parameter is missing"
-            raise RuntimeError(msg) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZPlus
+from lrp_rules.linear_map import ConvLayer
 from lrp_rules.rules import negative, positive, propagate, split
 from verify.mutants.registry import entrywise, mutant
 
@@ -95,7 +96,7 @@ class ZPlusMatrixClamped(ZPlus):
     """A(w)+ in the place of A(w+): another thing where padding makes several parameters meet in one entry."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        if type(layer).__name__ != "ConvLayer" or not layer.x.numel():
+        if not isinstance(layer, ConvLayer) or not layer.x.numel():
             return super().relevance(layer, R)
         terms = split(layer.x, entrywise(layer, positive), entrywise(layer, negative))
         return propagate(terms, positive(layer.bias), R, self.stabilizer)

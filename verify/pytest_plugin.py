@@ -1,0 +1,244 @@
+"""`pytest --lrp-subject my_package.rules`: the cases of lrp-verify as items of pytest.
+
+The items need no file, and stand behind those of the user's own tests. An item is ``lrp::CASE``, with the id of the
+case as the command knows it, and has a mark for its check: ``-m lrp_agreement``. ``lrp::agreement/Gamma`` among the
+arguments selects what begins so, and then the user's own tests are run only if they are named too; ``lrp::`` is all
+cases.
+
+Verdicts are those of the command, item by item:
+
+    pass                    passed
+    fail, error             failed; where it is only advised: xfailed, unless --lrp-strict or --runxfail is given
+    inconclusive            skipped, as nothing can be said; so are not-offered and skipped
+    crash, timeout          there is none: cases run in the process of pytest, where a crash is a crash
+
+and so is what they come to: the session fails if more than the limit of all entries are undecided, and exits as an
+unusable call does if nothing could be asked. Neither torch nor anything of the verifier is imported without
+``--lrp-subject``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from verify.model import Case, Outcome
+    from verify.report import Report
+
+#: What stands where others have the path of a file.
+PREFIX = "lrp"
+_LISTS = {
+    "check": "Only these checks, separated by commas; patterns are welcome.",
+    "rule": "Only these rules, likewise.",
+    "layer": "Only these families of layers, likewise.",
+    "dtype": "In these dtypes, likewise.",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, which are those of the command."""
+    group = parser.getgroup("lrp-verify", "rules of layer-wise relevance propagation, against their reference")
+    group.addoption("--lrp-subject", metavar="MODULE[:ATTRIBUTE]", help="Try these rules.")
+    for name, text in _LISTS.items():
+        group.addoption(f"--lrp-{name}", action="append", default=[], metavar="NAMES", help=text)
+    group.addoption("--lrp-device", default="cpu", help="Where the subject computes: cpu, cuda, cuda:1.")
+    group.addoption("--lrp-seed", type=int, default=0, help="Draws other data.")
+    group.addoption("--lrp-strict", action="store_true", help="What is only advised decides too.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the cases before anything runs, so that what is wrong with the call is told at once."""
+    if config.getoption("lrp_subject"):
+        config.pluginmanager.register(Cases(config), "lrp-cases")
+
+
+class Cases:
+    """The cases of one session."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415  imported when wanted alone
+        from verify.selection import UnusableError, select  # noqa: PLC0415
+        from verify.subjects import SubjectError  # noqa: PLC0415
+        from verify.worker import Worker  # noqa: PLC0415
+
+        self._config = config
+        self._spec = str(config.getoption("lrp_subject"))
+        wanted = [argument.removeprefix(f"{PREFIX}::") for argument in config.args if _names_cases(argument)]
+        config.args[:] = [argument for argument in config.args if not _names_cases(argument)]
+        request = self._request()
+        try:
+            check_itself()
+            source, selected = select(request)
+            self._selected = [case for case in selected if not wanted or _begins(case, wanted)]
+            self._worker = Worker(source, [self._spec], here=True)
+            self._report = self._empty_report(source.dtypes)
+        except UnusableError as error:
+            raise pytest.UsageError(_in_our_words(str(error))) from None
+        except (SubjectError, ComparatorError) as error:
+            raise pytest.UsageError(str(error)) from None
+        if not self._selected:
+            names = ", ".join(f"{PREFIX}::{start}" for start in wanted)
+            msg = f"no case begins with {names}; --collect-only prints all"
+            raise pytest.UsageError(msg)
+        for check in dict.fromkeys(case.check for case in self._selected):
+            config.addinivalue_line("markers", f"{_mark(check)}: a case of the check {check} of lrp-verify")
+        self._shares: list[tuple[bool, float | None]] = []
+
+    def _request(self) -> Any:
+        from verify.runner import TIME_LIMIT  # noqa: PLC0415  imported when wanted alone
+        from verify.selection import Request  # noqa: PLC0415
+
+        option = self._config.getoption
+        lists = {name: tuple(filter(None, re.split(r"\s*,\s*", ",".join(option(f"lrp_{name}"))))) for name in _LISTS}
+        device, seed, strict = option("lrp_device"), option("lrp_seed"), option("lrp_strict")
+        dtypes = lists.pop("dtype")
+        if "search" in lists["check"]:
+            msg = "--lrp-check search: a search makes its cases as it goes; run lrp-verify --check search"
+            raise pytest.UsageError(msg)
+        return Request(self._spec, lists, dtypes, (), device, seed, 0, TIME_LIMIT, strict, False, None, {})  # noqa: FBT003
+
+    def _empty_report(self, dtypes: tuple[str, ...]) -> Report:
+        """Return the report without outcomes, for what it says of one."""
+        from verify.report import Call, Report  # noqa: PLC0415  imported when wanted alone
+
+        option = self._config.getoption
+        seed, device, strict = option("lrp_seed"), option("lrp_device"), option("lrp_strict")
+        call = Call(len(self._selected), dtypes, seed, device, strict=strict)
+        return Report(self._worker.describe(self._spec), call, ())
+
+    # --- collection ---------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)  # before those that deselect
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """Add the cases."""
+        parent = Collector.from_parent(session, name=PREFIX, path=session.config.rootpath / PREFIX, nodeid=PREFIX)
+        parent.items = [Item.from_parent(parent, name=case.id, case=case, cases=self) for case in self._selected]
+        # as pytest itself collects, so that others hear of it
+        report = session.ihook.pytest_make_collect_report(collector=parent)
+        session.ihook.pytest_collectreport(report=report)
+        items.extend(parent.items)
+
+    # --- one case -----------------------------------------------------------------------------------------------------
+
+    def ask(self, item: Item) -> None:
+        """Run a case, and turn its verdict into what pytest knows."""
+        from verify.model import BAD, Verdict  # noqa: PLC0415  imported when wanted alone
+
+        with _own_state():
+            outcome = self._worker.answer(self._spec, item.case.id)
+        values = {name: getattr(outcome, name) for name in ("verdict", "ratio", "undecided")}
+        item.user_properties += [(f"lrp_{name}", str(value)) for name, value in values.items() if value is not None]
+        reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
+        if outcome.verdict in BAD:
+            if not self._report.decides(outcome):
+                pytest.xfail(f"only advised, {reason}")
+            pytest.fail(f"{reason}\n{self._reproduce(outcome)}", pytrace=False)
+        if outcome.verdict is not Verdict.PASS:
+            pytest.skip(reason)
+
+    def _reproduce(self, outcome: Outcome) -> str:
+        return self._report.call.reproduce(self._report.subject, outcome)
+
+    # --- what all come to ---------------------------------------------------------------------------------------------
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what the share of undecided entries is made of; with xdist, it comes from the workers."""
+        known = dict(report.user_properties)
+        if report.when == "call" and "lrp_verdict" in known:
+            verdict = known["lrp_verdict"]
+            compares = "lrp_ratio" in known or verdict == "inconclusive"
+            share = float(str(known["lrp_undecided"])) or float(verdict == "inconclusive")
+            self._shares.append((verdict not in {"not-offered", "skipped"}, share if compares else None))
+
+    def _complaint(self) -> tuple[int, str] | None:
+        from verify.report import UNDECIDED_LIMIT, percent  # noqa: PLC0415  imported when wanted alone
+
+        shares = [share for _, share in self._shares if share is not None]
+        undecided = sum(shares) / len(shares) if shares else 0.0
+        if not undecided <= UNDECIDED_LIMIT:
+            text = f"{percent(undecided)} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}"
+            return pytest.ExitCode.TESTS_FAILED, text
+        if self._shares and not any(asked for asked, _ in self._shares):
+            return pytest.ExitCode.USAGE_ERROR, f"nothing could be asked of {self._spec}"
+        return None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Exit as the command would."""
+        here = not hasattr(session.config, "workerinput")  # a worker of xdist has seen a part
+        if here and session.exitstatus == pytest.ExitCode.OK and (complaint := self._complaint()):
+            session.exitstatus = complaint[0]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say why."""
+        if complaint := self._complaint():
+            terminalreporter.write_line(f"lrp-verify: {complaint[1]}", red=True)
+
+    def pytest_report_header(self) -> str:
+        """Say what is tried."""
+        subject = self._report.subject
+        return f"lrp-verify: {subject.spec} {subject.version}, {len(self._selected)} cases"
+
+
+class Collector(pytest.Collector):
+    """What the items belong to; `Cases` makes them."""
+
+    items: list[Item]
+
+    def collect(self) -> list[Item]:
+        """Return the items."""
+        return self.items
+
+
+class Item(pytest.Item):
+    """One case."""
+
+    def __init__(self, *, case: Case, cases: Cases, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.case, self._cases = case, cases
+        self.add_marker(_mark(case.check))
+
+    def runtest(self) -> None:
+        """Ask it."""
+        self._cases.ask(self)
+
+    def reportinfo(self) -> tuple[Any, None, str]:
+        """Return where it stands: in no file."""
+        return self.path, None, self.case.id
+
+
+def _names_cases(argument: str) -> bool:
+    return argument.startswith(f"{PREFIX}::")
+
+
+def _begins(case: Case, starts: list[str]) -> bool:
+    return any(not start or f"{case.id}/".startswith(f"{start.rstrip('/')}/") for start in starts)
+
+
+def _mark(check: str) -> str:
+    return f"lrp_{check.replace('-', '_')}"
+
+
+def _in_our_words(message: str) -> str:
+    """Name the options as they are called here."""
+    message = re.sub(r"--(rule|layer|check|dtype|device|seed)\b", r"--lrp-\1", message)
+    return message.replace("--list,", "--collect-only,")
+
+
+@contextlib.contextmanager
+def _own_state() -> Iterator[None]:
+    """Give a case what it has in a worker of the command, and the user's tests what they had."""
+    torch: Any = importlib.import_module("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of sums depends on it
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
