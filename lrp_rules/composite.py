@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lrp_rules.registration import Registration
 
     Key = str | type[nn.Module]
-    # the keys of a Mapping are invariant: a dict with names alone is none of the last kind
-    Rules = Mapping[str, Hook] | Mapping[type[nn.Module], Hook] | Mapping[Key, Hook]
+    # the keys of a Mapping are invariant: a dict with names alone would be none of Key
+    Rules = Mapping[Any, Hook]
 
 
 class Attachment:
@@ -75,7 +75,7 @@ def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attach
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     ignored = list(ignore)
-    table: dict[Key, Hook] = dict(rules)  # type: ignore[arg-type]
+    table: dict[Key, Hook] = dict(rules)
     _check_keys([*table, *ignored], names)
 
     chosen: list[tuple[Hook, nn.Module]] = []

@@ -48,6 +48,11 @@ class Hook:
     #: Whether the rule may run the module again, and so has to know the random state that the call started from.
     may_rerun: ClassVar[bool] = False
 
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether the inputs of the module are to be kept for ``backward``."""
+        return self.needs_grad_input
+
     def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
         """Look at one call of the module, after it."""
 
@@ -77,28 +82,42 @@ class Hook:
         """
         return Registration(self, module)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Call, Tensors, Tensors]:
-        """Return the call, the tensors it will need, and those of them that may be overwritten behind the module."""
-        if type(self).forward is not Hook.forward:
-            private = copy.copy(self)
-            private.forward(call.module, inputs, tuple(output.detach() for output in outputs))
-            kept = {name: value for name, value in vars(private).items() if isinstance(value, Tensor)}
-            for name in kept:
-                delattr(private, name)
-            call.hook, call.names = private, tuple(kept)
-            return call, (*kept.values(), *(outputs if self.needs_grad_input else ())), ()
-        return call, outputs if self.needs_grad_input else (), ()
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the tensors that the call will need, and those that may be overwritten behind the module."""
+        return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), ()
+
+    def _kept(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
+        """Run ``forward`` on a copy that is this call's own, and return the tensors that it has set there."""
+        if type(self).forward is Hook.forward:
+            return ()
+        private = copy.copy(self)
+        private.forward(call.module, inputs, tuple(output.detach() for output in outputs))
+        kept = {name: value for name, value in vars(private).items() if isinstance(value, Tensor)}
+        for name in kept:
+            delattr(private, name)
+        call.hook, call.kept = private, tuple(kept)
+        return tuple(kept.values())
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
-        hook = self
-        if call.names:
-            hook = copy.copy(self)
-            vars(hook).update(zip(call.names, saved, strict=False))
-        grad_input: Sequence[Tensor | None] = (None,) * len(inputs)
+        hook, saved = self._private(call, saved)
+        grad_input: Sequence[Tensor | None] = (None,) * len(call.shapes)
         if self.needs_grad_input:
-            grad_input = pull(saved[len(call.names) :], inputs, relevance, create_graph=torch.is_grad_enabled())
-        answer = hook.backward(call.module, grad_input, relevance)
-        return grad_input if answer is None else (answer,) if isinstance(answer, Tensor) else answer
+            grad_input = pull(saved, inputs, relevance, create_graph=torch.is_grad_enabled())
+        return _answer(hook.backward(call.module, grad_input, relevance), grad_input)
+
+    def _private(self, call: Call, saved: Tensors) -> tuple[Self, Tensors]:
+        """Return the call's own copy with its tensors, and the other tensors that were saved."""
+        if not call.kept:
+            return self, saved
+        hook = copy.copy(self)
+        vars(hook).update(zip(call.kept, saved, strict=False))
+        return hook, saved[len(call.kept) :]
+
+
+def _answer(
+    answer: Tensor | Sequence[Tensor | None] | None, otherwise: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    return otherwise if answer is None else (answer,) if isinstance(answer, Tensor) else answer
 
 
 class BasicHook(Hook):
@@ -152,7 +171,7 @@ class BasicHook(Hook):
         input_modifiers: Sequence[Callable[[Tensor], Tensor]] | None = None,
         param_modifiers: Sequence[ParamMod | Callable[[Tensor, str], Tensor]] | None = None,
         output_modifiers: Sequence[Callable[[Tensor], Tensor]] | None = None,
-        gradient_mapper: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]] | None = None,
+        gradient_mapper: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor] | Tensor] | None = None,
         reducer: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
         stabilizer: float | Callable[[Tensor], Tensor] = 1e-6,
     ) -> None:
@@ -168,6 +187,23 @@ class BasicHook(Hook):
         self.reducer = reducer
         self.stabilizer = Stabilizer.ensure(stabilizer)
 
+    def backward(
+        self, module: nn.Module, grad_input: Any, grad_output: Tensors
+    ) -> Tensor | Sequence[Tensor | None] | None:
+        """Return the relevance of each input. A subclass may change it; the module's own gradient is not computed.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not called for a call of the module.
+
+        """
+        layer: Layer | None = vars(self).get("_layer")
+        if layer is None:
+            msg = f"{type(self).__name__}.backward belongs to a call of the module; register the rule and differentiate"
+            raise RuntimeError(msg)
+        return self.relevances(layer, grad_output)
+
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""
         inputs, outputs = [], []
@@ -182,11 +218,11 @@ class BasicHook(Hook):
                 parameters = of_params.parameters(layer.module, layer.given)
                 outputs.append(of_output(layer.run(parameters, own)[0]))
         values = outputs if torch.is_grad_enabled() else [output.detach() for output in outputs]
-        mapped = (
-            [R / self.stabilizer(z) for z in values]
-            if self.gradient_mapper is None
-            else self.gradient_mapper(R, values)
-        )
+        if self.gradient_mapper is None:
+            mapped: Sequence[Tensor] | Tensor = [R / self.stabilizer(z) for z in values]
+        else:
+            mapped = self.gradient_mapper(R, values)
+        mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
         gradients = pull(tuple(outputs), tuple(inputs), tuple(mapped), create_graph=torch.is_grad_enabled())
         if self.reducer is None:
             return sum((x * c for x, c in zip(inputs, gradients, strict=True)), start=torch.zeros_like(x))
@@ -196,22 +232,30 @@ class BasicHook(Hook):
         """Return the relevance of each input; rules that allow several override this instead."""
         return (self.relevance(layer, R[0]),)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Call, Tensors, Tensors]:
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors]:
         module = call.module
         parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
         call.names = tuple(parameters)
-        state = (*parameters.values(), *(getattr(module, name) for name in call.kind.used_buffers))
+        state = (
+            *self._kept(call, inputs, outputs),
+            *parameters.values(),
+            *(getattr(module, name) for name in call.kind.used_buffers),
+        )
         if call.kind is TracedLayer:
-            return call, (*state, *outputs), ()
+            # the last are only watched: a call cannot be repeated once parameters below the module have changed
+            below = [p for child in module.children() for p in child.parameters()]
+            return (*state, *outputs, *below), ()
         # under autocast, the output has fewer digits than the rule computes with
         exact = self.uses_output and outputs[0].dtype == inputs[0].dtype
-        return call, state, (outputs[0].detach(),) if exact else ()
+        return state, (outputs[0].detach(),) if exact else ()
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
+        hook, saved = self._private(call, saved)
         given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
         given.update(zip(call.names, saved, strict=False))
         buffers = dict(zip(call.kind.used_buffers, saved[len(call.names) :], strict=False))
-        outputs: Tensors | None = saved[len(call.names) + len(buffers) :]
+        known = len(call.names) + len(buffers)
+        outputs: Tensors | None = saved[known : known + len(relevance)]
         shape = relevance[0].shape
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
@@ -222,7 +266,12 @@ class BasicHook(Hook):
         if call.kind is not TracedLayer and (torch.is_grad_enabled() or not outputs or outputs[0].shape != shape):
             outputs = None  # the saved output is a mere value, or was overwritten
         layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
-        return self.relevances(layer, relevance)
+        if type(self).backward is BasicHook.backward:
+            return self.relevances(layer, relevance)
+        hook = copy.copy(hook)
+        vars(hook)["_layer"] = layer
+        nothing = (None,) * len(inputs)
+        return _answer(hook.backward(call.module, nothing, relevance), nothing)
 
     @staticmethod
     def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:

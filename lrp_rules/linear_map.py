@@ -44,7 +44,11 @@ class LinearLayer(WeightedLayer):
 
     def at_ones(self) -> Layer:
         # every leading dimension holds samples
-        return replace(self, inputs=(self.x.new_ones(self.x.shape[-1]),), outputs=None)
+        return replace(self, inputs=(self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:]),), outputs=None)
+
+    @property
+    def batched(self) -> bool:
+        return self.x.ndim > 1
 
     @property
     def _dims(self) -> int:

@@ -7,7 +7,9 @@ references, tied weights and other threads never see it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -34,11 +36,12 @@ def zero_bias(zero_params: str | Iterable[str] | None = None) -> list[str]:
 
 def parameter_names(names: str | Iterable[str] | None) -> tuple[str, ...]:
     """Return ``names`` (none, one or several) as a tuple of whole names."""
-    given = () if names is None else (names,) if isinstance(names, str) else tuple(names)
-    for name in given:
-        if not isinstance(name, str):
-            msg = f"parameter names are {names!r}; expected None, one name or several names, such as ['bias']"
-            raise TypeError(msg)
+    if names is None or isinstance(names, str):
+        return () if names is None else (names,)
+    given = tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) for name in given):
+        msg = f"parameter names are {names!r}; expected None, one name or several names, such as ['bias']"
+        raise TypeError(msg)
     return given
 
 
@@ -71,6 +74,9 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
     if parametrize.is_parametrized(module):
         assert isinstance(module.parametrizations, nn.ModuleDict)
         for name, parametrization in module.parametrizations.items():
+            if any(part.training and isinstance(part, nn.Dropout) for part in parametrization.modules()):
+                msg = f"{name} of {module} is drawn at random in each call, so that no rule can know it; use eval mode"
+                raise RuntimeError(msg)
             values[name] = _settled(parametrization)()
     return values
 
@@ -78,18 +84,24 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
 def _settled(parametrization: nn.Module) -> nn.Module:
     """Return a twin in eval mode: evaluating it moves no state."""
 
-    def settle(copy: nn.Module) -> None:
+    def settle(copy: nn.Module, _original: nn.Module) -> None:
         copy.training = False
 
     return tree(parametrization, settle)
 
 
-def tree(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
-    """Return twins of a module and of all below it, in the order of ``modules()``, each of them changed in place."""
-    copy = twin(module, {})
-    change(copy)
-    copy._modules = {name: None if child is None else tree(child, change) for name, child in module._modules.items()}
-    return copy
+def tree(
+    module: nn.Module,
+    change: Callable[[nn.Module, nn.Module], None],
+    made: dict[nn.Module, nn.Module] | None = None,
+) -> nn.Module:
+    """Return twins of a module and of all below it, each changed in place by ``change(twin, original)``."""
+    made = {} if made is None else made
+    if module not in made:
+        made[module] = copy = twin(module, {})
+        change(copy, module)
+        copy._modules = {name: None if m is None else tree(m, change, made) for name, m in module._modules.items()}
+    return made[module]
 
 
 def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
@@ -104,6 +116,16 @@ def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
     # an attribute comes before a parameter of that name, and is free to be any tensor
     state["_parameters"] = {name: value for name, value in module._parameters.items() if name not in values}
     state.update(values)
+    own = state.get("forward")
+    if own is not None:
+        if getattr(own, "__self__", None) is module:
+            state["forward"] = MethodType(own.__func__, other)
+        elif any(value is not getattr(module, name) for name, value in values.items()):
+            msg = (
+                f"{module} has a forward of its own, {own!r}, which cannot be run with other parameters; expected a "
+                "method of the module. Define forward in a subclass, or use Epsilon, Norm or Pass there"
+            )
+            raise RuntimeError(msg)
     other.__dict__ = state
     return other
 

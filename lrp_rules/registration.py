@@ -8,8 +8,9 @@ graph goes.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,9 @@ class Call:
     module: nn.Module
     kind: type[Layer]
     run: Rerun
+    shapes: tuple[torch.Size, ...]
     names: tuple[str, ...] = ()
-    count: int = 1
+    kept: tuple[str, ...] = ()
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -49,31 +51,66 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, saved: Tensors, returned: Tensors, *inputs: Tensor) -> Any:
         ctx.call = call
-        ctx.save_for_backward(*inputs, *saved)
+        ctx.save_for_backward(*(inputs if call.hook.uses_inputs else ()), *saved)
         return returned if len(returned) > 1 else returned[0]
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> Any:
         call: Call = ctx.call
+        if _Derivative.under_way():
+            msg = (
+                f"{type(call.hook).__name__} on {call.module}: the derivative of a relevance reaches this module's "
+                "output, and would be propagated by the rule, not differentiated. A relevance can be differentiated by "
+                "the input of its own layer, and through layers below that have no rule"
+            )
+            raise RuntimeError(msg)
         tensors = ctx.saved_tensors
-        inputs, saved = tensors[: call.count], tensors[call.count :]
-        device = inputs[0].device.type
+        count = len(call.shapes) if call.hook.uses_inputs else 0
+        inputs, saved = tensors[:count], tensors[count:]
+        device = relevance[0].device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 answer = call.hook._propagate(call, inputs, saved, relevance)
         else:
             answer = call.hook._propagate(call, inputs, saved, relevance)
-        if len(answer) != len(inputs) or any(
-            r is not None and r.shape != x.shape for r, x in zip(answer, inputs, strict=False)
-        ):
-            got = [None if r is None else tuple(r.shape) for r in answer]
+        got = [None if r is None else r.shape for r in answer]
+        if len(got) != len(call.shapes) or any(a not in {None, b} for a, b in zip(got, call.shapes, strict=True)):
             msg = (
-                f"{type(call.hook).__name__} on {call.module}: relevance of shape {got}, expected one tensor for each "
-                f"input, of shape {[tuple(x.shape) for x in inputs]}. A rule that passes relevance on unchanged needs "
-                "a module whose outputs look like its inputs"
+                f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, "
+                f"expected one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes "
+                "relevance on unchanged needs a module whose outputs look like its inputs"
             )
             raise TypeError(msg)
+        if torch.is_grad_enabled():
+            answer = [r if r is None else _Derivative.apply(r) for r in answer]  # type: ignore[no-untyped-call]
         return (None, None, None, *answer)
+
+
+class _Derivative(torch.autograd.Function):
+    """Stands behind a relevance that may be differentiated, and notices when it is.
+
+    One pass of autograd is either a propagation of relevance or a derivative of one; a derivative comes by here before
+    it reaches any layer.
+    """
+
+    passes: ClassVar[set[int]] = set()
+
+    @staticmethod
+    def forward(_ctx: Any, r: Tensor) -> Tensor:
+        return r.view_as(r)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        number = torch._C._current_graph_task_id()
+        if number not in _Derivative.passes:
+            _Derivative.passes.add(number)
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: _Derivative.passes.discard(number))
+        return gradient
+
+    @staticmethod
+    def under_way() -> bool:
+        """Whether this pass is a derivative of a relevance."""
+        return bool(_Derivative.passes) and torch._C._current_graph_task_id() in _Derivative.passes
 
 
 class Registration:
@@ -111,19 +148,18 @@ class Registration:
         self.remove()
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give a module that works in place, on several tensors, or at random, inputs of its own that say so."""
+        """Give the module inputs of its own, that know what the call started from."""
         leaves, structure = tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if is_float(leaf)]
         in_place = bool(getattr(module, "inplace", False))
-        random = self.hook.may_rerun and any(part.training for part in module.modules())
-        if not torch.is_grad_enabled() or not (in_place or random or len(inputs) > 1):
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
             return None
-        if not any(x.requires_grad for x in inputs):
-            return None
-        own = [_Own.of(leaf, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
+        own = [
+            _Own.of(leaf, in_place=in_place, random=self.hook.may_rerun) if is_float(leaf) else leaf for leaf in leaves
+        ]
         return tree_unflatten(own, structure)
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: C901  one call, step by step
         """Put the node in the place of the call's own graph."""
         if not torch.is_grad_enabled():
             return None
@@ -143,8 +179,11 @@ class Registration:
             for i, own in zip(positions, owned, strict=True)
         )
         outputs = tuple(result for result in results if is_float(result))
+        if not outputs or not inputs:
+            self._check_known(module, [*leaves, *results])
         if not outputs or not any(x.requires_grad for x in inputs):
             return None
+        self._check_unwritten(module, leaves, positions, owned)
         if several and not self.hook.allows_several:
             msg = (
                 f"{type(self.hook).__name__} on {module} was called with {len(inputs)} tensors and gave "
@@ -154,20 +193,26 @@ class Registration:
             raise TypeError(msg)
 
         kind = layer_type(module)
-        call = Call(self.hook, module, kind, Rerun(module), count=len(inputs))
+        call = Call(
+            self.hook, module, kind, Rerun(module, modes={module: module.training}), tuple(x.shape for x in inputs)
+        )
         if kind is TracedLayer:
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
             arguments = None if structure is None else Arguments(rest, structure, positions)
             random = next((own.random for own in owned if own is not None), None)
-            call.run = Rerun(module, arguments, tuple(part.training for part in module.modules()), random)
-        call, saved, fragile = self.hook._record(call, inputs, outputs)
+            modes = {part: part.training for part in module.modules()}
+            device = inputs[0].device.type
+            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            call.run = Rerun(module, arguments, modes, random, cast)
+        saved, fragile = self.hook._record(call, inputs, outputs)
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
         returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
         made = _Node.apply(call, (*saved, *fragile), returned, *inputs)  # type: ignore[no-untyped-call]
         made = made if isinstance(made, tuple) else (made,)
         if fragile:
             # the last saved tensor is a value: where it was overwritten since, an empty one says so
-            made[0].grad_fn._raw_saved_tensors[-1].register_hooks(_pack, _unpack)
+            with suppress(RuntimeError):  # under saved_tensors_hooks, those decide what is kept
+                made[0].grad_fn._raw_saved_tensors[-1].register_hooks(_pack, _unpack)
         for own in owned:
             if own is not None and own.overwritten is not None and len(made) == 1:
                 # whoever else holds the input sees it overwritten, as without the rule
@@ -176,6 +221,32 @@ class Registration:
             return made[0]
         nodes = iter(made)
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
+
+    def _check_known(self, module: nn.Module, leaves: list[Any]) -> None:
+        """Refuse what relevance cannot be found in; without a word, it would become the gradient."""
+        strange = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _PLAIN)})
+        if strange:
+            msg = (
+                f"{type(self.hook).__name__} on {module}: no floating-point tensor is found in its arguments or "
+                f"results, which hold {', '.join(strange)}; expected tensors, or lists, tuples and dicts of them"
+            )
+            raise TypeError(msg)
+
+    def _check_unwritten(
+        self, module: nn.Module, leaves: list[Any], positions: list[int], owned: list[_Own | None]
+    ) -> None:
+        for position, own in zip(positions, owned, strict=True):
+            if own is not None and own.value is None and leaves[position]._version != own.version:
+                msg = (
+                    f"{type(self.hook).__name__} on {module}: it writes to its input, which the rule needs; expected a "
+                    "module that does not, or one with an attribute `inplace`. Put rules on its parts, or make it work "
+                    "out of place"
+                )
+                raise RuntimeError(msg)
+
+
+#: What may stand among arguments and results without carrying relevance.
+_PLAIN = (Tensor, int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -188,6 +259,7 @@ class _Own:
     value: Tensor | None
     overwritten: Tensor | None = None
     random: Tensor | None = None
+    version: int = 0
 
     @classmethod
     def of(cls, x: Tensor, *, in_place: bool, random: bool) -> Tensor:
@@ -198,13 +270,13 @@ class _Own:
         # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
         overwritten = x if in_place and not x.is_leaf else None
         state = random_state(x.device) if random else None
-        vars(given)["_lrp_own"] = cls(own if in_place else None, overwritten, state)
+        vars(given)["_lrp_own"] = cls(own if in_place else None, overwritten, state, given._version)
         return given
 
     @staticmethod
     def on(leaf: Tensor) -> _Own | None:
-        """Return what is known of a tensor, if it was made here."""
-        found: _Own | None = getattr(leaf, "_lrp_own", None)
+        """Take what is known off a tensor, if it was made here: what is kept of the call must not hold it."""
+        found: _Own | None = vars(leaf).pop("_lrp_own", None)
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class Arguments(NamedTuple):
 
 @dataclass(frozen=True)
 class Rerun:
-    """What it takes to repeat a call as it was: arguments, modes (train or eval), and the random state it started from.
+    """What it takes to repeat a call as it was: arguments, modes (train or eval), autocast, and the random state.
 
     Buffers and the global random state stay as they are, so that statistics are not moved twice, and a dropout draws
     the mask that the call has drawn.
@@ -33,23 +33,27 @@ class Rerun:
 
     module: nn.Module
     arguments: Arguments | None = None
-    modes: tuple[bool, ...] = ()
+    modes: Mapping[nn.Module, bool] = field(default_factory=dict)
     random: Tensor | None = None
+    autocast: torch.dtype | None = None
 
     def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of the call with these parameters and inputs, in the dtype of the inputs."""
-        modes = iter(self.modes)
+        """Return the outputs of the call with these parameters and inputs."""
         like = inputs[0]
 
-        def settle(copy: nn.Module) -> None:
-            copy._buffers = {
-                name: None if value is None else _own(value, like) for name, value in copy._buffers.items()
-            }
-            copy.training = next(modes, copy.training)
+        def settle(copy: nn.Module, original: nn.Module) -> None:
+            buffers, own = original._buffers.items(), original._parameters.items()
+            copy._buffers = {name: None if value is None else _own(value, like) for name, value in buffers}
+            widened = {name: None if value is None else _widened(value, like) for name, value in own}
+            copy.__dict__["_parameters"] = widened
+            copy.training = self.modes.get(original, original.training)
 
         module = twin(tree(self.module, settle), parameters)
-        devices = [like.device] if like.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=any(self.modes)):
+        if getattr(module, "inplace", False):
+            inputs = tuple(x.clone() for x in inputs)
+        kind, cast = like.device.type, self.autocast
+        devices = [like.device] if kind == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.autocast(kind, dtype=cast, enabled=cast is not None):
             if self.random is not None:
                 set_random_state(self.random, like.device)
             return floats(module(*inputs) if self.arguments is None else self._called(module, inputs))
@@ -65,7 +69,12 @@ class Rerun:
 
 
 def _own(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like.dtype, copy=True) if value.is_floating_point() else value.clone()
+    return _widened(value, like).clone()
+
+
+def _widened(value: Tensor, like: Tensor) -> Tensor:
+    """Return a float16 tensor as float32 where that is what is computed in."""
+    return value.to(like.dtype) if value.dtype == torch.float16 else value
 
 
 def is_float(leaf: Any) -> bool:

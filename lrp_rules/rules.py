@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lrp_rules.hooks import BasicHook, Hook
 from lrp_rules.params import parameter_names
+from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -59,7 +60,10 @@ def propagate(terms: Sequence[Term], bias: Tensor | float, R: Tensor, stabilizer
     d = A @ v
     for B, u in others:
         d = d + B @ u
-    s = R / stabilizer(d + bias)
+    d = d + bias
+    if d.ndim > 0 and d.shape != R.shape and not isinstance(stabilizer, Stabilizer):
+        d = d.expand_as(R)  # one's own callable may look at whole samples
+    s = R / stabilizer(d)
     r = v * (A.T @ s)
     for B, u in others:
         r = r + u * (B.T @ s)
@@ -319,7 +323,7 @@ def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
     expanded = bound.to(x)
     if 0 < bound.ndim < x.ndim:
         expanded = expanded.view(bound.shape + (1,) * (x.ndim - bound.ndim))
-    if layer.batched and expanded.ndim == x.ndim and expanded.shape[0] > x.shape[0] > 0:
+    elif layer.batched and bound.ndim == x.ndim and bound.shape[0] > x.shape[0]:
         expanded = expanded[: x.shape[0]]
     try:
         expanded.expand_as(x)

@@ -54,6 +54,7 @@ class Stabilizer:
         if not 0 <= epsilon < math.inf:
             msg = f"epsilon is {epsilon!r}; expected a finite number that is not negative, such as 1e-6"
             raise ValueError(msg)
+        object.__setattr__(self, "epsilon", float(epsilon))  # numpy's, and fractions
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""

@@ -42,6 +42,12 @@ class TracedLayer(Layer):
         return self.linear_outputs[0] - self.matrix() @ self.x
 
     @property
+    def batched(self) -> bool:
+        # AvgPool2d and its like take a batch of one dimension more, or a single sample
+        name = type(self.module).__name__
+        return self.x.ndim == int(name[-2]) + 2 if name[-2:] in {"1d", "2d", "3d"} else self.x.ndim > 1
+
+    @property
     def additive(self) -> bool:
         return False  # nobody knows how the module uses its parameters, if it has any
 

@@ -78,6 +78,7 @@ def assert_rule(
         If no case is selected, or the formula does not return one number for every input.
 
     """
+    __tracebackhide__ = True  # in pytest, the account is all there is to see
     name = getattr(rule, "__name__", type(rule).__name__)
     asked = Asked(rule, formula, seed)
     cases = [*cases_of(asked, Patterns(layers, kinds, laws, conduct), dtypes)]
@@ -88,8 +89,9 @@ def assert_rule(
         )
         raise ValueError(msg)
     check_itself()
-    asked.try_formula()
-    outcomes = _answers(rule, selected, seed)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        asked.try_formula()
+        outcomes = _answers(rule, selected, seed)
     failures = [outcome for outcome in outcomes if outcome.verdict in BAD]
     undecided = share_undecided(outcomes)
     if failures or not undecided <= UNDECIDED_LIMIT:
@@ -120,8 +122,7 @@ def _account(name: str, outcomes: Sequence[Outcome], failures: Sequence[Outcome]
 
 def _answers(rule: Callable[[], Any], cases: Sequence[Case], seed: int) -> list[Outcome]:
     subject = Subject("rule", SimpleNamespace(**{NAME: _Maker(rule)}), "")
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return [ask(case, subject, seed, here=True) for case in cases]
+    return [ask(case, subject, seed, here=True) for case in cases]
 
 
 class _Maker:

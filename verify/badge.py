@@ -34,6 +34,7 @@ def main(source: str, target: str) -> None:
         run = json.loads(Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         run = None
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     export.write(Path(target), json.dumps(badge(run)).encode())
     summary = run["summary"] if run else {"held": False, "failures": ""}
     lines = {"held": str(summary["held"]).lower(), "failures": summary["failures"], "badge": target}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -25,7 +26,7 @@ from verify.checks import agreement
 from verify.checks.probing import relevance_of
 from verify.comparator import compare
 from verify.model import Verdict
-from verify.torch_layers import describe
+from verify.torch_layers import array, describe
 from verify.variants import Sample, Variant
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.conventions import Convention
+    from reference.layers import Affine
+    from reference.rules import Parts
     from verify.layers import LayerCase
     from verify.model import Case, Level, Outcome
     from verify.problem import Problem
@@ -185,32 +188,21 @@ def _questions(case: Case) -> list[Question]:
     described = describe(problem.module, setup.layer.sample_shape)
     x, relevance = (agreement.rows(t, batched=True) for t in (problem.x, problem.relevance))
     shape = tuple(problem.x.shape)
-    known: dict[str, Any] = {
-        "model": model_for(str(problem.x.dtype), case.device),
-        "given": {
-            name: value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in setup.arguments.items()
-        },
-        "batch": shape,
-    }
-    if variant is not None:
-        known["stabilize"] = variant.stabilizer
-    zero = variant.zero_params if variant else ()
-    return [
-        Question(
-            case.rule,
-            affine(described, x_i, zero),
-            R_i,
-            index=i,
-            parts_of=_parts_of(variant, Sample(i, shape, batched=True)) if variant else None,
-            **known,
-        )
-        for i, (x_i, R_i) in enumerate(zip(x, relevance, strict=True))
-    ]
+    model = model_for(str(problem.x.dtype), case.device)
+    given = {name: array(v) if isinstance(v, torch.Tensor) else v for name, v in setup.arguments.items()}
+
+    def question(index: int, x: Array, R: Array) -> Question:
+        if variant is None:
+            return Question(case.rule, affine(described, x), R, model=model, given=given, index=index, batch=shape)
+        sample, layer = Sample(index, shape, batched=True), affine(described, x, variant.zero_params)
+        parts_of = partial(_parts_of, variant, sample)
+        return Question(case.rule, layer, R, variant.stabilizer, model, parts_of, given, index, shape)
+
+    return [question(i, x_i, R_i) for i, (x_i, R_i) in enumerate(zip(x, relevance, strict=True))]
 
 
-def _parts_of(variant: Variant, sample: Sample) -> Callable[[Any], Any]:
-    return lambda layer: variant.parts(layer, sample)
+def _parts_of(variant: Variant, sample: Sample, layer: Affine) -> Parts:
+    return variant.parts(layer, sample)
 
 
 @dataclass
@@ -245,31 +237,32 @@ class _Search:
     def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> tuple[Convention, ...]:
         """The variants that agree with every case, and differ from the rule where the subject does."""
         left = list(of_rule(self._rule))
-        witnessed: set[int] = set()
+        evidence: dict[int, set[str]] = defaultdict(set)
         for case in (*failing[:ENOUGH], *passing[:ENOUGH]):
             if not left or time.perf_counter() > self._end:
                 return ()
-            left = self._agreeing(left, case, witnessed)
+            left = self._agreeing(left, case, evidence)
         # what is left may differ in other cases
         for case in (*failing[ENOUGH:], *passing[ENOUGH:]):
             if len({one.name for one in left}) <= 1 or time.perf_counter() > self._end:
                 break
             if _differ(left, _questions(case)):
-                left = self._agreeing(left, case, witnessed)
+                left = self._agreeing(left, case, evidence)
         named: dict[str, Convention] = {}
         for one in left:
-            if id(one) in witnessed:
+            if evidence[id(one)] == _NEEDED:
                 named.setdefault(one.name, one)  # the first form stands for all of a name
         return tuple(named.values())
 
-    def _agreeing(self, conventions: Sequence[Convention], case: Case, witnessed: set[int]) -> list[Convention]:
+    def _agreeing(
+        self, conventions: Sequence[Convention], case: Case, evidence: dict[int, set[str]]
+    ) -> list[Convention]:
         asked, kept = self._asked(case), []
         for convention in conventions:
-            agrees, witness = _agrees(convention, asked)
-            if agrees:
+            found = _agreement(convention, asked)
+            if found is not None:
                 kept.append(convention)
-            if witness:
-                witnessed.add(id(convention))
+                evidence[id(convention)] |= found
         return kept
 
     def _asked(self, case: Case) -> _Asked:
@@ -279,22 +272,30 @@ class _Search:
         return self._known[case.id]
 
 
-def _agrees(convention: Convention, asked: _Asked) -> tuple[bool, bool]:
-    """Whether a variant agrees with what the subject gave; and whether it does so where the rule itself does not."""
+#: What speaks for a variant: it agrees where the rule itself does not, and in some number other than zero.
+_NEEDED = frozenset({"not the rule", "a number"})
+
+
+def _agreement(convention: Convention, asked: _Asked) -> set[str] | None:
+    """What speaks for a variant in a case; None where it does not agree with what the subject gave."""
     with np.errstate(all="ignore"):
         try:
             answers = convention.form(asked.batch)
         except RefusedError:
-            return asked.got is None, asked.got is None
+            return {"not the rule"} if asked.got is None else None
         if asked.got is None or len(asked.got) != len(answers):
-            return False, False
-        witness = False
+            return None
+        evidence: set[str] = set()
         for got, answer, right in zip(asked.got, answers, asked.right, strict=True):
             if not _holds(got, answer):
-                return False, False
+                return None
+            decided = np.isfinite(answer.worst)
             outside = ~(np.abs(got - right.relevance) <= right.worst)
-            witness |= bool((outside & (np.isfinite(answer.worst) | ~np.isfinite(got))).any())
-        return True, witness
+            if (outside & (decided | ~np.isfinite(got))).any():
+                evidence.add("not the rule")
+            if (decided & np.isfinite(got) & (got != 0)).any():
+                evidence.add("a number")
+        return evidence
 
 
 def _differ(conventions: Sequence[Convention], batch: list[Question]) -> bool:

@@ -42,6 +42,8 @@ ENOUGH = 80
 ENOUGH_OF = {"second-order": 2, "network": 2, "laws": 20}
 #: Checks in the order in which they are asked: those that answer at once come first.
 ORDER = ("api", "errors", "agreement", "conservation", "laws", "conduct", "second-order", "network")
+#: How many of the cases that do not count are named.
+_SHOWN = 20
 #: Seconds for one mutant.
 TIME_LIMIT = 120.0
 SOURCE = Source(("float64", "float32"))
@@ -95,6 +97,30 @@ class Matrix:
         return bool(self.rows) and not self.survivors
 
 
+class _Data:
+    """The tensors that checks hold for all their cases: what a mutant writes to one, the next case must not see."""
+
+    def __init__(self) -> None:
+        checks = [module for name, module in sys.modules.items() if name.startswith("verify.checks.")]
+        self._kept = [(t, t.detach().clone()) for module in checks for t in _tensors(vars(module).values())]
+
+    def restore(self) -> None:
+        """Give them the values that they had."""
+        for tensor, value in self._kept:
+            if not torch.equal(tensor, value):
+                tensor.data.copy_(value)
+
+
+def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
 class Judge:
     """Asks cases of mutants, and of ``lrp_rules`` whether a failure counts."""
 
@@ -104,6 +130,7 @@ class Judge:
             self._by_rule[case.rule][case.check].append(case)
         self._real = Subject("lrp_rules", lrp_rules, lrp_rules.__version__)
         self._passed: dict[str, bool] = {}
+        self._data = _Data()
 
     def row(self, mutant: Mutant, *, once: bool = False) -> tuple[Row, list[str]]:
         """Return the row of a mutant, and the cases that ``lrp_rules`` fails; ``once`` stops at the first kill."""
@@ -119,7 +146,7 @@ class Judge:
                 limit = None if rest else ENOUGH_OF.get(check, ENOUGH)
                 for case in cases[asked.get(check, 0) : limit]:
                     asked[check] = asked.get(check, 0) + 1
-                    if (reason := _failure(case, subject)) is None:
+                    if (reason := self._failure(case, subject)) is None:
                         continue
                     if not self._usable(case):
                         unusable.append(case.id)
@@ -132,8 +159,24 @@ class Judge:
 
     def _usable(self, case: Case) -> bool:
         if case.id not in self._passed:
-            self._passed[case.id] = _failure(case, self._real) is None
+            self._passed[case.id] = self._failure(case, self._real) is None
         return self._passed[case.id]
+
+    def _failure(self, case: Case, subject: Subject) -> str | None:
+        """Ask a case, and return what is wrong, or None."""
+        torch.manual_seed(0)
+        torch.set_grad_enabled(True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                finding = case.run(subject)
+        except NotOfferedError:
+            return None
+        except Exception as error:  # noqa: BLE001  a mutant may raise anything; that is its failure
+            finding = Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {error}")
+        finally:
+            self._data.restore()
+        return finding.reason or finding.verdict if finding.verdict in BAD else None
 
     def _checks(self, mutant: Mutant) -> list[str]:
         return sorted(self._by_rule[mutant.rule], key=_place)
@@ -169,21 +212,6 @@ def spread(cases: Sequence[Case]) -> list[Case]:
 
 def _pairs(case: Case) -> list[object]:
     return list(pairwise(case.id.split("/")))
-
-
-def _failure(case: Case, subject: Subject) -> str | None:
-    """Ask a case, and return what is wrong, or None."""
-    torch.manual_seed(0)
-    torch.set_grad_enabled(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            finding = case.run(subject)
-    except NotOfferedError:
-        return None
-    except Exception as error:  # noqa: BLE001  a mutant may raise anything; that is its failure
-        finding = Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {error}")
-    return finding.reason or finding.verdict if finding.verdict in BAD else None
 
 
 # --- over processes ---------------------------------------------------------------------------------------------------
@@ -298,7 +326,7 @@ def show(matrix: Matrix, console: Console) -> None:
         console.print(f"equivalent: {name}: {reason}")
     if matrix.unusable:
         console.print(f"{len(matrix.unusable)} cases do not count, since lrp_rules itself fails them:")
-        console.print("\n".join(f"  {id_}" for id_ in matrix.unusable))
+        console.print("\n".join(f"  {id_}" for id_ in matrix.unusable[:_SHOWN]))
     for row in matrix.rows:
         if row.mutant in matrix.survivors:
             console.print(f"SURVIVES: {row.mutant}: {matrix.why[row.mutant]} {row.trouble}", style="bold red")

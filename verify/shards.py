@@ -55,25 +55,25 @@ def merge(paths: Sequence[Path]) -> Report:
         If the files are not all shards of one run, each once and whole.
 
     """
-    files = {path: _read(path) for path in paths}
-    first_path, first = next(iter(files.items()))
-    for path, report in files.items():
+    files = [(path, _read(path)) for path in paths]
+    first_path, first = files[0]
+    for path, report in files:
         for what, value in _identity(report).items():
             if value != (expected := _identity(first)[what]):
                 msg = f"{path} is of another run than {first_path}: its {what} is {value}, not {expected}"
                 raise UnusableError(msg)
-    by_number: dict[int, Path] = {}
-    for path, report in files.items():
+    by_number: dict[int, tuple[Path, Report]] = {}
+    for path, report in files:
         number = report.shard.number
         if number in by_number:
-            msg = f"{path} is shard {number}/{report.shard.of} again, as {by_number[number]}; expected each shard once"
+            msg = f"{path} is shard {number}/{report.shard.of} again, as {by_number[number][0]}; expected each once"
             raise UnusableError(msg)
-        by_number[number] = path
+        by_number[number] = path, report
     if missing := sorted(set(range(1, first.shard.of + 1)) - by_number.keys()):
         names = ", ".join(f"{number}/{first.shard.of}" for number in missing)
         msg = f"the set of shards is incomplete: {names} missing"
         raise UnusableError(msg)
-    reports = [files[by_number[number]] for number in sorted(by_number)]
+    reports = [by_number[number][1] for number in sorted(by_number)]
     places = {id_: place for report in reports for id_, place in report.places.items()}
     outcomes = sorted((o for report in reports for o in report.outcomes), key=lambda outcome: places[outcome.id])
     interrupted = any(report.interrupted for report in reports)

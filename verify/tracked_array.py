@@ -79,16 +79,18 @@ class TrackedArray(np.ndarray[Any, Any]):
             options["dtype"] = object
         if out is not None:
             options["out"] = tuple(_plain(array) for array in out)
-        result = getattr(_OWN.get(ufunc, ufunc), method)(*map(_plain, inputs), **options)
+        with np.errstate(all="ignore"):  # an infinite error is no mistake
+            result = getattr(_OWN.get(ufunc, ufunc), method)(*map(_plain, inputs), **options)
         return _wrapped(result) if out is None else out[0]
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         """Choose without asking for true or false."""
-        if function is np.where and len(arguments) == 3:
-            return _wrapped(_where(*map(_plain, arguments)))
-        if function is np.clip:
-            return _wrapped(arguments[0]).clip(*arguments[1:], **options)
-        return _wrapped(super().__array_function__(function, types, arguments, options))
+        with np.errstate(all="ignore"):
+            if function is np.where and len(arguments) == 3:
+                return _wrapped(_where(*map(_plain, arguments)))
+            if function is np.clip:
+                return _wrapped(arguments[0]).clip(*arguments[1:], **options)
+            return _wrapped(super().__array_function__(function, types, arguments, options))
 
     def clip(self, min: Any = None, max: Any = None, **_: Any) -> Any:  # type: ignore[override]  # noqa: A002
         """Return max(min(self, max), min)."""
@@ -153,7 +155,8 @@ class Matrix(TrackedArray):
 
 
 def _field(numbers: Any, name: str) -> Floats:
-    return np.asarray(np.frompyfunc(lambda number: getattr(number, name), 1, 1)(_plain(numbers)), np.float64)
+    flat = [getattr(number, name) for number in _plain(numbers).ravel()]
+    return np.array(flat, np.float64).reshape(numbers.shape)
 
 
 def exact(values: ArrayLike, model: Model) -> TrackedArray:
@@ -164,7 +167,7 @@ def exact(values: ArrayLike, model: Model) -> TrackedArray:
     return made.view(TrackedArray)
 
 
-def bound(result: TrackedArray, model: Model) -> tuple[Floats, Floats]:
+def bound(result: Any, model: Model) -> tuple[Floats, Floats]:
     """Return the values of a result, and how far an implementation may be from these; inf where it is undecided."""
     numbers = exact(result, model)
     values, off = _field(numbers, "value"), _field(numbers, "off")

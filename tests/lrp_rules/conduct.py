@@ -36,12 +36,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 #: These run the module again, on an input without history, to which no module in place may write.
 RUNS_AGAIN = ["WSquare", "Flat", "BasicHook"]
-in_place_again = pytest.mark.xfail(
-    strict=True, reason="BUG in-place-again: a module in place is run again on a leaf", raises=RuntimeError
-)
-each_rule_in_place = pytest.mark.parametrize(
-    "rule", [pytest.param(rule, marks=in_place_again) if rule in RUNS_AGAIN else rule for rule in RULES]
-)
+each_rule_in_place = pytest.mark.parametrize("rule", list(RULES))
 PAIRS = [
     (rule, module) for rule in RULES for module in MODULES if not (rule in RUNS_AGAIN and module == "relu-in-place")
 ]

@@ -75,11 +75,6 @@ def test_bounds_that_do_not_broadcast_are_refused(name: str, bound: str) -> None
     assert str(tuple(x.shape)) in str(error.value)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG zbox-cut: a bound of fewer dimensions is cut to the batch, too",
-    raises=pytest.fail.Exception,
-)
 @pytest.mark.parametrize("samples", [1, 2])
 def test_bounds_by_channel_without_the_batch_dimension_are_refused(samples: int) -> None:
     # (3,) becomes (3, 1, 1, 1): three samples. Cut to the batch, the first channel's bound would go for all of them
@@ -89,9 +84,6 @@ def test_bounds_by_channel_without_the_batch_dimension_are_refused(samples: int)
         relevance(rule, layer, x, output_of(layer, x))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG zbox-cut-empty: a longer batch is not cut to an empty one", raises=ValueError
-)
 def test_longer_bounds_are_cut_to_an_empty_batch() -> None:
     layer = nn.Linear(3, 2)
     assert relevance(ZBox(-torch.ones(4, 3), torch.ones(4, 3)), layer, torch.ones(0, 3), torch.ones(0, 2)).shape == (
@@ -100,20 +92,12 @@ def test_longer_bounds_are_cut_to_an_empty_batch() -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG zbox-cut-sequences: not cut where Linear gets inputs of rank 3", raises=ValueError
-)
 def test_longer_bounds_are_cut_for_linear_on_sequences() -> None:
     layer, x, R = nn.Linear(3, 2), integers((2, 5, 3), 1), integers((2, 5, 2), 2)
     got = relevance(ZBox(-3 * torch.ones(4, 5, 3), 3 * torch.ones(4, 5, 3)), layer, x, R)
     assert torch.equal(got, relevance(ZBox(-3, 3), layer, x, R))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG zbox-cut-unbatched: the channels of one unbatched sample are cut",
-    raises=pytest.fail.Exception,
-)
 def test_bounds_of_more_channels_than_an_unbatched_traced_input_are_refused() -> None:
     with pytest.raises(ValueError, match="does not broadcast"):
         relevance(
@@ -141,17 +125,11 @@ def test_stabilizer_sees_whole_samples(rule: type[WSquare | Flat], layer: str) -
     assert torch.equal(relevance(rule(scaled), module, x, R), oracle.flat() if rule is Flat else oracle.wsquare())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG flat-linear: d of Linear has no batch dimension", raises=(AssertionError, IndexError)
-)
 @pytest.mark.parametrize("rule", [WSquare, Flat])
 def test_stabilizer_sees_whole_samples_of_linear_on_sequences(rule: type[WSquare | Flat]) -> None:
     test_stabilizer_sees_whole_samples(rule, "linear-of-sequences")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG flat-linear: eps is scaled entry by entry, not by the sample", raises=AssertionError
-)
 def test_norm_scale_is_the_mean_over_the_sample_for_linear() -> None:
     layer = nn.Linear(2, 2, bias=False)
     with torch.no_grad():

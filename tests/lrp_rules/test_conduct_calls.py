@@ -162,11 +162,6 @@ def test_all_rules_follow_the_mask_of_the_forward_pass(rule: str) -> None:
     assert not r.any()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG rerun-shared: modes are given to the wrong parts where one is shared",
-    raises=AssertionError,
-)
 def test_modes_of_a_container_that_holds_one_module_twice() -> None:
     shared = nn.Tanh()
     block = nn.Sequential(shared, nn.Dropout(0.5), shared, nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
@@ -181,11 +176,6 @@ def test_modes_of_a_container_that_holds_one_module_twice() -> None:
     assert torch.equal(*answers)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG rerun-random: randomness in eval mode is drawn again, and moves the state",
-    raises=AssertionError,
-)
 @pytest.mark.parametrize("rule", ["WSquare", "Flat", "BasicHook"])
 def test_a_module_that_is_random_in_eval_mode(rule: str) -> None:
     class Always(nn.Module):
@@ -201,11 +191,6 @@ def test_a_module_that_is_random_in_eval_mode(rule: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG rerun-below: parameters below the module are read in the backward pass",
-    raises=AssertionError,
-)
 @pytest.mark.parametrize("rule", ["WSquare", "Flat", "BasicHook"])
 def test_parameters_below_a_container_changed_between_forward_and_backward_are_noticed(rule: str) -> None:
     block, x, R = nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
@@ -238,20 +223,7 @@ def test_random_state_where_only_a_part_is_in_train_mode(rule: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        pytest.param(
-            rule,
-            marks=pytest.mark.xfail(
-                strict=True, reason="BUG rerun-modes: BasicHook runs a known layer again in the mode of then"
-            )
-            if rule == "BasicHook"
-            else (),
-        )
-        for rule in RULES
-    ],
-)
+@pytest.mark.parametrize("rule", list(RULES))
 def test_mode_switched_between_forward_and_backward(rule: str) -> None:
     layer, x, R = nn.BatchNorm1d(3).eval(), torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
     expected = relevance(RULES[rule](), layer, x, R)

@@ -58,11 +58,6 @@ def test_in_place_operations_behind(rule: str, module: str, behind: str) -> None
     assert torch.equal(r_in_place, r_elsewhere)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG alias-behind: Pass keeps an input that it has no use for, and the output shares its memory",
-    raises=RuntimeError,
-)
 @pytest.mark.parametrize(
     "module", [nn.Identity(), nn.Flatten(), nn.Dropout().eval(), nn.Dropout2d().eval()], ids=lambda m: type(m).__name__
 )
@@ -140,31 +135,18 @@ class Doubles(nn.Module):
         return x.mul_(2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG hidden-in-place: the node hangs on what the module wrote to its input",
-    raises=(AssertionError, RuntimeError),
-)
 @pytest.mark.parametrize("rule", ["Pass", "Norm", "Epsilon", "ReLUBetaSmooth", "ZPlus"])
 def test_rules_on_a_module_that_writes_to_its_input_unannounced(rule: str) -> None:
-    class DoublesElsewhere(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * 2
-
-    x, R = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
-    with RULES[rule]().register(layer := Doubles()):
-        output = layer(x * 1)
-    assert torch.equal(torch.autograd.grad(output, x, R)[0], relevance(RULES[rule](), DoublesElsewhere(), x, R))
+    x = torch.randn(3, 4, requires_grad=True)
+    with RULES[rule]().register(layer := Doubles()), pytest.raises(RuntimeError, match="it writes to its input"):
+        layer(x * 1)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG hidden-in-place: a container that begins in place", raises=AssertionError)
 def test_rules_on_a_container_that_begins_in_place() -> None:
-    x, R, linear = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), nn.Linear(4, 4)
-    block = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), linear)
-    with Norm(power_of_two).register(block):
-        output = block(x * 1)
-    (got,) = torch.autograd.grad(output, x, R)
-    assert torch.equal(got, relevance(Norm(power_of_two), nn.Sequential(nn.LeakyReLU(0.5), linear), x, R))
+    x = torch.randn(3, 4, requires_grad=True)
+    block = nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Linear(4, 4))
+    with Norm(power_of_two).register(block), pytest.raises(RuntimeError, match="it writes to its input"):
+        block(x * 1)
 
 
 def test_one_tensor_given_twice_to_a_module_that_works_in_place() -> None:

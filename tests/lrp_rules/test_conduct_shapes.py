@@ -124,19 +124,12 @@ def test_relevance_has_the_type_of_the_input(rule: str, dtype: torch.dtype) -> N
         assert bool(r.isfinite().all())
 
 
-half_containers = pytest.mark.xfail(
-    strict=True, reason="BUG half-containers: run again in float32, but for what lies below them", raises=RuntimeError
-)
 BASIC = [rule for rule, make in RULES.items() if isinstance(make(), BasicHook)]
 
 
 @pytest.mark.parametrize(
     ("rule", "dtype"),
-    [
-        pytest.param(rule, dtype, marks=half_containers if dtype == torch.float16 and rule in BASIC else ())
-        for rule in RULES
-        for dtype in (torch.bfloat16, torch.float16)
-    ],
+    [pytest.param(rule, dtype) for rule in RULES for dtype in (torch.bfloat16, torch.float16)],
     ids=str,
 )
 def test_containers_in_half_precision(rule: str, dtype: torch.dtype) -> None:
@@ -188,11 +181,6 @@ def test_autocast_keeps_forward_and_types(rule: str) -> None:
     assert r.dtype == torch.float32
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG autocast-traced: a layer that is run again gets half-precision inputs and single-precision weights",
-    raises=RuntimeError,
-)
 @pytest.mark.parametrize("cls", [TracedLinear, TracedConv2d], ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("rule", ["ZPlus", "Gamma", "WSquare", "BasicHook"])
 def test_autocast_of_traced_layers_behind_others(rule: str, cls: type[nn.Module]) -> None:
@@ -220,11 +208,6 @@ def test_saved_tensors_packed_by_others(rule: str) -> None:
     assert torch.equal(torch.autograd.grad(output, x, R)[0], expected)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG saved-tensor-hooks: of checkpoint() and save_on_cpu() clash with those on the saved output",
-    raises=RuntimeError,
-)
 @pytest.mark.parametrize("rule", ["Epsilon", "Norm", "Gamma(0.25)"])
 @pytest.mark.parametrize("how", ["save_on_cpu", "checkpoint"])
 def test_saved_outputs_packed_by_others(how: str, rule: str) -> None:

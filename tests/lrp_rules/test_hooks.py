@@ -246,9 +246,6 @@ def test_an_exception_of_the_user_leaves_nothing(where: str) -> None:
     relevance(Pass(), module, torch.randn(2, 3), torch.randn(2, 3))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG basic-backward: BasicHook never calls an overridden backward", raises=AssertionError
-)
 @pytest.mark.parametrize("base", [BasicHook, Epsilon])
 def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> None:
     class Own(base):  # type: ignore[misc, valid-type]
@@ -258,9 +255,6 @@ def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> No
     assert torch.equal(relevance(Own(), nn.Linear(3, 2), torch.randn(2, 3), torch.randn(2, 2)), torch.full((2, 3), 7.0))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG basic-backward: BasicHook never calls an overridden forward", raises=AssertionError
-)
 def test_forward_of_a_subclass_of_a_rule_is_called() -> None:
     calls = []
 

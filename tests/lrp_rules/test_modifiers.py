@@ -203,15 +203,10 @@ def test_tuples_of_modifiers() -> None:
     assert torch.equal(relevance(hook, module, x, R), relevance(Epsilon(power_of_two), module, x, R))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG mapper-tensor: zennit's own rules give one tensor for one output",
-    raises=(ValueError, RuntimeError),
-)
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_mapper_may_give_one_tensor_for_one_output(samples: int) -> None:
     module, x, R = CASES["linear"].module(), CASES["linear"].input(samples), integers((samples, 3), 2)
-    hook = BasicHook(gradient_mapper=lambda R, z: R / power_of_two(z[0]))  # type: ignore[arg-type, return-value]
+    hook = BasicHook(gradient_mapper=lambda R, z: R / power_of_two(z[0]))
     assert torch.equal(relevance(hook, module, x, R), relevance(Epsilon(power_of_two), module, x, R))
 
 

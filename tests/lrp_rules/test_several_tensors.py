@@ -188,9 +188,6 @@ def test_recurrent_and_attention_modules_give_shares() -> None:
         assert all(map(torch.equal, torch.autograd.grad(output, inputs, R), expected))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG silent-gradient: tensors inside an object that torch does not know", raises=AssertionError
-)
 def test_a_tensor_inside_an_unknown_object_is_no_silent_gradient() -> None:
     class Answer:
         def __init__(self, tensor: Tensor) -> None:

@@ -281,32 +281,6 @@ def test_our_attach_says_the_same_as_zennits_composite() -> None:
     assert torch.equal(r, attribution(COMPOSITES["EpsilonPlus"](lrp_rules), model, x, R))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG second-order-network: inactive() is not heeded, so there is no second derivative of a network",
-    raises=AssertionError,
-)
-def test_second_derivative_inside_inactive() -> None:
-    # zennit's way to differentiate an attribution: the graph is made with the rules, and differentiated without
-    model, x, R = (
-        nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2)),
-        torch.randn(4, 3),
-        torch.randn(4, 2),
-    )
-
-    def gradient(r: Any, network: nn.Module, at: Tensor, relevance: Tensor) -> Tensor:
-        composite, at = COMPOSITES["BetaSmooth"](r), at.clone().requires_grad_()
-        with composite.context(network):
-            (first,) = torch.autograd.grad(network(at), at, relevance, create_graph=True)
-            with composite.inactive():
-                return torch.autograd.grad(first.square().sum(), at)[0]
-
-    expected = gradient(zennit_rules, model, x, R)
-    single = gradient(zennit_rules, copy.deepcopy(model).float(), x.float(), R.float()).double()
-    bound = 16 * 2.0**-29 * (single - expected).abs().max().item()
-    assert (gradient(lrp_rules, model, x, R) - expected).abs().max().item() <= bound
-
-
 def test_planted_mistakes_are_caught() -> None:
     model, x, R = vgg(), torch.randn(2, 3, 8, 8), torch.randn(2, 3)
 

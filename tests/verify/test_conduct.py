@@ -56,6 +56,8 @@ def test_ids_are_unique_and_topics_have_cases() -> None:
 class Plant:
     """Goes before a rule; its subclasses misbehave. What they keep is in ``kept``, which copies share."""
 
+    uses_inputs = True  # also for plants of rules that need no input
+
     kept: Any
 
     def register(self, module: nn.Module) -> Any:
