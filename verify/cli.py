@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from verify import deviations as deviating
 from verify import export, searching, shards, terminal
 from verify.model import BAD
 from verify.report import Call, Report, Shard
@@ -77,6 +78,9 @@ def lrp_verify(
     ] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="The same as a number of examples.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for one case, where there are workers.")] = TIME_LIMIT,
+    deviations: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Known deviations of a library: zennit, captum, lxt, or a file.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
@@ -115,6 +119,7 @@ def lrp_verify(
             (1, 1) if shard is None else shards.parse(shard),
             seconds,
             examples,
+            deviations,
         )
         return _list(request) if list_ else _verify(request)
 
@@ -208,10 +213,15 @@ def _verify(request: Request) -> Status:
 
     try:
         check_itself()
+        known = None if request.deviations is None else deviating.load(request.deviations)
         report = _report(request, source, selected, shards.deal(selected, *request.shard))
-    except (SubjectError, ComparatorError) as error:
+    except (SubjectError, ComparatorError, deviating.DeviationError) as error:
         raise UnusableError(str(error)) from error
     console = _console(request.json)
+    if known is not None:
+        report = _explained(report, known, source)
+    if report.unexplained and not report.interrupted and not request.quiet:
+        report = _diagnosed(report, request, source)
     if request.ids and not request.quiet:
         for outcome in report.outcomes:
             terminal.show_case(report, outcome, console)
@@ -225,6 +235,31 @@ def _verify(request: Request) -> Status:
     if "figure" in request.files and not report.interrupted:
         _draw(request)
     return _status(report)
+
+
+def _explained(report: Report, known: deviating.Deviations, source: Source) -> Report:
+    """Mark the known deviations, and say which of them are stale, or doubtful for this version."""
+    call = report.call
+    outcomes, stale = deviating.apply(
+        report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
+    )
+    lines = [str(entry) for entry in stale]
+    if doubt := known.doubt(report.subject.version):
+        lines.insert(0, doubt)
+    return replace(report, outcomes=outcomes, notes=tuple(lines), stale=len(stale))
+
+
+def _diagnosed(report: Report, request: Request, source: Source) -> Report:
+    """Name the known variant of a rule that explains its failures, if one does."""
+    from verify.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
+    from verify.subjects import load  # noqa: PLC0415  imports torch
+
+    unexplained = {outcome.id for outcome in report.unexplained}
+    outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
+    # its prints are not the report's
+    with contextlib.redirect_stdout(sys.stderr):
+        found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
+    return replace(report, diagnoses=tuple(f"{one.rule} {one.sentence}" for one in found))
 
 
 def _console(json: str | None) -> Console:

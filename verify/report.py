@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from verify.deviations import is_known
 from verify.model import BAD, Level, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)
     shard: Shard = Shard()
     places: Mapping[str, int] = field(default_factory=dict)  # id -> its place among the cases of all shards
+    notes: tuple[str, ...] = ()  # what is to be said of the known deviations
+    diagnoses: tuple[str, ...] = ()  # what explains the failures of a rule
+    stale: int = 0  # entries of known deviations that no case bears out
 
     def decides(self, outcome: Outcome) -> bool:
         """Whether this outcome can fail the run: what we only advise decides for our own rules and when asked to."""
@@ -70,12 +74,22 @@ class Report:
     @cached_property
     def failures(self) -> tuple[Outcome, ...]:
         """The failures that decide."""
-        return tuple(outcome for outcome in self.outcomes if outcome.verdict in BAD and self.decides(outcome))
+        return tuple(outcome for outcome in self.unexplained if self.decides(outcome))
 
     @cached_property
     def advice(self) -> tuple[Outcome, ...]:
         """The failures that do not decide."""
-        return tuple(outcome for outcome in self.outcomes if outcome.verdict in BAD and not self.decides(outcome))
+        return tuple(outcome for outcome in self.unexplained if not self.decides(outcome))
+
+    @cached_property
+    def unexplained(self) -> tuple[Outcome, ...]:
+        """The failures that are no known deviation."""
+        return tuple(o for o in self.outcomes if o.verdict in BAD and not is_known(o))
+
+    @cached_property
+    def known(self) -> int:
+        """How many failures are known deviations."""
+        return sum(is_known(outcome) for outcome in self.outcomes)
 
     @cached_property
     def doubtful(self) -> tuple[Outcome, ...]:
@@ -104,7 +118,8 @@ class Report:
     @property
     def held(self) -> bool:
         """Whether everything was asked, and all of it held."""
-        return self.asked and not self.interrupted and not self.failures and self.undecided <= UNDECIDED_LIMIT
+        at_all = self.asked and not self.interrupted
+        return at_all and not self.failures and not self.stale and self.undecided <= UNDECIDED_LIMIT
 
     @property
     def models(self) -> list[str]:
@@ -241,6 +256,7 @@ def totals(report: Report) -> str:
     words = [
         f"{selected} case{'s' * (selected != 1)}" if done == selected else f"{done} of {selected} cases",
         ", ".join(f"{report.verdicts[v]} {v.value}" for v in Verdict if report.verdicts[v]),
+        f"{report.known} known deviations" if report.known else "",
         f"{percent(report.undecided)} undecided (limit {percent(UNDECIDED_LIMIT)})",
         f"rounding of {', '.join(report.models)}" if report.models else "",
         f"{report.seconds:.1f} s",

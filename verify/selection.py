@@ -48,6 +48,7 @@ class Request:
     shard: tuple[int, int] = (1, 1)  # number, of how many
     seconds: float | None = None  # of a search
     examples: int | None = None
+    deviations: str | None = None
 
     @property
     def searching(self) -> bool:

@@ -81,7 +81,7 @@ def load(spec: str) -> Subject:
     if not any(hasattr(namespace, rule) for rule in RULES):
         msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
         raise SubjectError(msg)
-    return Subject(spec, namespace, _version(module_name))
+    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
 
 
 def _version(module_name: str) -> str:

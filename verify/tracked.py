@@ -23,7 +23,7 @@ t_i that is not rounded yet. Of these it keeps sum t_i (``value``), sum |t_i| (`
              off, unless both choices are the same; one that decides the course of the program raises UndecidedError.
 
 What is compared, divided by, or asked for its magnitude has been added up before: from then on it is one term that is
-off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u: then e = 0. A
+off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u, and not too small: then e = 0. A
 constant such as 1e-6 is rounded to the precision. The values here are computed in float64, where they are off
 themselves: all of the above is convex in u and zero for u = 0, so by at most 2^-53 / u of the same bound (``slack``).
 """
@@ -64,7 +64,8 @@ class Tracked:
         if isinstance(number, Decision):
             return number.number()
         value = float(number)
-        error = 0.0 if model.unit <= FLOAT64.unit or float(np.float32(value)) == value else model.unit * abs(value)
+        known = model.unit <= FLOAT64.unit or float(np.float32(value)) == value
+        error = 0.0 if known else model.unit * abs(value) + model.tiny
         return cls(value, abs(value), float(value != 0), error, _grain(value), model)
 
     @property
@@ -142,7 +143,7 @@ class Tracked:
         error = (self.size * b.error if b.error else 0.0) + (b.size * self.error if self.error else 0.0)
         error += self.error * b.error if self.error and b.error else 0.0
         terms = max(self.terms, 1.0) * max(b.terms, 1.0)
-        if error or not size <= grain / unit:
+        if error or not size <= grain / unit or grain < 2 * self.model.tiny:
             error += unit * (size + error) + terms * self.model.tiny
         return Tracked(self.value * b.value, size, terms, error, grain, self.model)
 
@@ -159,8 +160,9 @@ class Tracked:
             return Tracked(value, abs(value), 1.0, math.inf, 0.0, self.model)
         if not (self.size or self.error):
             return self
-        if not off and self.exact and math.frexp(magnitude)[0] == 0.5:
-            return Tracked(value, self.size / magnitude, self.terms, 0.0, self.grain / magnitude, self.model)
+        grain = self.grain / magnitude
+        if not off and self.exact and math.frexp(magnitude)[0] == 0.5 and grain >= 2 * self.model.tiny:
+            return Tracked(value, self.size / magnitude, self.terms, 0.0, grain, self.model)
         size, q = self.size / magnitude, off / room
         error = self.error * (1 + q) / magnitude + size * q
         two = 2 * self.model.unit / (1 - 2 * self.model.unit)

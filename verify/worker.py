@@ -79,7 +79,13 @@ class Worker:
 
     def describe(self, spec: str) -> SubjectInfo:
         """Load a subject and say what it is."""
+        # these import torch, see the top
+        from verify.adapters import smoke  # noqa: PLC0415
+        from verify.subjects import SubjectError  # noqa: PLC0415
+
         subject = self._subject(spec)
+        if reason := smoke(subject):
+            raise SubjectError(reason)
         return SubjectInfo(spec, subject.version, subject.is_ours)
 
     def answer(self, spec: str, id_: str) -> Outcome:

@@ -35,6 +35,7 @@ from verify.checks.conduct_probing import (
 )
 from verify.checks.probing import relevance_of
 from verify.model import Level
+from verify.subjects import NotOfferedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,6 +106,8 @@ def _two_modules(rule: str, subject: Subject) -> Iterator[str]:
     try:
         with attached(instance, first), attached(instance, second):
             found = grad(second(first(x) - 1), x, R)
+    except NotOfferedError:
+        raise
     except Exception as error:
         yield from unclear(error)
         return
@@ -122,6 +125,8 @@ def _registered_twice(rule: str, subject: Subject) -> Iterator[str]:
                 with attached(instance if kind == "the same rule" else make(subject, rule), module):
                     x = leaf(X)
                     found = grad(module(x), x, R)
+            except NotOfferedError:
+                raise
             except Exception as error:
                 yield from unclear(error)
             else:

@@ -34,6 +34,7 @@ from verify.checks.conduct_probing import (
     watched,
 )
 from verify.model import Level
+from verify.subjects import NotOfferedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,6 +96,8 @@ def _overwritten(
                     write(module, h)
                 try:
                     found = grad(y, x, R)
+                except NotOfferedError:
+                    raise
                 except Exception as error:
                     yield from unclear(error)
                 else:

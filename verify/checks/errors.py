@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from verify.checks.probing import fail, layer_and_data, passed, relevance_of, same
 from verify.model import Case, Finding, Level
+from verify.subjects import NotOfferedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,8 @@ def _refused(
         module, x, R = layer_and_data(rule)
         try:
             relevance_of(make(**_box(rule) | arguments), module, x, R)
+        except NotOfferedError:
+            raise
         except expected as error:
             if named and not all(text in str(error) for text in named):
                 return fail(f"{type(error).__name__} says {str(error)!r}, expected it to name {', '.join(named)}")
@@ -82,6 +85,8 @@ def _accepted(rule: str, arguments: Arguments) -> Callable[[Subject], Finding]:
         module, x, R = layer_and_data(rule)
         try:
             r = relevance_of(make(**_box(rule) | arguments), module, x, R)
+        except NotOfferedError:
+            raise
         except Exception as error:
             return fail(f"{_spell(rule, arguments)} raises {type(error).__name__}: {error}; expected it to be accepted")
         return passed() if bool(r.isfinite().all()) else fail(f"{_spell(rule, arguments)} gives {r.tolist()}")
@@ -244,6 +249,8 @@ def _is_refused(rule: str, module: nn.Module, call: Callable[[nn.Module, Tensor]
     handle = subject.get(rule)(**_box(rule)).register(module)
     try:
         torch.autograd.grad(call(module, x), x, _R)
+    except NotOfferedError:
+        raise
     except TypeError as error:
         unnamed = [text for text in (rule, type(module).__name__) if text not in str(error)]
         return fail(f"TypeError says {str(error)!r}, without {unnamed}") if unnamed else passed()

@@ -112,7 +112,7 @@ def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise FileNotFoundError(message)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
             stated = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
         message = f"{path} is not a readable safetensors file ({error}). {advice}"

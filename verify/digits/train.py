@@ -21,8 +21,8 @@ REQUIRED = 0.97
 def split() -> tuple[Images, Images, torch.Tensor]:
     """Training images, test images, and the test images as they are stored (uint8)."""
     try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
+        from sklearn.datasets import load_digits  # noqa: PLC0415  an extra
+        from sklearn.model_selection import train_test_split  # noqa: PLC0415  an extra
     except ImportError as error:
         message = "training needs scikit-learn, which is not installed: pip install 'lrp-rules[models]'"
         raise ImportError(message) from error
