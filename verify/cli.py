@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
-from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from verify import deviations as deviating
-from verify import export, searching, shards, terminal
-from verify.model import BAD
-from verify.report import Call, Report, Shard
-from verify.runner import TIME_LIMIT, Runner, RunnerError, SubjectInfo, cpu_count
+from verify import export, running, searching, selection, shards, terminal
+from verify.runner import TIME_LIMIT, RunnerError, cpu_count
 from verify.selection import Request, UnusableError, check_files, select
+from verify.worker import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from verify.model import Case, Outcome
-    from verify.runner import Source
+    from verify.report import Report
 
 
 class Status(IntEnum):
@@ -133,6 +127,10 @@ def merge(
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    deviations: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Known deviations, as for the run: a shard cannot tell stale ones."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
 ) -> None:
     """Put the shards of a run together: report, files and exit status are those of one run."""
@@ -142,6 +140,9 @@ def merge(
     def run() -> Status:
         check_files(given)
         report = shards.merge(paths)
+        if deviations is not None:
+            known, call = running.known_deviations(deviations), report.call
+            report = running.explained(report, known, Source(call.dtypes, call.seed, call.device, selection.CASES))
         console = _console(json)
         (terminal.show_totals if quiet else terminal.show)(report, console)
         _write(json, given, report)
@@ -213,15 +214,15 @@ def _verify(request: Request) -> Status:
 
     try:
         check_itself()
-        known = None if request.deviations is None else deviating.load(request.deviations)
-        report = _report(request, source, selected, shards.deal(selected, *request.shard))
-    except (SubjectError, ComparatorError, deviating.DeviationError) as error:
+        known = None if request.deviations is None else running.known_deviations(request.deviations)
+        report = running.run(request, source, selected, shards.deal(selected, *request.shard))
+    except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
     console = _console(request.json)
     if known is not None:
-        report = _explained(report, known, source)
+        report = running.explained(report, known, source)
     if report.unexplained and not report.interrupted and not request.quiet:
-        report = _diagnosed(report, request, source)
+        report = running.diagnosed(report, request, source)
     if request.ids and not request.quiet:
         for outcome in report.outcomes:
             terminal.show_case(report, outcome, console)
@@ -237,31 +238,6 @@ def _verify(request: Request) -> Status:
     return _status(report)
 
 
-def _explained(report: Report, known: deviating.Deviations, source: Source) -> Report:
-    """Mark the known deviations, and say which of them are stale, or doubtful for this version."""
-    call = report.call
-    outcomes, stale = deviating.apply(
-        report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
-    )
-    lines = [str(entry) for entry in stale]
-    if doubt := known.doubt(report.subject.version):
-        lines.insert(0, doubt)
-    return replace(report, outcomes=outcomes, notes=tuple(lines), stale=len(stale))
-
-
-def _diagnosed(report: Report, request: Request, source: Source) -> Report:
-    """Name the known variant of a rule that explains its failures, if one does."""
-    from verify.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
-    from verify.subjects import load  # noqa: PLC0415  imports torch
-
-    unexplained = {outcome.id for outcome in report.unexplained}
-    outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
-    # its prints are not the report's
-    with contextlib.redirect_stdout(sys.stderr):
-        found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
-    return replace(report, diagnoses=tuple(f"{one.rule} {one.sentence}" for one in found))
-
-
 def _console(json: str | None) -> Console:
     # standard output is for JSON alone if that goes there
     return Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
@@ -273,64 +249,6 @@ def _status(report: Report) -> Status:
     if not report.asked:
         return Status.UNUSABLE
     return Status.HELD if report.held else Status.DID_NOT_HOLD
-
-
-def _report(request: Request, source: Source, whole: Sequence[Case], selected: Sequence[Case]) -> Report:
-    """Run the selected ones of all cases, search, and come back with what there is when interrupted."""
-    start = time.perf_counter()
-    workers = min(request.workers, len(selected))
-    call = Call(
-        len(selected),
-        source.dtypes,
-        request.seed,
-        request.device,
-        workers,
-        request.time_limit,
-        request.strict,
-    )
-    info, interrupted = SubjectInfo(request.subject), False
-    outcomes: list[Outcome] = []
-    try:
-        with (
-            Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner,
-            _progress(request, len(selected)) as progress,
-        ):
-            info = runner.describe(request.subject)
-            with contextlib.closing(runner.run(request.subject, selected)) as run:
-                for outcome in run:
-                    outcomes.append(outcome)
-                    progress.show(outcomes)
-        if request.searching:
-            outcomes.extend(searching.run(request))  # what there is stays when it is interrupted
-    except KeyboardInterrupt:
-        interrupted = True
-    places = {case.id: index for index, case in enumerate(whole)}
-    for outcome in outcomes:
-        places.setdefault(outcome.id, len(places))  # what the search has asked
-    ordered = tuple(sorted(outcomes, key=lambda outcome: places[outcome.id]))
-    call = replace(call, selected=len(selected) + len(places) - len(whole))
-    part = Shard(*request.shard, shards.corpus(places), len(places))
-    seconds = time.perf_counter() - start
-    environment = export.environment(request.device)
-    return Report(info, call, ordered, seconds, interrupted, environment, part, places)
-
-
-class _Shown(Progress):
-    """A progress bar on standard error, which is only there on a terminal."""
-
-    def show(self, outcomes: Sequence[Outcome]) -> None:
-        bad = outcomes[-1].verdict in BAD
-        task = self.tasks[0]
-        self.update(task.id, advance=1, bad=task.fields["bad"] + bad)
-
-
-def _progress(request: Request, total: int) -> _Shown:
-    console = Console(stderr=True)
-    columns = TextColumn(f"{request.subject}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    hidden = request.quiet or not console.is_terminal
-    shown = _Shown(*columns, TextColumn("{task.fields[bad]} failed"), console=console, transient=True, disable=hidden)
-    shown.add_task("", total=total, bad=0)
-    return shown
 
 
 def _write(json: str | None, files: Mapping[str, Path], report: Report) -> None:

@@ -23,9 +23,10 @@ t_i that is not rounded yet. Of these it keeps sum t_i (``value``), sum |t_i| (`
              off, unless both choices are the same; one that decides the course of the program raises UndecidedError.
 
 What is compared, divided by, or asked for its magnitude has been added up before: from then on it is one term that is
-off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u, and not too small: then e = 0. A
-constant such as 1e-6 is rounded to the precision. The values here are computed in float64, where they are off
-themselves: all of the above is convex in u and zero for u = 0, so by at most 2^-53 / u of the same bound (``slack``).
+off by off. Integer multiples of a power of two (``grain``) are exact in any order while M <= grain / u, if the grain
+itself is not lost below the smallest number: then e = 0. A constant such as 1e-6 is rounded to the precision. The
+values here are computed in float64, where they are off themselves: all of the above is convex in u and zero for u =
+0, so by at most 2^-53 / u of the same bound (``slack``).
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_captum_by_keyword() -> None:
         ("AlphaBeta", {}),
         ("AlphaBeta", {"alpha": 1.5, "beta": 0.5}),
     ],
-    ids=str,
+    ids=lambda v: v if isinstance(v, str) else "-".join(v) or "default",
 )
 def test_captum_does_not_offer(rule: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(NotOfferedError, match="captum"):
@@ -167,7 +167,7 @@ def test_lxt_identity_passes_relevance() -> None:
     assert torch.equal(relevance_of(_lxt().Pass(), nn.Softmax(dim=1), X, R), R)
 
 
-@pytest.mark.parametrize("arguments", [{"epsilon": torch.abs}, {"zero_params": "bias"}], ids=str)
+@pytest.mark.parametrize("arguments", [{"epsilon": torch.abs}, {"zero_params": "bias"}], ids="-".join)
 def test_lxt_does_not_offer(arguments: dict[str, Any]) -> None:
     with pytest.raises(NotOfferedError, match="LXT"):
         _lxt().Epsilon(**arguments)

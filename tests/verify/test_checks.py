@@ -14,6 +14,7 @@ from lrp_rules.layer import Layer
 from lrp_rules.rules import negative, positive
 from verify.cases import all_cases
 from verify.checks import agreement
+from verify.checks.probing import relevance_of
 from verify.model import BAD, Case, Level
 from verify.subjects import NotOfferedError, Subject
 
@@ -115,11 +116,11 @@ def test_a_planted_mistake_does_not_spread_to_other_rules() -> None:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_a_wrong_answer_is_a_verdict(name: str, change: Any) -> None:
-    original = agreement.relevance_of
     subject = planted()
 
     def wrong(rule: Any, module: Any, x: Tensor, relevance: Tensor) -> Tensor:
-        return change(original(rule, module, x, relevance))
+        r: Tensor = change(relevance_of(rule, module, x, relevance))
+        return r
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agreement, "relevance_of", wrong)

@@ -16,7 +16,7 @@ import pytest
 from junitparser import JUnitXml
 from typer.testing import CliRunner, Result
 
-from verify import cli, comparator, export, selection
+from verify import cli, comparator, export, running, selection
 
 FAKES = Path(__file__).parent / "fakes"
 Command = Callable[..., Result]
@@ -104,7 +104,7 @@ def test_a_deadly_subject_in_workers(command: Command, tmp_path: Path) -> None:
     ],
 )
 def test_unusable_call(words: list[str], says: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "Runner", None)  # nothing is run
+    monkeypatch.setattr(running, "Runner", None)  # nothing is run
     result = command(*words)
     assert result.exit_code == 2
     assert re.match(f"lrp-verify: .*{says}", result.stderr)

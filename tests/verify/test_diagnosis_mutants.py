@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+pytestmark = pytest.mark.selftest
+
+
 @pytest.fixture(scope="module", autouse=True)
 def remembered() -> Iterator[None]:
     """What the reference is asked in a case is the same for every mutant."""

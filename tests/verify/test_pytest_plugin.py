@@ -24,13 +24,14 @@ PLUGIN = [] if INSTALLED else ["-p", "verify.pytest_plugin"]
 
 #: A subject, and cases about it: one of each verdict that a process survives, and whether it decides.
 BEHAVING = """
-from dataclasses import replace
+from types import SimpleNamespace
 from verify.model import Case, Finding, Level, Verdict
 
 DTYPES = DEFAULT_DTYPES = ("float64", "float32")
 
 class Epsilon:
-    pass
+    def register(self, module):
+        return SimpleNamespace(remove=lambda: None)
 
 def _raise(subject):
     raise ValueError("no good\\nat all")

@@ -83,7 +83,7 @@ def test_it_comes_after_the_other_checks(command: Command, tmp_path: Path) -> No
     result = command(*words, subject="behaving")
     cases = [case["check"] for case in json.loads(path.read_text())["cases"]]
     assert cases == ["passes", "search"]
-    assert result.exit_code == 1  # its Epsilon cannot be registered
+    assert result.exit_code == 1  # its Epsilon is the gradient
 
 
 @pytest.mark.parametrize(

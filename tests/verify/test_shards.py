@@ -262,3 +262,25 @@ def test_the_file_of_a_shard_follows_the_schema(shards: list[Path]) -> None:
         whole = json.loads(path.read_text())
         jsonschema.validate(whole, json.loads(export.SCHEMA_FILE.read_text(encoding="utf-8")))
         assert (whole["shard"]["number"], whole["shard"]["of"]) == (number, 3)
+
+
+def test_known_deviations_are_judged_over_all_shards(
+    command: Callable[..., Result], shards: list[Path], tmp_path: Path
+) -> None:
+    """A shard cannot tell whether an entry is stale, since the cases of it may be in another."""
+    entries = {"raises/*": "error", "{returns_a_wrong_shape,is_far_off}/*": "fail", "passes/*": "fail"}
+    path = tmp_path / "known.toml"
+    lines = [
+        f'[[deviation]]\npattern = "{pattern}"\nverdict = "{verdict}"\nreason = "so it is"\n'
+        for pattern, verdict in entries.items()
+    ]
+    path.write_text('library = "behaving"\nversions = ["0", "9"]\n' + "\n".join(lines))
+    result = command("merge", *shards, "--deviations", path)
+    assert result.exit_code == 1
+    assert "passes/*" in result.stdout
+    assert "4 known deviations" in result.stdout
+    path.write_text(path.read_text().replace(lines[-1], ""))
+    result = command("merge", *shards, "--deviations", path, "--json", tmp_path / "all.json")
+    assert "passes/*" not in result.stdout
+    assert json.loads((tmp_path / "all.json").read_text())["summary"]["failures"] == 0
+    assert command("merge", *shards, "--deviations", "no such file").exit_code == 2

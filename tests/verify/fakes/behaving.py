@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,14 @@ class SilentError(Exception):
         raise RuntimeError
 
 
-class Epsilon:
+class _Registers:
+    """What a rule must do to be asked anything."""
+
+    def register(self, module: torch.nn.Module) -> Any:
+        return SimpleNamespace(remove=lambda: None)
+
+
+class Epsilon(_Registers):
     """The subject's rule, one method a behaviour."""
 
     def passes(self) -> Finding:
