@@ -56,9 +56,9 @@ def render(runs: Sequence[Run]) -> str:
     """Return the page in Markdown."""
     lines = [
         _HEAD,
-        "| implementation | version | torch | date | cases | held | did not hold | advised only | not offered |",
+        "| implementation | version | torch | date | cases | held | inconclusive | did not hold | advised only | not offered |",
     ]
-    lines.append("|---|---|---|---|--:|--:|--:|--:|--:|")
+    lines.append("|---|---|---|---|--:|--:|--:|--:|--:|--:|")
     lines += [_summary(run) for run in runs]
     for rule in RULES:
         lines += ["", f"## {rule}", "", "| implementation | " + " | ".join((*FAMILIES, "no layer")) + " |"]
@@ -76,7 +76,7 @@ def render(runs: Sequence[Run]) -> str:
 def _summary(run: Run) -> str:
     subject, environment = run["subject"], run["environment"]
     counts = Counter(_kind(case) for case in run["cases"])
-    numbers = (len(run["cases"]), counts["held"], counts["wrong"], counts["advice"], counts["missing"])
+    numbers = (len(run["cases"]), counts["held"], counts["open"], counts["wrong"], counts["advice"], counts["missing"])
     return (
         f"| {subject['spec']} | {subject['version']} | {environment['torch']} | {environment['date'][:10]} | "
         + " | ".join(map(str, numbers))
@@ -88,6 +88,8 @@ def _kind(case: dict[str, Any]) -> str:
     verdict = Verdict(case["verdict"])
     if verdict in BAD:
         return "advice" if case["level"] == Level.SHOULD else "wrong"
+    if verdict is Verdict.INCONCLUSIVE:
+        return "open"
     return "missing" if verdict in {Verdict.NOT_OFFERED, Verdict.SKIPPED} else "held"
 
 

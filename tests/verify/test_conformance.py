@@ -37,6 +37,7 @@ def test_each_cell_says_what_its_cases_say() -> None:
             run(
                 case("Gamma", "Linear", "pass", ratio=0.5),
                 case("Gamma", "Linear", "pass"),
+                case("Gamma", "Linear", "inconclusive", ratio=None),
                 case("Gamma", "Conv1d", "fail"),
                 case("Gamma", "Conv1d", "pass"),
                 case("Gamma", "Conv2d", "fail", "should"),
@@ -48,7 +49,7 @@ def test_each_cell_says_what_its_cases_say() -> None:
     cells = row(page, "Gamma")
     assert cells[:5] == ["some.rules 1.2", "✓ 0.5", "✗ 1 of 2", "(✗) 1 of 1", ""]
     assert cells[-1] == "✗ 1 of 1"
-    assert "| some.rules | 1.2 | 2.13.0 | 2026-11-23 | 7 | 3 | 2 | 1 | 1 |" in page
+    assert "| some.rules | 1.2 | 2.13.0 | 2026-11-23 | 8 | 3 | 1 | 2 | 1 | 1 |" in page
 
 
 @pytest.mark.parametrize(
