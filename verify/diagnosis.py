@@ -30,7 +30,7 @@ from verify.torch_layers import array, describe
 from verify.variants import Sample, Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -223,11 +223,12 @@ class _Search:
 
     def diagnose(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Iterator[Diagnosis]:
         """Yield what explains all failing and all passing cases; or else the passing ones on the failing layers."""
-        failing, passing = _spread(failing), _spread(passing)
+        failed_on = tuple(sorted({_name(case) for case in failing}))
+        failing, passing = _spread(failing), _spread(passing, failed_on)
         layers: tuple[str, ...] = ()
         found = self._explained(failing, passing)
         if not found:
-            layers = tuple(sorted({_name(case) for case in failing}))
+            layers = failed_on
             passing = [case for case in passing if _name(case) in layers]
             found = self._explained(failing, passing)
         if 0 < len(found) <= _ALTERNATIVES:
@@ -333,16 +334,22 @@ def _name(case: Case) -> str:
     return case.id.split("/")[2]
 
 
-def _spread(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases so that the first of them differ in as much as possible, those in float64 first."""
-    shuffled = list(cases)
-    random.Random(0).shuffle(shuffled)
-    shuffled.sort(key=lambda case: case.dtype != "float64")
-    seen: set[tuple[str, str]] = set()
-    first: list[Case] = []
-    rest: list[Case] = []
-    for case in shuffled:
-        pairs = set(pairwise(case.id.split("/")))
-        (rest if pairs <= seen else first).append(case)
-        seen |= pairs
-    return first + rest
+def _spread(cases: Sequence[Case], first: Collection[str] = ()) -> list[Case]:
+    """Return the cases so that the first of them differ in as much as possible, those in float64 first.
+
+    First there is one of each parameter of the rule, then one of each layer, then of each pair of what an id names;
+    among equals, those on the layers named in `first`, where a difference is most likely to be seen.
+    """
+    left = list(cases)
+    random.Random(0).shuffle(left)
+    left.sort(key=lambda case: (case.dtype != "float64", _name(case) not in first))
+    found: list[Case] = []
+    for tells in (lambda words: {words[3]}, lambda words: set(words[2:5]), lambda words: set(pairwise(words))):
+        seen = {told for case in found for told in tells(case.id.split("/"))}
+        waiting: list[Case] = []
+        for case in left:
+            told = tells(case.id.split("/"))
+            (waiting if told <= seen else found).append(case)
+            seen |= told
+        left = waiting
+    return found + left
