@@ -6,17 +6,17 @@ the order of sums may differ, and the room is the bound of ``reference.rounding`
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reference.rules import Stabilizer
-from verify.checks.agreement import Expected, judge, rows
+from verify.checks.agreement import judge, rows
+from verify.checks.laws_changes import ALL, CHANGES, Side, changed, identity
 from verify.checks.probing import relevance_of
 from verify.layers import LayerCase
 from verify.model import Case, Finding, Level, Verdict
@@ -29,74 +29,62 @@ if TYPE_CHECKING:
     from verify.problem import Problem
     from verify.subjects import Subject
 
-#: Rules whose relevance is an input times what flows back to it.
-PROPORTIONAL = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma")
-WITH_PARAMETERS = ("Epsilon", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
-ALL = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two runs that a law compares."""
-
-    problem: Problem
-    variant: Variant
-
-    def run(self, subject: Subject) -> Tensor:
-        """Return the subject's relevance."""
-        problem = self.problem
-        arguments = self.variant.arguments(tuple(problem.x.shape), problem.x.dtype)
-        return relevance_of(subject.get(self.variant.rule)(**arguments), problem.module, problem.x, problem.relevance)
-
-    def expected(self, layer: LayerCase) -> Expected:
-        """Return what the reference says, for its bounds."""
-        sample = tuple(self.problem.x.shape[1:])
-        return Expected(self.problem, replace(layer, shape=(self.problem.x.shape[0], *sample)), self.variant, "cpu")
+#: Rules that are proportional to a factor of their input, and not to the input.
+_GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
+_RELU = LayerCase("relu", "Activation", nn.ReLU, (3, 5), linear=False, weighted=False)
+#: Exponents of the factors of a relevance; in float32, 2^24 is where integers are no longer exact.
+_POWERS = (20, 24)
 
 
 def cases(draw: Draw, layers: Sequence[LayerCase], dtypes: Sequence[str]) -> Iterator[Case]:
     """Yield the cases of this check: every law, for every rule it is about, on each of the layers."""
-    for name, rules, law in _LAWS:
-        for rule in rules:
-            for layer in layers:
-                for dtype in dtypes:
-                    problem = partial(draw, layer, "signed", dtype)
-                    yield _case(name, rule, layer, dtype, partial(_compare, law, problem, layer, variant(rule)))
-    for layer in layers:
-        for dtype in dtypes:
+    for name, rules, law in CHANGES:
+        for rule, layer, dtype in product(rules, layers, dtypes):
             problem = partial(draw, layer, "signed", dtype)
-            nonnegative = partial(draw, layer, "nonnegative", dtype)
-            for name, rule, run in (
-                *(("additive-in-relevance", rule, partial(_additive, problem, layer, variant(rule))) for rule in ALL),
-                (
-                    "equals-alphabeta-1-0",
-                    "ZPlus",
-                    partial(_same, problem, layer, variant("ZPlus"), variant("AlphaBeta", "alpha=1-beta=0")),
-                ),
-                (
-                    "gamma-0-is-epsilon",
-                    "Gamma",
-                    partial(_same, problem, layer, variant("Gamma", "gamma=0"), variant("Epsilon")),
-                ),
-                (
-                    "zbox-0-0-is-epsilon-without-bias",
-                    "ZBox",
-                    partial(_same, problem, layer, BOX_OF_ZERO, variant("Epsilon", "zero_params=bias")),
-                ),
-                ("norm-is-epsilon", "Norm", partial(_same, problem, layer, variant("Norm"), variant("Epsilon"))),
-                ("nonnegative-for-nonnegative-relevance", "ZPlus", partial(_nonnegative, problem)),
-                ("large-gamma-is-zplus", "Gamma", partial(_large_gamma, nonnegative, layer)),
-                ("independent-of-input", "WSquare", partial(_independent_of_input, problem, "WSquare")),
-                ("independent-of-input", "Flat", partial(_independent_of_input, problem, "Flat")),
-                ("independent-of-weights", "Flat", partial(_independent_of_weights, problem)),
-            ):
-                yield _case(name, rule, layer, dtype, run)
-    for rule in ALL:
-        for dtype in dtypes:
-            yield Case(
-                id=f"laws/{rule}/conv-of-1-is-linear/{dtype}", rule=rule, layer="Conv2d", check="laws", dtype=dtype,
-                level=Level.MUST, run=partial(_conv_is_linear, draw, rule, dtype),
-            )  # fmt: skip
+            yield _case(name, rule, layer, dtype, partial(_compare, law, problem, layer, variant(rule)))
+    for layer, dtype in product(layers, dtypes):
+        yield from _of_one_rule(draw, layer, dtype)
+    for rule, layer, dtype, k in (
+        *product(ALL, layers, dtypes, _POWERS),
+        *product(_GRADIENT_RULES, (_RELU,), dtypes, _POWERS),
+    ):
+        problem = partial(draw, layer, "signed", dtype)
+        yield _case(f"relevance-times-2-to-{k}", rule, layer, dtype, partial(_scaled, problem, rule, k))
+    for rule, dtype in product(ALL, dtypes):
+        yield Case(
+            id=f"laws/{rule}/conv-of-1-is-linear/{dtype}", rule=rule, layer="Conv2d", check="laws", dtype=dtype,
+            level=Level.MUST, run=partial(_conv_is_linear, draw, rule, dtype),
+        )  # fmt: skip
+
+
+def _of_one_rule(draw: Draw, layer: LayerCase, dtype: str) -> Iterator[Case]:
+    problem = partial(draw, layer, "signed", dtype)
+    nonnegative = partial(draw, layer, "nonnegative", dtype)
+    for name, rule, run in (
+        *(("additive-in-relevance", rule, partial(_additive, problem, layer, variant(rule))) for rule in ALL),
+        (
+            "equals-alphabeta-1-0",
+            "ZPlus",
+            partial(_same, problem, layer, variant("ZPlus"), variant("AlphaBeta", "alpha=1-beta=0")),
+        ),
+        (
+            "gamma-0-is-epsilon",
+            "Gamma",
+            partial(_same, problem, layer, variant("Gamma", "gamma=0"), variant("Epsilon")),
+        ),
+        (
+            "zbox-0-0-is-epsilon-without-bias",
+            "ZBox",
+            partial(_same, problem, layer, BOX_OF_ZERO, variant("Epsilon", "zero_params=bias")),
+        ),
+        ("norm-is-epsilon", "Norm", partial(_same, problem, layer, variant("Norm"), variant("Epsilon"))),
+        ("nonnegative-for-nonnegative-relevance", "ZPlus", partial(_nonnegative, problem)),
+        ("large-gamma-is-zplus", "Gamma", partial(_large_gamma, nonnegative, layer)),
+        ("independent-of-input", "WSquare", partial(_independent_of_input, problem, "WSquare")),
+        ("independent-of-input", "Flat", partial(_independent_of_input, problem, "Flat")),
+        ("independent-of-weights", "Flat", partial(_independent_of_weights, problem)),
+    ):
+        yield _case(name, rule, layer, dtype, run)
 
 
 def _case(name: str, rule: str, layer: LayerCase, dtype: str, run: Callable[[Subject], Finding]) -> Case:
@@ -125,33 +113,7 @@ def _same(
     problem_of: Callable[[], Problem], layer: LayerCase, one: Variant, other: Variant, subject: Subject
 ) -> Finding:
     problem = problem_of()
-    return _near(Side(problem, one), Side(problem, other), _identity, layer, subject)
-
-
-def _identity(r: Tensor) -> Tensor:
-    return r
-
-
-def _changed(
-    problem: Problem,
-    *,
-    weight: Callable[[Tensor], Tensor] | None = None,
-    bias: Callable[[Tensor], Tensor] | None = None,
-    x: Tensor | None = None,
-    relevance: Tensor | None = None,
-) -> Problem:
-    """Return a problem with a module of its own, changed."""
-    module: Any = copy.deepcopy(problem.module)
-    for change, name in ((weight, "weight"), (bias, "bias")):
-        value = getattr(module, name)
-        if change is not None and value is not None:
-            setattr(module, name, nn.Parameter(change(value.detach())))
-    return replace(
-        problem,
-        module=module,
-        x=problem.x if x is None else x,
-        relevance=problem.relevance if relevance is None else relevance,
-    )
+    return _near(Side(problem, one), Side(problem, other), identity, layer, subject)
 
 
 def _additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
@@ -168,118 +130,17 @@ def _additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, 
     return judge(both, one + two, room, None, expected[0].model.name)
 
 
-def _sample_alone(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    alone = replace(problem, x=problem.x[:1], relevance=problem.relevance[:1])
-    return Side(alone, of), Side(problem, of), lambda r: r[:1]
+def _scaled(problem_of: Callable[[], Problem], rule: str, k: int, subject: Subject) -> Finding:
+    """Check that r(2^k R) = 2^k r(R) in every bit: all that is done to R is linear, and scales exactly."""
+    problem = problem_of()
+    large = replace(problem, relevance=problem.relevance * 2.0**k)
+    one, other = (_run(subject, rule, side) for side in (large, problem))
+    return _bits(one, other * 2.0**k, f"a relevance 2^{k} times as large does not give one 2^{k} times as large")
 
 
-def _scaled_weights(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    # z, and with it every denominator, is 64 times as large, and so is the stabilizer
-    power = 64.0
-    large, small = _stabilized(of, 0.375 * (power**2 if of.rule == "WSquare" else power)), _stabilized(of, 0.375)
-    changed = _changed(problem, weight=lambda w: w * power, bias=lambda b: b * power)
-    return Side(changed, large), Side(problem, small), _identity
-
-
-def _scaled_inputs(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    changed = _changed(problem, bias=lambda b: b / 8, x=problem.x / 8)
-    return Side(changed, _stabilized(of, 0.375 / 8)), Side(problem, _stabilized(of, 0.375)), _identity
-
-
-def _mirrored(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    return Side(_changed(problem, weight=torch.neg, x=-problem.x), of), Side(problem, of), _identity
-
-
-def _permuted_outputs(layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    axis = 1 if "Transpose" in layer.family else 0
-    n = problem.module.weight.shape[axis]  # type: ignore[index]
-    order = torch.arange(int(n)).roll(1)
-    changed = _changed(
-        problem,
-        weight=lambda w: w.index_select(axis, order),
-        bias=lambda b: b[order],
-        relevance=problem.relevance[:, order],
-    )
-    return Side(changed, of), Side(problem, of), _identity
-
-
-def _permuted_inputs(layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    axis = 0 if "Transpose" in layer.family else 1
-    order = torch.arange(problem.x.shape[1]).roll(1)
-    changed = _changed(problem, weight=lambda w: w.index_select(axis, order), x=problem.x[:, order])
-    return Side(problem, of), Side(changed, of), lambda r: r[:, order.argsort()]
-
-
-def _dead_unit(layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    """One more output, with weights and bias of zero, whose relevance is lost whole."""
-    axis = 1 if "Transpose" in layer.family else 0
-    extra = problem.relevance[:, :1] + 3
-    changed = _changed(
-        problem,
-        weight=lambda w: torch.cat([w, torch.zeros_like(w.narrow(axis, 0, 1))], axis),
-        bias=lambda b: torch.cat([b, b.new_zeros(1)]),
-        relevance=torch.cat([problem.relevance, extra], 1),
-    )
-    return Side(_sized(changed, outputs=1), of), Side(problem, of), _identity
-
-
-def _dead_input(layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    """One more input channel, of zeros: all others keep their relevance."""
-    axis = 0 if "Transpose" in layer.family else 1
-    changed = _changed(
-        problem,
-        weight=lambda w: torch.cat([w, torch.ones_like(w.narrow(axis, 0, 1))], axis),
-        x=torch.cat([problem.x, torch.zeros_like(problem.x[:, :1])], 1),
-    )
-    return Side(problem, of), Side(_sized(changed, inputs=1), of), lambda r: r[:, :-1]
-
-
-def _split_input(layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    """The first input channel twice, with half of the weight each: together they get what it got."""
-    axis = 0 if "Transpose" in layer.family else 1
-
-    def halves(w: Tensor) -> Tensor:
-        half = w.narrow(axis, 0, 1) / 2
-        return torch.cat([half, w.narrow(axis, 1, w.shape[axis] - 1), half], axis)
-
-    changed = _changed(problem, weight=halves, x=torch.cat([problem.x, problem.x[:, :1]], 1))
-    return (
-        Side(problem, of),
-        Side(_sized(changed, inputs=1), of),
-        lambda r: torch.cat([r[:, :1] + r[:, -1:], r[:, 1:-1]], 1),
-    )
-
-
-def _sized(problem: Problem, *, inputs: int = 0, outputs: int = 0) -> Problem:
-    """Let the module know how many channels its new weight has."""
-    module: Any = problem.module
-    for kind, more in (("in", inputs), ("out", outputs)):
-        name = f"{kind}_features" if isinstance(module, nn.Linear) else f"{kind}_channels"
-        setattr(module, name, getattr(module, name) + more)
-    return problem
-
-
-def _stabilized(of: Variant, epsilon: float) -> Variant:
-    """Return the variant with another stabilizer."""
-    name = "epsilon" if of.rule == "Epsilon" else "stabilizer"
-    return replace(
-        of,
-        arguments=lambda shape, dtype: of.arguments(shape, dtype) | {name: epsilon},
-        stabilizer=Stabilizer(epsilon),
-    )
-
-
-_LAWS: tuple[tuple[str, tuple[str, ...], Any], ...] = (
-    ("sample-alone", ALL, _sample_alone),
-    ("scaled-weights", (*PROPORTIONAL, "ZBox", "WSquare"), _scaled_weights),
-    ("scaled-inputs", PROPORTIONAL, _scaled_inputs),
-    ("mirrored", PROPORTIONAL, _mirrored),
-    ("permuted-outputs", ALL, _permuted_outputs),
-    ("permuted-inputs", ALL, _permuted_inputs),
-    ("dead-unit", (*PROPORTIONAL, "ZBox", "WSquare"), _dead_unit),
-    ("dead-input", PROPORTIONAL, _dead_input),
-    ("split-input", (*PROPORTIONAL, "ZBox"), _split_input),
-)
+def _run(subject: Subject, rule: str, problem: Problem) -> Tensor:
+    arguments = variant(rule).arguments(tuple(problem.x.shape), problem.x.dtype) if rule in ALL else {}
+    return relevance_of(subject.get(rule)(**arguments), problem.module, problem.x, problem.relevance)
 
 
 def _nonnegative(problem_of: Callable[[], Problem], subject: Subject) -> Finding:
@@ -315,7 +176,7 @@ def _independent_of_input(problem_of: Callable[[], Problem], rule: str, subject:
 
 def _independent_of_weights(problem_of: Callable[[], Problem], subject: Subject) -> Finding:
     problem = problem_of()
-    other = _changed(problem, weight=lambda w: w.flip(0).exp() - 2, bias=lambda b: b - 7)
+    other = changed(problem, weight=lambda w: w.flip(0).exp() - 2, bias=lambda b: b - 7)
     make = subject.get("Flat")
     first = relevance_of(make(), problem.module, problem.x, problem.relevance)
     return _bits(
