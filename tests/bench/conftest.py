@@ -123,7 +123,7 @@ def example_facts() -> dict[str, Any]:
         "facts": {
             "processor": "Example CPU", "cores": 2, "memory_bytes": 8 * 2**30, "load": [0.1, 0.2, 0.3],
             "governor": "performance", "turbo": None, "system": "Linux-6.1-x86_64", "python": "3.11.7",
-            "torch": "2.13.0+cpu", "torch_config": "PyTorch built with: ...", 
+            "torch": "2.13.0+cpu", "torch_config": "PyTorch built with: ...",
             "threads": 2, "interop_threads": 2, "cuda": None,
         },
         "versions": {"lrp_rules": "0.1.0", "zennit": "0.5.1", "captum": "0.9.0", "numpy": "2.4.6", "torch": "2.13.0"},
