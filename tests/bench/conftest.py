@@ -38,7 +38,7 @@ _VGG = {"workload": "vgg16@224", "layer": "VGG16", "kind": "model", "batch": 2, 
 
 def _row(cell: dict[str, Any], rule: str, subject: str, baseline: str, ratio: float, **more: Any) -> dict[str, Any]:
     base = {"overhead": 5e-5, "compute": 1e-2}[cell["regime"]]
-    versions = {"lrp_rules": "0.1.0", "zennit.rules": "0.5.1", "verify.adapters.captum": "0.9.0"}
+    versions = {"lrp_rules": "0.1.0", "zennit": "0.5.1", "captum": "0.9.0"}
     row = {
         **_RUN, **cell, "rule": rule, "subject": subject, "subject_version": versions.get(subject, "2.13.0"),
         "baseline": baseline, "baseline_seconds": base, "seconds": base * ratio, "ratio": ratio,
@@ -57,7 +57,7 @@ def _row(cell: dict[str, Any], rule: str, subject: str, baseline: str, ratio: fl
 
 def example_rows() -> list[dict[str, Any]]:
     """The rows of the run."""
-    zennit, captum = "zennit.rules", "verify.adapters.captum"
+    zennit, captum = "zennit", "captum"
     rows = [
         _row(_TINY, "gradient", "gradient", "gradient", 1.002, passes_limit=1.0),
         _row(_CONV, "gradient", "gradient", "gradient", 0.999, passes_limit=1.0),
