@@ -16,7 +16,7 @@ from verify.examples import found
 from verify.layers import CORE, LAYERS, LayerCase
 from verify.model import Case, Level
 from verify.problem import Problem
-from verify.variants import VARIANTS, Variant
+from verify.variants import VARIANTS, Variant, level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +32,11 @@ KINDS = {
     "nonpositive": "no input above zero",
     "zeros": "small integers: exact zeros everywhere, outputs that cancel to zero exactly, a dead unit",
     "single": "one input other than zero, so that one contribution is all of an output",
+}
+#: Kinds of which one or the other half of a signed rule is empty.
+ONE_SIGN = {
+    "positive": "inputs, weights and biases above zero: every contribution is positive",
+    "negative": "weights above zero, inputs and biases below: every contribution is negative",
 }
 #: Ways to lay out or to size the signed data.
 LAYOUTS = {
@@ -66,6 +71,8 @@ def draw(layer: LayerCase, kind: str, dtype: str, seed: int = 0, device: str = "
     source = _Source(zlib.crc32(f"{seed}/{layer.name}/{kind}".encode()), integers=kind == "zeros")
     target = getattr(torch, dtype)
     module, x = _module(layer, source), _inputs(layer, kind, source)
+    if kind in ONE_SIGN:
+        x = _one_sign(module, x, kind)
     with torch.no_grad():
         if source.integers:
             _cancel(module, x)
@@ -104,6 +111,14 @@ def _module(layer: LayerCase, source: _Source) -> nn.Module:
             elif name == "running_var":
                 buffer.copy_(1.0 + source(buffer.shape).square())
     return module
+
+
+def _one_sign(module: nn.Module, x: Tensor, kind: str) -> Tensor:
+    sign = 1 if kind == "positive" else -1
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(parameter.abs() * (sign if name == "bias" else 1))
+    return sign * x.abs()
 
 
 def _cancel(module: nn.Module, x: Tensor) -> None:
@@ -178,7 +193,17 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
         drawn, [_layer(name) for name in _OF_LAWS], [dtype for dtype in dtypes if dtype in DEFAULT_DTYPES]
     )
     yield from found()
-    yield from second_order.cases(drawn, [_layer(name) for name in _OF_DERIVATIVES])
+    yield from second_order.cases(
+        drawn,
+        [_layer(name) for name in _OF_DERIVATIVES],
+        [
+            (rule, arguments, layer)
+            for rule in _GRADIENT_RULES
+            for layer in LAYERS
+            if _takes_gradient_rule(rule, layer)
+            for arguments in agreement.GRADIENT_ARGUMENTS.get(rule, ({},))
+        ],
+    )
 
 
 def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
@@ -193,9 +218,9 @@ def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
                 continue
             kinds = list(KINDS)
             if variant.name == "default" and layer.name in CORE:
-                kinds += LAYOUTS
+                kinds += [*ONE_SIGN, *LAYOUTS]
             elif variant.name != "default":
-                kinds = ["signed", "nonnegative", "zeros"]
+                kinds = list(variant.kinds or ("signed", "nonnegative", "zeros"))
             for kind in kinds:
                 if kind not in variant.without:
                     yield layer, kind, variant
@@ -209,13 +234,6 @@ def _takes_gradient_rule(rule: str, layer: LayerCase) -> bool:
     if rule == "Pass":
         return layer.name in {"identity", "relu", "tanh", "softmax", "batchnorm2d"}
     return layer.name == "relu" or (rule == "ReLUGuidedBackprop" and layer.name in {"leakyrelu", "tanh", "softplus"})
-
-
-def _level(rule: str, layer: LayerCase) -> Level:
-    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would
-    # say
-    split = layer.family == "BatchNorm" and rule not in {"Epsilon", "Norm", "Pass"}
-    return Level.SHOULD if split else Level.MUST
 
 
 def _comparisons(
@@ -232,7 +250,7 @@ def _comparisons(
                 layer=layer.family,
                 check=check,
                 dtype=dtype,
-                level=_level(variant.rule, layer),
+                level=Level.SHOULD if variant.level is Level.SHOULD else level(variant.rule, layer),
                 run=partial(run, problem, layer, variant, device),
                 device=device,
             )
@@ -256,7 +274,7 @@ def _gradient_cases(
             layer=layer.family,
             check="agreement",
             dtype=dtype,
-            level=_level(rule, layer),
+            level=level(rule, layer),
             run=partial(agreement.gradient_agrees, problem, layer, rule, arguments, device),
             device=device,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 
 from reference import rules as ref
 from reference.rounding import CallableStabilizer
+from verify.model import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from reference.layers import Affine
     from reference.rules import Part
+    from verify.layers import LayerCase
 
     Array = NDArray[np.float64]
     Shape = tuple[int, ...]
@@ -53,10 +56,22 @@ class Variant:
     dtypes: frozenset[str] = frozenset({"float64", "float32", "float16", "bfloat16"})
     #: Names of layers, for what needs one of its own; None is those that variants are tried on.
     only: frozenset[str] | None = None
+    #: Kinds of input, for what needs some of its own; None is those that variants are tried on.
+    kinds: tuple[str, ...] | None = None
+    level: Level = Level.MUST
+
+
+def level(rule: str, layer: LayerCase) -> Level:
+    """Return how binding the formula of a rule is on a layer."""
+    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would
+    # say
+    split = layer.family == "BatchNorm" and rule not in {"Epsilon", "Norm", "Pass"}
+    return Level.SHOULD if split else Level.MUST
 
 
 def _given(**arguments: Any) -> Callable[[Shape, torch.dtype], dict[str, Any]]:
-    return lambda _shape, _dtype: arguments
+    # a list of its own for each rule, which may append to it
+    return lambda _shape, _dtype: copy.deepcopy(arguments)
 
 
 def unsigned(d: torch.Tensor) -> torch.Tensor:
@@ -73,6 +88,8 @@ def clipped(d: torch.Tensor) -> torch.Tensor:
     return torch.where(d < 0, d.clamp(max=-0.5), d.clamp(min=0.5))
 
 
+#: Where a denominator that nothing stabilizes is not zero by rounding.
+_UNROUNDED = frozenset({"float64", "float32"})
 #: With 60 inputs of both signs, no half of them is empty: 0 / 0 is not met even without a stabilizer.
 _NEVER_ZERO = frozenset({"linear-60-20"})
 _UNSIGNED = CallableStabilizer(_unsigned)
@@ -95,7 +112,7 @@ def _with_stabilizers(
             _given(**arguments, **{name: 0.0}),
             ref.Stabilizer(0.0),
             without=frozenset({"zeros", "single", "nonnegative", "nonpositive"}),
-            dtypes=frozenset({"float64", "float32"}),
+            dtypes=_UNROUNDED,
             only=_NEVER_ZERO if rule in {"ZPlus", "AlphaBeta"} else None,
         ),
     )
@@ -108,6 +125,28 @@ def _no_bias(rule: str, parts: Callable[[Affine, Sample], tuple[Part, ...]], **a
         # a name matches whole: 'bias_' is not the bias, and the letters of a string are no names
         Variant(rule, "zero_params=other", parts, _given(**arguments, zero_params="bias_weight")),
         Variant(rule, "zero_params=weight", parts, _given(**arguments, zero_params="weight"), zero_params=("weight",)),
+        *(_zeroing(rule, parts, names, **arguments) for names in (["weight", "bias"], ["bias", "weight"])),
+        *(_zeroing(rule, parts, names, **arguments) for names in (["scale", "bias"], ["bias", "scale"])),
+    )
+
+
+def _zeroing(
+    rule: str,
+    parts: Callable[[Affine, Sample], tuple[Part, ...]],
+    names: list[str],
+    level: Level = Level.MUST,
+    **arguments: Any,
+) -> Variant:
+    """Several names at once, some of which the layer may not have."""
+    return Variant(
+        rule,
+        f"zero_params={'+'.join(names)}",
+        parts,
+        _given(**arguments, zero_params=names),
+        zero_params=tuple(names),
+        only=frozenset({"linear-5-4", "conv2d-circular"}),
+        kinds=("signed",),
+        level=level,
     )
 
 
@@ -174,12 +213,17 @@ VARIANTS: tuple[Variant, ...] = (
     *_with_stabilizers("Norm", lambda layer, _: ref.norm(layer)),
     *_with_stabilizers("ZPlus", lambda layer, _: ref.zplus(layer)),
     *_no_bias("ZPlus", lambda layer, _: ref.zplus(layer)),
+    Variant("ZPlus", "stabilizer=0", lambda layer, _: ref.zplus(layer), _given(stabilizer=0.0), ref.Stabilizer(0.0),
+            dtypes=_UNROUNDED, kinds=("positive",)),
     *_with_stabilizers("AlphaBeta", _alpha_beta(2, 1)),
     *_no_bias("AlphaBeta", _alpha_beta(2, 1)),
     *(
         Variant("AlphaBeta", f"alpha={a:g}-beta={b:g}", _alpha_beta(a, b), _given(alpha=a, beta=b))
         for a, b in ((1.0, 0.0), (1.5, 0.5), (4.0, 3.0))
     ),
+    # nothing contributes to the second half, 0 * (R / 0), but there is none
+    Variant("AlphaBeta", "alpha=1-beta=0-stabilizer=0", _alpha_beta(1, 0),
+            _given(alpha=1.0, beta=0.0, stabilizer=0.0), ref.Stabilizer(0.0), dtypes=_UNROUNDED, kinds=("positive",)),
     *_with_stabilizers("Gamma", _gamma(0.25)),
     *_no_bias("Gamma", _gamma(0.25)),
     *(Variant("Gamma", f"gamma={g:g}", _gamma(g), _given(gamma=g)) for g in (0.0, 1.0, 10.0, 1000.0)),
@@ -198,6 +242,11 @@ VARIANTS: tuple[Variant, ...] = (
     *_with_stabilizers("Flat", lambda layer, _: ref.flat(layer)),
     Variant("Flat", "zero_params=bias", lambda layer, _: ref.flat(layer), _given(zero_params="bias"),
             zero_params=("bias",)),
+    # parameters are zeroed first, and then replaced by ones
+    *(
+        _zeroing("Flat", lambda layer, _: ref.flat(layer), names, Level.SHOULD)
+        for names in (["weight"], ["weight", "bias"], ["scale", "weight"])
+    ),
 )  # fmt: skip
 
 

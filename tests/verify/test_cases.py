@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from verify.cases import KINDS, LAYOUTS, all_cases, draw
-from verify.layers import FAMILIES, LAYERS
+from verify.cases import KINDS, LAYOUTS, ONE_SIGN, all_cases, draw
+from verify.layers import CORE, FAMILIES, LAYERS
 
 CASES = all_cases(seed=0)
 LAYER = {layer.name: layer for layer in LAYERS}
@@ -34,7 +34,11 @@ def test_every_rule_meets_every_family_of_linear_layers() -> None:
         "agreement/ZBox/linear-5-4/longer-batch/signed/float32",
         "agreement/Norm/softmax/default/signed/float64",
         "agreement/ReLUBetaSmooth/relu/beta_smooth=100/zeros/float32",
+        "agreement/AlphaBeta/linear-5-4/alpha=1-beta=0-stabilizer=0/positive/float64",
+        "agreement/WSquare/conv2d-circular/zero_params=weight+bias/signed/float64",
         "laws/ZPlus/equals-alphabeta-1-0/linear-5-4/float64",
+        "laws/Epsilon/relevance-times-2-to-24/linear-5-4/float32",
+        "second-order/Norm/linear-5-4/stabilizer=0.3/parameters",
         "second-order/Gamma/conv2d-circular/gamma=10",
         "errors/AlphaBeta/accepts-1.4-0.4",
         "api/signature/Gamma",
@@ -63,7 +67,7 @@ def test_float32_data_are_those_of_float64_rounded() -> None:
     assert torch.equal(draw(layer, "signed", "float64").x.float(), draw(layer, "signed", "float32").x)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *LAYOUTS])
+@pytest.mark.parametrize("kind", [*KINDS, *ONE_SIGN, *LAYOUTS])
 def test_relevance_has_both_signs_and_zeros_and_nothing_to_do_with_the_output(kind: str) -> None:
     problem = draw(LAYER["conv2d-k3"], kind, "float64")
     if kind == "batch-of-0":
@@ -74,6 +78,17 @@ def test_relevance_has_both_signs_and_zeros_and_nothing_to_do_with_the_output(ki
     z = problem.module(problem.x)
     assert not torch.equal(problem.relevance, z)
     assert (problem.relevance * z < 0).any()
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("positive", 1), ("negative", -1)])
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_every_contribution_has_one_sign(kind: str, sign: int, name: str) -> None:
+    problem = draw(LAYER[name], kind, "float64")
+    assert (sign * problem.x > 0).all()
+    assert all((parameter != 0).all() for parameter in problem.module.parameters())
+    assert (sign * problem.module(problem.x) > 0).all()
+    assert all((sign * p > 0).all() for n, p in problem.module.named_parameters() if n == "bias")
+    assert all((p > 0).all() for n, p in problem.module.named_parameters() if n == "weight")
 
 
 def test_the_kinds_are_what_they_say() -> None:

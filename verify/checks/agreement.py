@@ -199,7 +199,7 @@ def gradient_agrees(
     model = model_for(str(problem.x.dtype), device)
     described = describe(problem.module, layer.sample_shape)
     samples = zip(*(rows(t, batched=problem.batched) for t in (problem.x, problem.relevance)), strict=True)
-    pairs = [_gradient_rule(rule_name, described, x_i, R_i, arguments, model) for x_i, R_i in samples]
+    pairs = [gradient_rule(rule_name, described, x_i, R_i, arguments, model) for x_i, R_i in samples]
     expected, worst, probable = (
         np.array(values).reshape(got.shape)
         for values in ([r for r, _ in pairs], [b.worst for _, b in pairs], [b.probable for _, b in pairs])
@@ -207,7 +207,7 @@ def gradient_agrees(
     return judge(got, expected, worst, probable, model.name)
 
 
-def _gradient_rule(
+def gradient_rule(
     rule: str, layer: Layer, x: Array, R: Array, arguments: Mapping[str, float], model: Model
 ) -> tuple[Array, Bound]:
     """Return what the reference says of one sample, and how far rounding can take it."""
