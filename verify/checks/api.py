@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,10 @@ def cases() -> Iterator[Case]:
     for name, arguments, d, wanted in _STABILIZERS:
         yield _case(f"Stabilizer/{name}", "Stabilizer", partial(_stabilizer, arguments, d, wanted), Level.SHOULD)
     yield _case("Stabilizer/ensure", "Stabilizer", _ensure, Level.SHOULD)
+    for name, value, expected in _REFUSED:
+        for of, prefix in (("Stabilizer", ""), ("Stabilizer.ensure", "ensure-")):
+            run = partial(_refuses, of, value, expected)
+            yield _case(f"Stabilizer/{prefix}refuses-{name}", "Stabilizer", run, Level.SHOULD)
     yield _case("BasicHook/default-is-epsilon", "BasicHook", _basic_default, Level.SHOULD)
     yield _case("BasicHook/modifiers-make-zplus", "BasicHook", _basic_zplus, Level.SHOULD)
     yield _case("Hook/tuples", "Hook", _hook, Level.SHOULD)
@@ -159,7 +165,7 @@ def _modifier(
         module.weight.copy_(_W)
         module.bias.copy_(_B)
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    with subject.get(name)(**arguments)(module) as modified, torch.no_grad():
+    with subject.get(name)(**deepcopy(arguments))(module) as modified, torch.no_grad():
         # all numbers are small multiples of 1/16, so that what the modified module computes tells its parameters
         # exactly
         constant, *columns = modified(x)
@@ -173,7 +179,7 @@ def _modifier(
 
 def _copy(name: str, subject: Subject) -> Finding:
     module, x, R = layer_and_data(name)
-    rule = subject.get(name)(**_UNUSUAL[name])
+    rule = subject.get(name)(**deepcopy(_UNUSUAL[name]))
     copied = rule.copy()
     if copied is rule:
         return fail("copy() returned the rule itself, expected another object")
@@ -185,7 +191,7 @@ def _remove(name: str, subject: Subject) -> Finding:
     module, x, R = layer_and_data(name)
     x.requires_grad_()
     (plain,) = torch.autograd.grad(module(x), x, R)
-    handle = subject.get(name)(**_UNUSUAL[name]).register(module)
+    handle = subject.get(name)(**deepcopy(_UNUSUAL[name])).register(module)
     handle.remove()
     (after,) = torch.autograd.grad(module(x), x, R)
     left = [key for key, value in vars(module).items() if key.endswith("_hooks") and value]
@@ -195,26 +201,74 @@ def _remove(name: str, subject: Subject) -> Finding:
 
 
 _D = torch.tensor([[3.0, -4.0], [0.0, -0.0]], dtype=torch.float64)
-_STABILIZERS: tuple[tuple[str, dict[str, Any], torch.Tensor, list[list[float]]], ...] = (
-    ("number", {"epsilon": 0.5}, _D, [[3.5, -4.5], [0.5, 0.5]]),
-    ("clip", {"epsilon": 3.5, "clip": True}, _D, [[3.5, -4.0], [3.5, 3.5]]),
-    ("norm_scale", {"epsilon": 2.0, "norm_scale": True}, _D[:1] * 2**0.5, [[]]),
-    ("norm_scale-dim", {"epsilon": 0.5, "norm_scale": True, "dim": 0}, torch.tensor([[3.0], [-3.0]]), [[4.5], [-4.5]]),
+_STABILIZERS: tuple[tuple[str, dict[str, Any], list[list[float]], list[list[float]]], ...] = (
+    ("number", {"epsilon": 0.5}, _D.tolist(), [[3.5, -4.5], [0.5, 0.5]]),
+    ("clip", {"epsilon": 3.5, "clip": True}, _D.tolist(), [[3.5, -4.0], [3.5, 3.5]]),
+    ("clip-below-epsilon", {"epsilon": 3.5, "clip": True}, [[-1.0, 1.0], [-3.5, 3.0]], [[-3.5, 3.5], [-3.5, 3.5]]),
+    # root mean squares: of (1, 1, 7, 7) 5, of the samples 4 and 64, of the columns 3 and 40
+    ("norm_scale", {"epsilon": 2.0, "norm_scale": True}, [[1.0, -1.0, -7.0, 7.0]], [[11.0, -11.0, -17.0, 17.0]]),
+    (
+        "norm_scale-of-each-sample",
+        {"epsilon": 0.5, "norm_scale": True},
+        [[4.0, -4.0], [64.0, -64.0]],
+        [[6.0, -6.0], [96.0, -96.0]],
+    ),
+    (
+        "norm_scale-dim",
+        {"epsilon": 0.5, "norm_scale": True, "dim": 0},
+        [[3.0, 40.0], [-3.0, -40.0]],
+        [[4.5, 60.0], [-4.5, -60.0]],
+    ),
+    (
+        "norm_scale-dims",
+        {"epsilon": 0.5, "norm_scale": True, "dim": (0, 1)},
+        [[1.0, -1.0], [-7.0, 7.0]],
+        [[3.5, -3.5], [-9.5, 9.5]],
+    ),
+    (
+        "norm_scale-clip",
+        {"epsilon": 0.5, "clip": True, "norm_scale": True},
+        [[1.0, -1.0, -7.0, 7.0], [0.0, 2.0, 0.0, 0.0]],
+        [[2.5, -2.5, -7.0, 7.0], [0.5, 2.0, 0.5, 0.5]],
+    ),
 )
 
 
-def _stabilizer(arguments: dict[str, Any], d: torch.Tensor, expected: list[list[float]], subject: Subject) -> Finding:
-    found = subject.get("Stabilizer")(**arguments)(d)
-    if expected == [[]]:  # the root mean square of (3, -4) sqrt(2) is 5, but for rounding
-        wanted = d + torch.tensor([[10.0, -10.0]], dtype=d.dtype)
-        near = bool(((found - wanted).abs() <= 8 * torch.finfo(d.dtype).eps * wanted.abs()).all())
-        return passed() if near else fail(f"Stabilizer({arguments}) of {d.tolist()} is {found.tolist()}")
-    wanted = torch.tensor(expected, dtype=d.dtype)
-    return (
-        passed()
-        if same(found, wanted)
-        else fail(f"Stabilizer({arguments}) of {d.tolist()} is {found.tolist()}, expected {expected}")
-    )
+def _stabilizer(
+    arguments: dict[str, Any], d: list[list[float]], expected: list[list[float]], subject: Subject
+) -> Finding:
+    found = subject.get("Stabilizer")(**arguments)(torch.tensor(d, dtype=torch.float64))
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    # a sum or a choice is exact here; of a root mean square, the squares, their sum and mean, the root, the product
+    room = 8 * torch.finfo(torch.float64).eps * wanted.abs() if arguments.get("norm_scale") else 0.0
+    if found.shape == wanted.shape and found.dtype == wanted.dtype and bool(((found - wanted).abs() <= room).all()):
+        return passed()
+    return fail(f"Stabilizer({arguments}) of {d} is {found.tolist()}, expected {expected}")
+
+
+_REFUSED: tuple[tuple[str, Any, type[Exception]], ...] = (
+    ("negative", -1.0, ValueError),
+    ("inf", math.inf, ValueError),
+    ("nan", math.nan, ValueError),
+    ("text", "0.1", TypeError),
+    ("none", None, TypeError),
+)
+
+
+def _refuses(of: str, value: Any, expected: type[Exception], subject: Subject) -> Finding:
+    """Check that a stabilizer of this value is refused, by its constructor or by ``ensure``."""
+    stabilizer = subject.get("Stabilizer")
+    try:
+        (stabilizer if of == "Stabilizer" else stabilizer.ensure)(value)
+    except expected as error:
+        return (
+            passed()
+            if str(value) in str(error)
+            else fail(f"{expected.__name__} says {str(error)!r}, without {value!r}")
+        )
+    except Exception as error:
+        return fail(f"{of}({value!r}) raises {type(error).__name__}: {error}; expected {expected.__name__}")
+    return fail(f"{of}({value!r}) is accepted, expected {expected.__name__}")
 
 
 def _ensure(subject: Subject) -> Finding:
@@ -228,7 +282,7 @@ def _ensure(subject: Subject) -> Finding:
     number = ensure(0.5)
     return (
         passed()
-        if same(number(_D), torch.where(_D < 0, _D - 0.5, _D + 0.5))
+        if same(number(_D.clone()), torch.where(_D < 0, _D - 0.5, _D + 0.5))
         else fail("Stabilizer.ensure(0.5) is no stabilizer of 0.5")
     )
 
