@@ -229,8 +229,11 @@ class _Search:
         found = self._explained(failing, passing)
         if not found:
             layers = failed_on
+            elsewhere = [case for case in passing if _name(case) not in layers]
             passing = [case for case in passing if _name(case) in layers]
             found = self._explained(failing, passing)
+            if not self._told_by_layer(found, failing, elsewhere):
+                return
         if 0 < len(found) <= _ALTERNATIVES:
             failed, passed = (sum(case.id in self._known for case in cases) for cases in (failing, passing))
             yield Diagnosis(self._rule, level, found, failed, passed, layers)
@@ -254,6 +257,20 @@ class _Search:
             if evidence[id(one)] == _NEEDED:
                 named.setdefault(one.name, one)  # the first form stands for all of a name
         return tuple(named.values())
+
+    def _told_by_layer(self, found: Iterable[Convention], failing: Sequence[Case], elsewhere: Sequence[Case]) -> bool:
+        """Whether it is the layer that decides, and not the parameters or the data of the failing cases.
+
+        On another layer, one of the same parameters and data has to pass although each of these variants differs.
+        """
+        alike = {_beside_layer(case) for case in failing}
+        left = list(found)
+        for case in [case for case in elsewhere if _beside_layer(case) in alike][:ENOUGH]:
+            if not left or time.perf_counter() > self._end:
+                break
+            asked = self._asked(case)
+            left = [one for one in left if _agreement(one, asked) is not None]
+        return not left
 
     def _agreeing(
         self, conventions: Sequence[Convention], case: Case, evidence: dict[int, set[str]]
@@ -332,6 +349,10 @@ def _holds(got: Array, answer: Answer) -> bool:
 
 def _name(case: Case) -> str:
     return case.id.split("/")[2]
+
+
+def _beside_layer(case: Case) -> tuple[str, ...]:
+    return tuple(case.id.split("/")[3:])
 
 
 def _spread(cases: Sequence[Case], first: Collection[str] = ()) -> list[Case]:

@@ -346,3 +346,18 @@ def test_no_more_cases_are_asked_than_enough() -> None:
     failing = {one.id for one in outcomes if one.verdict is Verdict.FAIL and one.level is Level.MUST}
     assert len(asked) == len(set(asked))
     assert len(failing & set(asked)) <= diagnosis.ENOUGH < len(failing)
+
+
+def test_a_parameter_that_decides_is_not_taken_for_a_layer() -> None:
+    """Seen with another number on other layers alone, a stabilizer that is right as a number looks ignored on these."""
+
+    def callable_ignored(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+        given = rule.stabilizer
+        stabilizer = given if isinstance(given, lrp_rules.Stabilizer) else 1e-6
+        return lrp_rules.ZPlus(stabilizer, rule.zero_params).relevance(layer, R)
+
+    wanted = {("linear-5-4", "stabilizer=callable"), ("conv2d-circular", "stabilizer=0.3"), ("conv2d-k1", "default")}
+    cases = [case for case in cases_of("ZPlus") if tuple(case.id.split("/")[2:4]) in wanted]
+    outcomes = [outcome(case, following("ZPlus", callable_ignored)) for case in cases]
+    assert {one.id.split("/")[2] for one in outcomes if one.verdict is Verdict.FAIL} == {"linear-5-4"}
+    assert examine(following("ZPlus", callable_ignored), "ZPlus", cases) == []

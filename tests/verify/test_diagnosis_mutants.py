@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,27 +81,32 @@ def expected(mutant: Mutant) -> str | None:
 
 
 def outcomes_of(mutant: Mutant) -> Iterator[Outcome]:
-    """Ask 48 cases, and as many more as it takes to see it fail where it follows a variant."""
-    subject, failing = mutant.subject(), 0
-    for asked, case in enumerate(cases_of_all()[mutant.rule]):
-        if asked >= 48 and (failing >= 6 or expected(mutant) in {None, *OF_DERIVATIVES}):
-            return
+    subject = mutant.subject()
+    for case in cases_of_all()[mutant.rule]:
         try:
             finding = case.run(subject)
         except Exception as error:  # noqa: BLE001  as the runner does
             finding = Finding(Verdict.ERROR, reason=str(error))
-        failing += finding.verdict in {Verdict.FAIL, Verdict.ERROR}
         yield outcome_of(case, finding, 0.0)
 
 
 @functools.cache
 def diagnosed(mutant: Mutant) -> tuple[Diagnosis, ...] | None:
-    """What is found of a mutant; None where it passes."""
-    outcomes = list(outcomes_of(mutant))
-    if all(one.verdict not in {Verdict.FAIL, Verdict.ERROR} for one in outcomes):
-        return None
+    """What is found of a mutant; None where it passes.
+
+    It is asked 48 cases, and more until they tell variants apart, and until it is named where it follows one: a run
+    asks all.
+    """
+    coming, outcomes, found = outcomes_of(mutant), list[Outcome](), None
     cases = {case.id: case for case in cases_of_all()[mutant.rule]}
-    return tuple(diagnose(outcomes, cases, asking(mutant.subject()), seconds=60.0))
+    named = expected(mutant) not in {None, *OF_DERIVATIVES}
+    while more := list(islice(coming, max(48, len(outcomes)))):
+        outcomes += more
+        if any(one.verdict in {Verdict.FAIL, Verdict.ERROR} for one in outcomes):
+            found = tuple(diagnose(outcomes, cases, asking(mutant.subject()), seconds=60.0))
+        if all(len(one.names) == 1 for one in found or ()) and (found or not named):
+            break
+    return found
 
 
 def names(found: tuple[Diagnosis, ...]) -> set[tuple[str, ...]]:
