@@ -30,7 +30,7 @@ Entries = npt.NDArray[Any]
 #: How the entries of each dtype lie in memory.
 STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 #: How many entries a preview shows.
-SHOWN = 8
+SHOWN = 4
 
 _KEYS = ("dtype", "shape", "order", "hex", "preview")
 _WORDS = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
