@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from verify import export, running, searching, selection, shards, terminal
+from verify.protocol import COMMAND
 from verify.runner import TIME_LIMIT, RunnerError, cpu_count
 from verify.selection import Request, UnusableError, check_files, select
 from verify.worker import Source
@@ -52,6 +53,9 @@ def lrp_verify(
     context: typer.Context,
     *,
     subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is tried.")] = "lrp_rules",
+    command: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="What is tried, in any language: see docs/protocol.md.")
+    ] = None,
     rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
     layer: Annotated[list[str] | None, typer.Option(help="Only these families of layers, likewise.")] = None,
     check: Annotated[list[str] | None, typer.Option(help="Only these checks, likewise.")] = None,
@@ -95,10 +99,12 @@ def lrp_verify(
     files = {"json": Path(json) if json and json != "-" else None, "junit": junit}
     files |= {"markdown": markdown, "figure": figure}
     ids = tuple(case or ())
+    if command is not None and subject != "lrp_rules":
+        context.fail("--subject and --command are two subjects; expected one of them")
 
     def run() -> Status:
         request = Request(
-            subject,
+            subject if command is None else f"{COMMAND}{command}",
             {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
             _split(dtype),
             ids,

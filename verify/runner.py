@@ -17,7 +17,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from verify import worker
 from verify.model import Case, Finding, Outcome, Verdict
-from verify.worker import RunnerError, Source, SubjectInfo
+from verify.protocol import is_command
+from verify.worker import TIME_LIMIT, RunnerError, Source, SubjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["START_LIMIT", "TIME_LIMIT", "Runner", "RunnerError", "Source", "SubjectInfo", "cpu_count", "run"]
 
-#: Seconds for one case.
-TIME_LIMIT = 20.0
 #: Seconds for workers to import torch, the cases and the subject; they do not count against a case.
 START_LIMIT = 300.0
 
@@ -59,7 +58,7 @@ class Runner:
         if not 0 < time_limit < math.inf:
             msg = f"time_limit is {time_limit}; expected a finite number of seconds above 0"
             raise ValueError(msg)
-        self._setup = (source, tuple(subjects))
+        self._setup = (source, tuple(subjects), time_limit)
         self._pool: ProcessPool | None = None
         self._here: worker.Worker | None = None
         self._threads = 0
@@ -128,7 +127,7 @@ class Runner:
             # A few cases ahead keep every worker busy. The time limit starts when a worker takes a case.
             while waiting and len(running) < 4 * self.workers:
                 case = waiting.popleft()
-                running[self._schedule(worker.answer, subject, case.id, limit=self.time_limit)] = case
+                running[self._schedule(worker.answer, subject, case.id, limit=self._limit(subject))] = case
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             innocent = []
             for future in done:
@@ -150,6 +149,10 @@ class Runner:
                 running.clear()
                 self._stop()
                 self._start()
+
+    def _limit(self, subject: str) -> float:
+        # a process is limited by whoever speaks with it, and may have to be started again
+        return self.time_limit + (START_LIMIT if is_command(subject) else 0)
 
     def _outcome(self, case: Case, future: Future[Outcome]) -> Outcome:
         try:

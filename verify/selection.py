@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from verify import export
+from verify.protocol import is_command
 from verify.worker import Source, carried
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Where the cases come from; its module has DTYPES and DEFAULT_DTYPES beside the function.
 CASES = "verify.cases:all_cases"
+#: The same for a command, which is asked more.
+CASES_OF_COMMANDS = "verify.protocol.cases:all_cases"
 #: The check that looks for new cases, beside those that it has found before.
 SEARCH = "search"
 
@@ -51,6 +54,11 @@ class Request:
     deviations: str | None = None
 
     @property
+    def cases(self) -> str:
+        """Where the cases come from."""
+        return CASES_OF_COMMANDS if is_command(self.subject) else CASES
+
+    @property
     def searching(self) -> bool:
         """Whether new cases are looked for."""
         return any(pattern.lower() == SEARCH for pattern in self.filters.get("check", ()))
@@ -65,15 +73,16 @@ def select(request: Request) -> tuple[Source, list[Case]]:
         msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
         raise UnusableError(msg)
     _check_search(request)
+    _check_command(request)
     check_files(request.files)
     with _uninterrupted():
-        module = importlib.import_module(CASES.partition(":")[0])
+        module = importlib.import_module(request.cases.partition(":")[0])
     _check_device(request.device)
     known: tuple[str, ...] = module.DTYPES
     # a case that is named may be of any dtype
     given = _chosen("dtype", request.dtypes, known)
     dtypes = known if request.ids else given or module.DEFAULT_DTYPES
-    source = Source(tuple(dtypes), request.seed, request.device, CASES)
+    source = Source(tuple(dtypes), request.seed, request.device, request.cases)
     cases = source.cases()
     if request.ids:
         return source, [_named(id_, cases) for id_ in request.ids]
@@ -138,6 +147,19 @@ def _check_search(request: Request) -> None:
     ):
         if unusable:
             msg = f"--check {SEARCH} draws its layers and runs as a whole, on the CPU; leave out --{name}"
+            raise UnusableError(msg)
+
+
+def _check_command(request: Request) -> None:
+    if not is_command(request.subject):
+        return
+    for name, unusable in (
+        (f"--check {SEARCH}", request.searching),
+        ("--device", request.device != "cpu"),
+        ("--figure", "figure" in request.files),
+    ):
+        if unusable:
+            msg = f"{name} needs a subject in Python; --command names a process, which is only asked for relevances"
             raise UnusableError(msg)
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from verify.protocol import is_command
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from verify.model import Case, Finding
 
 RULES = (
     "Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat",
@@ -23,6 +31,14 @@ class SubjectError(Exception):
 
 class NotOfferedError(Exception):
     """The subject does not have what a case is about: neither a pass nor a failure."""
+
+
+class UnansweredError(BaseException):
+    """What became of a case whose subject gave nothing to judge; no check takes it for an exception that it expects."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.reason)
+        self.finding = finding
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,10 @@ class Subject:
             raise NotOfferedError(msg)
         return getattr(self.namespace, name)
 
+    def asking(self, case: Case, seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002  see protocol.port
+        """Surround one case, for which there are so many seconds."""
+        return contextlib.nullcontext()
+
     @property
     def is_ours(self) -> bool:
         """Whether this is lrp_rules itself, which is held to every requirement."""
@@ -51,7 +71,7 @@ class Subject:
 
 
 def load(spec: str) -> Subject:
-    """Import a subject given as ``MODULE`` or ``MODULE:ATTRIBUTE``.
+    """Import a subject given as ``MODULE`` or ``MODULE:ATTRIBUTE``, or start that of ``command:COMMAND``.
 
     Raises
     ------
@@ -59,6 +79,10 @@ def load(spec: str) -> Subject:
         If it cannot be imported, or has no rule of the API.
 
     """
+    if is_command(spec):
+        from verify.protocol import port  # noqa: PLC0415  it imports this module
+
+        return port.load(spec)
     module_name, _, attribute = spec.partition(":")
     if not module_name:
         msg = f"the subject is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"

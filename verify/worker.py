@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from verify.subjects import Subject
 
+#: Seconds for one case.
+TIME_LIMIT = 20.0
 #: Stands for exit status 0, see `begin`.
 SILENT_EXIT = 120
 _LONGEST_REASON = 400
@@ -68,8 +70,11 @@ class SubjectInfo:
 class Worker:
     """The cases and the subjects of one process. ``here``: this is the user's own process."""
 
-    def __init__(self, source: Source, subjects: Sequence[str], *, here: bool = False) -> None:
+    def __init__(
+        self, source: Source, subjects: Sequence[str], time_limit: float = TIME_LIMIT, *, here: bool = False
+    ) -> None:
         self._here = here
+        self._time_limit = time_limit
         self._seed = source.seed
         self._is_grid = source.function == Source.function
         self._cases = source.cases()
@@ -97,7 +102,7 @@ class Worker:
         if id_ not in self._cases:
             msg = f"a worker does not know the case {id_}: its source gives other cases there than here"
             raise RunnerError(msg)
-        return ask(self._cases[id_], subject, self._seed, here=self._here)
+        return ask(self._cases[id_], subject, self._seed, here=self._here, time_limit=self._time_limit)
 
     def _subject(self, spec: str) -> Subject:
         from verify.subjects import load  # noqa: PLC0415  imports torch, see the top
@@ -114,9 +119,9 @@ class Worker:
         return subject
 
 
-def ask(case: Case, subject: Subject, seed: int, *, here: bool) -> Outcome:
+def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: float = TIME_LIMIT) -> Outcome:
     """Ask one case of a subject, and turn whatever comes of it into a verdict."""
-    from verify.subjects import NotOfferedError  # noqa: PLC0415  imports torch, see the top
+    from verify.subjects import NotOfferedError, UnansweredError  # noqa: PLC0415  imports torch, see the top
 
     torch: Any = importlib.import_module("torch")
     # What an earlier case left behind must not decide this one, or a case asked alone would answer otherwise.
@@ -124,11 +129,13 @@ def ask(case: Case, subject: Subject, seed: int, *, here: bool) -> Outcome:
     torch.set_grad_enabled(True)
     start = time.perf_counter()
     try:
-        with _quiet():
+        with _quiet(), subject.asking(case, time_limit):
             finding = case.run(subject)
         return outcome_of(case, finding, time.perf_counter() - start)
     except NotOfferedError as error:
         finding = Finding(Verdict.NOT_OFFERED, reason=str(error))
+    except UnansweredError as error:
+        finding = error.finding
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and here:
             raise  # the user's; a worker does not hear the keyboard
@@ -156,7 +163,7 @@ def _quiet() -> Iterator[None]:
 _worker: list[Worker | RunnerError] = []
 
 
-def begin(source: Source, subjects: Sequence[str]) -> None:
+def begin(source: Source, subjects: Sequence[str], time_limit: float) -> None:
     """Prepare a worker process. What goes wrong is kept for its first task; pebble would log it and start another."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     # Whatever the subject or a library of C prints, the report keeps its terminal.
@@ -167,7 +174,7 @@ def begin(source: Source, subjects: Sequence[str]) -> None:
     os._exit = partial(_exit, os._exit)  # type: ignore[assignment]
     try:
         importlib.import_module("torch").set_num_threads(1)
-        _worker.append(Worker(source, subjects))
+        _worker.append(Worker(source, subjects, time_limit))
     except Exception as error:  # noqa: BLE001  raised by every task
         _worker.append(RunnerError(f"a worker cannot start: {type(error).__name__}: {error}"))
 

@@ -1,0 +1,278 @@
+"""A command line as a subject: its process is started, asked, and started again after whatever it did."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
+from typing import TYPE_CHECKING, Any
+
+from verify import export
+from verify.model import Finding, Verdict
+from verify.protocol import COMMAND, START_LIMIT, messages
+from verify.protocol.messages import Errored, MessageError, Skipped, Started
+from verify.protocol.process import Kind, Process, Trouble
+from verify.subjects import NotOfferedError, Subject, SubjectError, UnansweredError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from verify.model import Case
+
+#: Checks that need nothing but a relevance; the others look at what a rule does to a module of torch.
+ASKED = frozenset({"agreement", "conservation", "errors", "laws", "search", "protocol"})
+#: Cases in a row that may cost a port its process: a port that always hangs would take days.
+GIVE_UP = 10
+#: Seconds for one case where nobody says how many there are.
+_SECONDS = 20.0
+_VERDICTS = {Kind.ENDED: Verdict.CRASH, Kind.LATE: Verdict.TIMEOUT, Kind.RUBBISH: Verdict.ERROR}
+_GOODBYE = 1.0
+
+
+class InvalidError(Exception):
+    """The port says that the question is at fault; its subclasses are the exceptions of the API."""
+
+
+class InvalidValueError(InvalidError, ValueError):
+    """``error`` of kind "value"."""
+
+
+class InvalidTypeError(InvalidError, TypeError):
+    """``error`` of kind "type"."""
+
+
+class MissingError(InvalidError, RuntimeError):
+    """``error`` of kind "missing"."""
+
+
+_INVALID: dict[str, type[InvalidError]] = {
+    "value": InvalidValueError,
+    "type": InvalidTypeError,
+    "missing": MissingError,
+}
+
+
+class Connection:
+    """The process of a command, as long as it behaves; a new one after it did not."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.case = ""
+        self.left = _SECONDS
+        self.started: Started | None = None
+        self._process: Process | None = None
+        self._seq = 0
+        self._failures = 0
+        self._gone = ""
+        # also where a worker is told to end: multiprocessing then runs what is registered with it
+        Finalize(self, Connection.close, args=(self,), exitpriority=10)
+
+    def first_start(self) -> Finding | None:
+        """Start the process; return what is wrong with it, if anything."""
+        try:
+            self._start()
+        except UnansweredError as error:
+            return error.finding
+        return None
+
+    @contextlib.contextmanager
+    def asking(self, case: str, seconds: float) -> Iterator[None]:
+        """Ask one case, with a number of seconds for all its requests together."""
+        if self._gone:
+            raise UnansweredError(Finding(Verdict.SKIPPED, reason=f"not asked: {self._gone}"))
+        self.case, self.left = case, seconds
+        try:
+            yield
+            self._check_quiet()
+        except UnansweredError as error:
+            if error.finding.verdict in {Verdict.CRASH, Verdict.TIMEOUT, Verdict.ERROR} and self._process is None:
+                self._failures += 1
+                if self._failures >= GIVE_UP:
+                    self._gone = f"{GIVE_UP} cases in a row ended the process, the last one {case}"
+            raise
+        if self._process is not None:
+            self._failures = 0
+
+    def relevance(
+        self, rule: str, parameters: Mapping[str, Any], layer: Mapping[str, Any], tensors: Mapping[str, Any]
+    ) -> NDArray[Any]:
+        """Return the relevance that the port answers.
+
+        Raises
+        ------
+        UnansweredError
+            If it gives none, with what became of the case.
+        InvalidError
+            If it says that the question is at fault.
+
+        """
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        self._seq += 1
+        request = messages.case(self._seq, self.case, rule, parameters, layer, tensors)
+        try:
+            asked = time.monotonic()
+            line = self._process.ask(request, self.left)
+            self.left = max(0.0, self.left - (time.monotonic() - asked))
+            answer = messages.read_case(line, self._seq)
+        except Trouble as trouble:
+            raise self._failed(_VERDICTS[trouble.kind], str(trouble)) from trouble
+        except MessageError as error:
+            raise self._failed(Verdict.ERROR, f"the answer {error}") from error
+        if isinstance(answer, Skipped):
+            raise UnansweredError(Finding(Verdict.SKIPPED, reason=" ".join(filter(None, (answer.reason, answer.link)))))
+        if isinstance(answer, Errored):
+            raise self._errored(answer)
+        return answer
+
+    def close(self) -> None:
+        """Tell the process that there is no more, and make sure that it ends."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(Trouble):
+            process.ask(messages.stop(), _GOODBYE)
+            process.end_input()
+            process.wait(_GOODBYE)
+        process.kill()
+
+    def _start(self) -> None:
+        self._seq = 0
+        try:
+            self._process, self.started = begin(self.command)
+        except StartError as error:
+            self._gone = f"the port did not start: {error.finding.reason}"
+            raise UnansweredError(error.finding) from error
+
+    def _check_quiet(self) -> None:
+        if self._process is None:
+            return
+        try:
+            more = self._process.unasked()
+        except Trouble as trouble:
+            raise self._failed(Verdict.ERROR, str(trouble)) from trouble
+        if more:
+            raise self._failed(Verdict.ERROR, f"more than one answer to case number {self._seq}: {more}")
+
+    def _failed(self, verdict: Verdict, reason: str) -> UnansweredError:
+        """Give up the process: what it would say next may belong to any case."""
+        assert self._process is not None
+        errors = self._process.errors
+        self._process.kill()
+        self._process = None
+        return UnansweredError(_finding(verdict, reason, errors))
+
+    def _errored(self, answer: Errored) -> BaseException:
+        if answer.kind in _INVALID:
+            return _INVALID[answer.kind](answer.message)
+        assert self._process is not None
+        context = {"context": answer.context} if answer.context else {}
+        stderr = {"stderr": errors} if (errors := self._process.errors) else {}
+        reason = f"the port answers error {answer.kind!r}: {answer.message}"
+        return UnansweredError(Finding(Verdict.ERROR, reason=reason, details={**context, **stderr}))
+
+
+class StartError(Exception):
+    """A process that was started, and does not answer `start` as it should."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.reason)
+        self.finding = finding
+
+
+def begin(command: str) -> tuple[Process, Started]:
+    """Start a command and exchange `start` with it.
+
+    Raises
+    ------
+    SubjectError
+        If there is no such command.
+    StartError
+        If it does not answer as it should.
+
+    """
+    try:
+        process = Process(shlex.split(command))
+    except (OSError, ValueError, IndexError) as error:
+        msg = f"the command {command!r} cannot be started: {error}; expected a program and its arguments"
+        raise SubjectError(msg) from error
+    try:
+        return process, messages.read_start(process.ask(messages.start(f"lrp-verify {export.version()}"), START_LIMIT))
+    except (Trouble, MessageError) as error:
+        verdict = _VERDICTS[error.kind] if isinstance(error, Trouble) else Verdict.ERROR
+        reason = f"start: {'' if isinstance(error, Trouble) else 'the answer '}{error}"
+        finding = _finding(verdict, reason, process.errors)
+        process.kill()
+        raise StartError(finding) from error
+    except BaseException:
+        process.kill()
+        raise
+
+
+def _finding(verdict: Verdict, reason: str, errors: str) -> Finding:
+    """What became of a case, with what the process had to say of it on standard error."""
+    last = errors.splitlines()[-1] if errors else ""
+    return Finding(
+        verdict, reason=f"{reason}; stderr: {last}" if last else reason, details={"stderr": errors} if errors else {}
+    )
+
+
+@dataclass(frozen=True)
+class Port(Subject):
+    """The subject that a command is. ``first``: why its process did not start, for the first case that is asked."""
+
+    first: list[Finding] = field(default_factory=list)
+
+    @property
+    def connection(self) -> Connection:
+        """What is behind it."""
+        connection: Connection = self.namespace
+        return connection
+
+    def offers(self, name: str) -> bool:
+        """Whether it said so when it started."""
+        return self.connection.started is not None and name in self.connection.started.rules
+
+    def get(self, name: str) -> Any:
+        """Return a class of the API whose relevance the process gives, or raise NotOfferedError."""
+        from verify.protocol.rules import rule_class  # noqa: PLC0415  it imports this module
+
+        if not self.offers(name):
+            msg = f"{self.spec.removeprefix(COMMAND)} has no {name}"
+            raise NotOfferedError(msg)
+        return rule_class(self.connection, name)
+
+    @contextlib.contextmanager
+    def asking(self, case: Case, seconds: float) -> Iterator[None]:
+        """Surround one case: it may be one that a process cannot be asked."""
+        if case.check not in ASKED:
+            msg = f"{case.check} is about modules and tensors of torch, of which a process has none"
+            raise NotOfferedError(msg)
+        if case.check == "protocol":  # each has a process of its own
+            yield
+            return
+        if self.first:
+            raise UnansweredError(self.first.pop())
+        with self.connection.asking(case.id, seconds):
+            yield
+
+
+def load(spec: str) -> Port:
+    """Start a command and return it as a subject, also where it does not answer as it should: that is a verdict.
+
+    Raises
+    ------
+    SubjectError
+        If there is no such command.
+
+    """
+    connection = Connection(spec.removeprefix(COMMAND))
+    trouble = connection.first_start()
+    started = connection.started
+    version = "unknown" if started is None else f"{started.version} ({started.name}, {started.language})"
+    return Port(spec, connection, version, [] if trouble is None else [trouble])
