@@ -1,0 +1,162 @@
+"""One cell in one process: the gate, memory, and the paired loop of each comparison. What comes back is plain data."""
+
+from __future__ import annotations
+
+import os
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.cuda import EventClock, graph_seconds
+from bench.memory import peak_bytes
+from bench.pairing import Effort, paired, wall_clock
+from bench.subjects import GRADIENT, Contender, Gate, contender
+from bench.workloads import Cell, pose
+from verify.subjects import NotOfferedError, SubjectError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bench.agreement import Agreement
+    from verify.problem import Problem
+
+OK, UNSUPPORTED, WRONG, OUT_OF_MEMORY, FAILED = "ok", "unsupported", "wrong", "out-of-memory", "failed"
+_LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is asked: a cell, which subjects against which, and how much of it.
+
+    ``gated`` asks for agreement and memory besides the times: one process of several does that, before the others.
+    ``excused`` names subjects that are not to be timed, because they were refused there.
+    """
+
+    cell: Cell
+    comparisons: tuple[tuple[str, str], ...]
+    effort: Effort
+    seed: int = 0
+    gated: bool = False
+    excused: frozenset[str] = frozenset()
+
+
+@dataclass
+class Standing:
+    """Where a subject stands in a cell: its status with the reason, agreement, memory."""
+
+    status: str = OK
+    reason: str = ""
+    version: str = ""
+    agreement_ratio: float | None = None
+    agreement_entries: int = 0
+    peak_bytes: int | None = None
+    graph_seconds: float | None = None
+
+
+@dataclass
+class Answer:
+    """What a process has found: the standing of each subject, and quads of seconds for each comparison."""
+
+    standings: dict[str, Standing] = field(default_factory=dict)
+    quads: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
+
+
+def begin(threads: int) -> None:
+    """Prepare a worker: its prints go nowhere, warnings are as a user has them, threads are fixed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # libraries of C print too: the profiler, to begin with
+        os.dup2(nowhere, stream)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+
+
+def measure(task: Task) -> Answer:
+    """Answer a task in this process."""
+    torch.set_num_threads(task.cell.threads)
+    answer = Answer()
+    subjects: dict[str, Contender] = {}
+    for name in dict.fromkeys(name for pair in task.comparisons for name in pair):
+        if name in task.excused:
+            continue
+        standing = _attempt(lambda name=name: subjects.update({name: contender(name)}) or Standing())
+        answer.standings[name] = standing
+    try:
+        problem = pose(task.cell, task.seed)
+    except (RuntimeError, MemoryError, NotImplementedError) as error:
+        answer.standings = dict.fromkeys(answer.standings, _standing(error))
+        return answer
+    if task.gated:
+        gate = Gate(task.cell, problem)
+        for name, subject in subjects.items():
+            answer.standings[name] = _attempt(lambda subject=subject: _gated(task, subject, problem, gate))
+    clock = EventClock() if task.cell.device.startswith("cuda") else wall_clock
+    for pair in task.comparisons:
+        if any(name not in answer.standings or answer.standings[name].status != OK for name in pair):
+            continue
+        failed = _attempt(lambda pair=pair: _timed(task, answer, pair, subjects, problem, clock))
+        if failed.status != OK:
+            answer.standings[pair[0]] = failed
+    return answer
+
+
+def _gated(task: Task, subject: Contender, problem: Problem, gate: Gate) -> Standing:
+    """Ask agreement and memory of one subject."""
+    standing = Standing(version=subject.version)
+    with subject.on(task.cell, problem) as (call, module):
+        if subject.name != GRADIENT:
+            found: Agreement = gate.judge(call, module)
+            standing.agreement_ratio, standing.agreement_entries = found.ratio, found.entries
+            if not found.holds:
+                standing.status, standing.reason = WRONG, _shortened(found.reason)
+                return standing
+        standing.peak_bytes = peak_bytes(call, task.cell.device)
+        if task.cell.device.startswith("cuda"):
+            try:
+                standing.graph_seconds = graph_seconds(call, EventClock())
+            except RuntimeError as error:
+                standing.reason = _shortened(f"no CUDA graph: {error}")
+    return standing
+
+
+def _timed(
+    task: Task,
+    answer: Answer,
+    pair: tuple[str, str],
+    subjects: Mapping[str, Contender],
+    problem: Problem,
+    clock: Callable[[Callable[[], Any]], float],
+) -> Standing:
+    """Run the paired loop of one comparison."""
+    with subjects[pair[0]].on(task.cell, problem) as (a, _), subjects[pair[1]].on(task.cell, problem) as (b, _):
+        answer.quads[pair] = paired(a, b, task.effort, clock).tolist()
+    return Standing()
+
+
+def _attempt(step: Callable[[], Standing]) -> Standing:
+    """Take a step; an exception is where the subject stands."""
+    try:
+        return step()
+    except Exception as error:  # noqa: BLE001  a subject may raise anything, and it is a result
+        return _standing(error)
+
+
+def _standing(error: Exception) -> Standing:
+    reason = _shortened(f"{type(error).__name__}: {error}")
+    if isinstance(error, NotOfferedError):
+        return Standing(UNSUPPORTED, str(error))
+    if isinstance(error, SubjectError):
+        return Standing(UNSUPPORTED, _shortened(str(error)))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+        return Standing(OUT_OF_MEMORY, reason)
+    if "not implemented for" in str(error):
+        return Standing(UNSUPPORTED, reason)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return Standing(FAILED, f"{reason} ({frame.filename.rpartition('/')[2]}:{frame.lineno})")
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"

@@ -1,0 +1,145 @@
+"""Whose calls are timed: the plain gradient, our rules, those of peers. What is a call, and what is outside of it.
+
+A call is forward and backward: ``torch.autograd.grad(module(x), x, R)``. A rule is put on the module beforehand. All
+subjects share the module's parameters, the input and the relevance.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.agreement import Agreement, Reference, joined, layer_parts, module_part
+from bench.models import COMPOSITES, attached
+from bench.workloads import RULES
+from verify.subjects import Subject, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+    from bench.workloads import Cell
+    from verify.problem import Problem
+
+    Call = Callable[[], Tensor]
+
+GRADIENT = "gradient"
+OURS = "lrp_rules"
+#: Names of the table, and the modules that they stand for.
+SPECS = {"zennit": "zennit.rules", "captum": "verify.adapters.captum", "lxt": "verify.adapters.lxt"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A subject by the name that it has in the table; the gradient has no rules."""
+
+    name: str
+    subject: Subject | None
+
+    @property
+    def version(self) -> str:
+        """Its version; the gradient is torch's."""
+        return str(torch.__version__) if self.subject is None else self.subject.version
+
+    @contextmanager
+    def on(self, cell: Cell, problem: Problem) -> Iterator[tuple[Call, nn.Module]]:
+        """Put the rule of a cell on a module of its own, which shares the parameters, and give the call.
+
+        Raises
+        ------
+        NotOfferedError
+            If the subject does not have the rule.
+
+        """
+        module, x, R = _sharing(problem.module), problem.x, problem.relevance
+
+        def call() -> Tensor:
+            return torch.autograd.grad(module(x), x, R)[0]
+
+        if self.subject is None:
+            yield call, module
+        elif cell.kind == "model":
+            with attached(module, cell.rule, self.subject):
+                yield call, module
+        else:
+            name, arguments = RULES[cell.rule]
+            rule = self.subject.get(name)(**arguments)
+            if hasattr(rule, "explain"):  # an adapter: its library is called as its users call it
+                yield lambda: rule.explain(module, (x,), R)[0], module
+                return
+            handle = rule.register(module)
+            try:
+                yield call, module
+            finally:
+                handle.remove()
+
+
+def contender(name: str) -> Contender:
+    """Return a subject by name, or by MODULE[:ATTRIBUTE]; raise SubjectError if it cannot be imported."""
+    return Contender(name, None if name == GRADIENT else load(SPECS.get(name, name)))
+
+
+def _sharing(module: nn.Module) -> nn.Module:
+    """Return a copy with the same Parameter objects."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+class Gate:
+    """Asks whether a contender is right on the data of a cell; what the reference says is kept for the next one."""
+
+    def __init__(self, cell: Cell, problem: Problem) -> None:
+        self._cell, self._problem = cell, problem
+        self._layer: Reference | None = None
+        self._inputs: dict[str, Tensor] = {}
+
+    def judge(self, call: Call, module: nn.Module) -> Agreement:
+        """Compare with the reference."""
+        if self._cell.kind == "model":
+            return self._model(module)
+        if self._layer is None:
+            name, arguments = RULES[self._cell.rule]
+            self._layer = Reference(layer_parts(self._problem), name, arguments, self._cell.device)
+        return self._layer.judge(call().detach())
+
+    def _model(self, module: nn.Module) -> Agreement:
+        if not self._inputs:
+            self._inputs = _inputs(self._problem)
+        composite = COMPOSITES[self._cell.rule]
+        names = {part: name for name, part in module.named_modules()}
+        found = []
+        for index, (part, (rule, arguments)) in enumerate(composite.rules(module).items()):
+            x = self._inputs[names[part]]
+            draw = torch.Generator().manual_seed(index)
+            R, piece = module_part(part, x, draw)
+            x = x[:1].clone().requires_grad_()
+            (r,) = torch.autograd.grad(part(x), x, R)
+            agreement = Reference([piece], rule, arguments, self._cell.device).judge(r)
+            found.append(replace(agreement, reason=f"{names[part]}, {rule}: {agreement.reason}"))
+        worst = joined(found)
+        return worst if not worst.holds else replace(worst, reason="")
+
+
+def _inputs(problem: Problem) -> dict[str, Tensor]:
+    """Return the input of each module in the forward pass without rules, by name."""
+    found: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, name=name: found.update({name: given[0].detach()}))
+        for name, module in problem.module.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            problem.module(problem.x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def versions(contenders: list[Contender]) -> dict[str, Any]:
+    """Return the version of each contender, by name."""
+    return {one.name: one.version for one in contenders}
