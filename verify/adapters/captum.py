@@ -98,14 +98,19 @@ class _Explained(torch.autograd.Function):
             msg = "captum keeps no graph of a relevance; it cannot be differentiated again"
             raise NotOfferedError(msg)
         inputs = tuple(x.detach().requires_grad_() for x in ctx.saved_tensors)
-        module: Any = ctx.module
-        module.rule = ctx.make()
-        try:
-            with _explaining(module), torch.enable_grad():
-                relevance = LRP(_Model(module, R[0])).attribute(inputs)
-        finally:
-            vars(module).pop("rule", None)
+        relevance = _explain(ctx.make, ctx.module, inputs, R[0])
         return None, None, None, *(r.detach() for r in relevance)
+
+
+def _explain(make: Callable[[], Any], module: Any, inputs: tuple[Tensor, ...], R: Tensor) -> tuple[Tensor, ...]:
+    """Return what one ``LRP.attribute`` makes of the relevance R of the module's output."""
+    module.rule = make()
+    try:
+        with _explaining(module), torch.enable_grad():
+            relevance: tuple[Tensor, ...] = LRP(_Model(module, R)).attribute(inputs)
+    finally:
+        vars(module).pop("rule", None)
+    return relevance
 
 
 class _Rule:
@@ -121,6 +126,10 @@ class _Rule:
     def copy(self) -> _Rule:
         """Return a rule with the same arguments."""
         return type(self)(**self._arguments)
+
+    def explain(self, module: nn.Module, inputs: tuple[Tensor, ...], R: Tensor) -> tuple[Tensor, ...]:
+        """Return the relevance of the inputs by captum alone, without the forward pass that `register` adds."""
+        return _explain(self._make, module, inputs, R)
 
     def register(self, module: nn.Module) -> Handle:
         """Let captum explain every call of the module from now on."""
