@@ -1,0 +1,198 @@
+"""What the report says: goals and how they were met, how we stand beside peers, the heat map. Plain numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from bench.report_data import GRADIENT, OURS, measured, unique
+from bench.report_text import geometric_mean, plural, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bench.report_data import Row
+
+REGIMES = {
+    "compute": "compute-bound",
+    "memory": "memory-bound",
+    "overhead": "overhead-bound (small layers)",
+}
+
+
+# --- goals ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal and all rows it is set for."""
+
+    where: tuple[int, str]
+    what: str
+    goal: float
+    rows: list[Row]
+
+    @cached_property
+    def timed(self) -> list[Row]:
+        """The rows with a ratio, slowest last."""
+        return sorted((row for row in self.rows if measured(row)), key=lambda row: float(row["ratio"]))
+
+    @property
+    def mean(self) -> float | None:
+        """The geometric mean of the ratios."""
+        return geometric_mean(row["ratio"] for row in self.timed)
+
+    @property
+    def worst(self) -> Row | None:
+        """The slowest."""
+        return self.timed[-1] if self.timed else None
+
+    @property
+    def limit(self) -> float | None:
+        """The pass-count limit, where it is the same for all."""
+        limits = {row["passes_limit"] for row in self.rows}
+        return limits.pop() if len(limits) == 1 else None
+
+    @property
+    def met(self) -> int:
+        """How many rows meet it."""
+        return sum(bool(row["goal_met"]) for row in self.timed)
+
+    @property
+    def held(self) -> bool:
+        """Whether every row that it is set for was measured and meets it."""
+        return self.met == len(self.rows)
+
+
+def goals(rows: Iterable[Row]) -> list[Goal]:
+    """Return the goals of the table, peers and models first: for each rule, kind of input and regime, and each peer."""
+    groups: dict[tuple[tuple[int, str], str, float], list[Row]] = {}
+    for row in rows:
+        if row["goal"] is None:
+            continue
+        if row["baseline"] != GRADIENT:
+            where, what = (0, "beside others"), f"{row['baseline']}, {row['kind']}s, every rule"
+        elif row["kind"] == "model":
+            where, what = (1, "whole models, in gradients"), f"{row['layer']}, {row['rule']}"
+        else:
+            regimes = [*REGIMES, row["regime"]]
+            where = (2 + regimes.index(row["regime"]), f"{REGIMES.get(row['regime'], row['regime'])}, in gradients")
+            what = f"{row['rule']}, {row['signs']}"
+        groups.setdefault((where, what, row["goal"]), []).append(row)
+    return sorted((Goal(*key, group) for key, group in groups.items()), key=lambda goal: goal.where[0])
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How we stand beside one peer, over all cells that both were measured in."""
+
+    baseline: str
+    rows: list[Row]
+
+    @property
+    def mean(self) -> float | None:
+        """How many times faster we are: the inverse of the geometric mean of the ratios."""
+        mean = geometric_mean(row["ratio"] for row in self.rows)
+        return None if mean is None else 1 / mean
+
+    def count(self, verdict: str) -> int:
+        """Return the number of cells with this verdict."""
+        return sum(row["verdict"] == verdict for row in self.rows)
+
+
+def peers(rows: Iterable[Row]) -> list[Peer]:
+    """Return one entry a peer."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["subject"] == OURS and row["baseline"] != GRADIENT and measured(row):
+            groups.setdefault(row["baseline"], []).append(row)
+    return [Peer(*item) for item in groups.items()]
+
+
+# --- the heat map -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """The rows of one rule on one type of layer. ``state``: ok, ambiguous, a status, or 'absent'."""
+
+    rows: list[Row]
+
+    @cached_property
+    def timed(self) -> list[Row]:
+        """The rows with a ratio."""
+        return [row for row in self.rows if measured(row)]
+
+    @property
+    def state(self) -> str:
+        """Whether there is a number to show, and else why not."""
+        if not self.rows:
+            return "absent"
+        if not self.timed:
+            return str(self.rows[0]["status"])
+        unsure = sum(row["verdict"] == "ambiguous" for row in self.timed)
+        return "ambiguous" if 2 * unsure >= len(self.timed) else "ok"
+
+    @property
+    def mean(self) -> float | None:
+        """The geometric mean of the ratios."""
+        return geometric_mean(row["ratio"] for row in self.timed)
+
+    @property
+    def slowest(self) -> float | None:
+        """The largest ratio."""
+        return max((row["ratio"] for row in self.timed), default=None)
+
+    @property
+    def warmth(self) -> int:
+        """Where the ratio lies on the colour scale: -100 is an eighth of the gradient's time, 100 eight times."""
+        return 0 if self.mean is None else round(100 * max(-1.0, min(1.0, math.log(self.mean, 8))))
+
+    @property
+    def explanation(self) -> str:
+        """What stands behind the number."""
+        if not self.rows:
+            return "not in this run"
+        if not self.timed:
+            return f"{self.state}: {self.rows[0]['reason']}"
+        ratios = [row["ratio"] for row in self.timed]
+        words = [plural(len(ratios), "cell")]
+        words += [f"{ratio(min(ratios))} to {ratio(max(ratios))}"] if len(ratios) > 1 else []
+        for verdict in ("faster", "same", "ambiguous"):
+            if count := sum(row["verdict"] == verdict for row in self.timed):
+                words.append(f"{count} {verdict}")
+        if missing := len(self.rows) - len(self.timed):
+            words.append(f"{missing} without a time")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The ratio to the gradient of one subject in one regime: (rule, signs) x type of layer."""
+
+    regime: str
+    layers: list[str]
+    lines: list[tuple[str, str]]
+    cells: dict[tuple[str, str, str], HeatCell]
+
+    def cell(self, line: tuple[str, str], layer: str) -> HeatCell:
+        """Return the cell, without rows where the run has none."""
+        return self.cells.get((*line, layer), HeatCell([]))
+
+
+def heats(rows: Iterable[Row], subject: str) -> list[Heat]:
+    """Return one heat map a regime."""
+    ours = [row for row in rows if (row["subject"], row["baseline"], row["kind"]) == (subject, GRADIENT, "layer")]
+    found = []
+    for regime in sorted({row["regime"] for row in ours}, key=lambda name: [*REGIMES, name].index(name)):
+        cells: dict[tuple[str, str, str], list[Row]] = {}
+        for row in ours:
+            if row["regime"] == regime:
+                cells.setdefault((row["rule"], row["signs"], row["layer"]), []).append(row)
+        rules = unique(rule for rule, _, _ in cells)
+        lines = sorted({key[:2] for key in cells}, key=lambda line: (rules.index(line[0]), line[1] == "signed"))
+        layers = unique(layer for *_, layer in cells)
+        found.append(Heat(regime, layers, lines, {key: HeatCell(group) for key, group in cells.items()}))
+    return found
