@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,7 +80,10 @@ def expected(rule: str, layer: Layer, parameters: Parameters, x: Array, R: Array
     """Return the answer to a question; x and R with the batch's axis, in float64, of values of the dtype."""
     model = model_for(dtype)
     if rule in GRADIENT_RULES:
-        pairs = [_of_gradient(rule, layer, parameters, *one, model) for one in zip(x, R, strict=True)]
+        pairs = [
+            expected_of_gradient(rule, layer, parameters, x_i.ravel(), R_i.ravel(), model, smooth)
+            for x_i, R_i in zip(x, R, strict=True)
+        ]
         found = np.array([relevance for relevance, _ in pairs]).reshape(x.shape)
         return Expected(found, tidied(np.array([limit.worst for _, limit in pairs]).reshape(x.shape)), (), poles=False)
     stabilizer = stabilizer_of(rule, parameters)
@@ -98,16 +101,26 @@ def expected(rule: str, layer: Layer, parameters: Parameters, x: Array, R: Array
     )
 
 
-def _of_gradient(
-    rule: str, layer: Layer, parameters: Parameters, x: Array, R: Array, model: Model
+class Functions(Protocol):
+    """The functions that the gradient rules need, in one of two computations."""
+
+    def sigmoid(self, t: Array, /) -> Array:
+        """1 / (1 + exp(-t))."""
+
+    def slopes(self, layer: Any, x: Array, /) -> Array:
+        """f'(x) of an elementwise layer."""
+
+
+def expected_of_gradient(
+    rule: str, layer: Layer, parameters: Parameters, x: Array, R: Array, model: Model, functions: Functions
 ) -> tuple[Array, Bound]:
-    x, R = x.ravel(), R.ravel()
+    """Return what a rule that looks only at the gradient makes of one sample, flattened, and its bound."""
     if rule == "ReLUBetaSmooth":
         beta: Any = parameters["beta_smooth"]
-        return smooth.sigmoid(beta * x) * R, beta_smooth_bound(x, R, beta, model)
+        return functions.sigmoid(beta * x) * R, beta_smooth_bound(x, R, beta, model)
     if rule == "ReLUGuidedBackprop":
         assert isinstance(layer, Elementwise)
         size = np.diagonal(layer.sizes(x)[1])
-        return rules.relu_guided(smooth.slopes(layer, x), R), product_bound(size, R, layer.roundings, model)
+        return rules.relu_guided(functions.slopes(layer, x), R), product_bound(size, R, layer.roundings, model)
     own = rules.pass_(R) if rule == "Pass" else rules.relu_deconvnet(R)
     return own, product_bound(np.zeros_like(R), R, 0, model)

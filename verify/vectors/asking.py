@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from verify.tensor_json import decode, encode
 from verify.vectors.parameters import stabilizer_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -37,12 +38,13 @@ _FUNCTIONS: dict[str, type[nn.Module]] = {
 _WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": -float("inf")}
 
 
-def answers(documents: Iterable[Json], subject: Subject) -> Iterator[Json]:
-    """Yield the answer of a subject to each case, in the form that `lrp-vectors verify` reads."""
+def answers(documents: Iterable[Json], subject: Subject, wanted: Collection[str]) -> Iterator[Json]:
+    """Yield the answers of a subject to the cases with an id in `wanted`, as `lrp-vectors verify` reads them."""
     for document in documents:
         for group in document["groups"]:
             for case in group["cases"]:
-                yield {"id": case["id"], **_answer(document["rule"], group, case, subject)}
+                if case["id"] in wanted:
+                    yield {"id": case["id"], **_answer(document["rule"], group, case, subject)}
 
 
 def _answer(rule: str, group: Json, case: Json, subject: Subject) -> Json:
@@ -50,7 +52,9 @@ def _answer(rule: str, group: Json, case: Json, subject: Subject) -> Json:
     x, R = tensors.pop("x"), tensors.pop("R")
     try:
         made = subject.get(rule)(**arguments(rule, group["parameters"], x.dtype, subject))
-        relevance = relevance_of(made, module_of(group["layer"], tensors, x), x, R)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel")  # torch says how it does it
+            relevance = relevance_of(made, module_of(group["layer"], tensors, x), x, R)
     except NotOfferedError as error:
         return {"skipped": str(error)}
     except Exception as error:  # noqa: BLE001  a subject may raise anything

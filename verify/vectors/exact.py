@@ -4,13 +4,11 @@ The matrices are those of `reference`; what is done with them here is the defini
 
     d = sum_t A_t v_t + bias        s = gate * R / S(d)        r = sum_parts coefficient * sum_t v_t * (A_t^T s)
 
-in integers over a power of two. Only a quotient and a root have no end: they get 2^-400. What is left of that where
-terms cancel is rounded away at 2^-300.
+in integers k that stand for k / 2^600. Sums and products of the numbers that come in are exact; only quotients and
+roots have no end there. What is left of that where terms cancel is rounded away at 2^-300.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import isqrt
 from typing import Any
 
@@ -20,9 +18,9 @@ import numpy.typing as npt
 from reference.rules import Part, Parts, Stabilizer
 from reference.windows import Array
 
-Exact = npt.NDArray[Any]  # of int or Fraction
+Fixed = npt.NDArray[Any]  # of int: k stands for k / 2^600
 
-_DIGITS, _KEPT = 400, 300
+_SCALE, _KEPT = 600, 300
 
 
 @dataclass(frozen=True)
@@ -34,92 +32,90 @@ class Answer:
     poles: bool = False
 
 
-def integers(values: Array) -> tuple[Exact, int]:
+def integers(values: Array) -> tuple[Fixed, int]:
     """Return integers k and an exponent e, values = k / 2^e exactly.
 
     >>> integers(np.array([0.75, -2.0]))
     (array([3, -8], dtype=object), 2)
     """
-    ratios = [float(value).as_integer_ratio() for value in values.ravel()]
-    exponent = max((denominator.bit_length() - 1 for _, denominator in ratios), default=0)
-    scaled = np.empty(len(ratios), object)
-    scaled[:] = [(numerator << exponent) // denominator for numerator, denominator in ratios]
-    return scaled.reshape(values.shape), exponent
+    ratios = [value.as_integer_ratio() for value in values.ravel().tolist()]
+    exponent = max((denominator for _, denominator in ratios), default=1).bit_length() - 1
+    return _objects([(numerator << exponent) // denominator for numerator, denominator in ratios], values), exponent
 
 
-def product(matrix: Array, v: Array) -> list[Fraction]:
+def fixed(values: Array) -> Fixed:
+    """Return the numbers as integers, exactly. ValueError for one that has digits below 2^-600."""
+    numbers, exponent = integers(values)
+    if exponent > _SCALE // 2:
+        message = f"exact: given a number with digits at 2^-{exponent}, expected none below 2^-{_SCALE // 2}"
+        raise ValueError(message)
+    return numbers << (_SCALE - exponent)
+
+
+def _objects(numbers: list[int], like: Array) -> Fixed:
+    found = np.empty(len(numbers), object)
+    found[:] = numbers
+    return found.reshape(like.shape)
+
+
+def product(matrix: Array, v: Fixed) -> Fixed:
     """A v (m,)."""
-    (A, a), (x, e) = integers(matrix), integers(v)
-    return [Fraction(int(value), 1 << (a + e)) for value in A @ x]
+    A, exponent = integers(matrix)
+    return np.asarray((A @ v) >> exponent)
 
 
-def contributions(part: Part) -> list[Fraction]:
+def contributions(part: Part) -> Fixed:
     """What the inputs contribute to the denominators of a part (m,)."""
-    terms = [product(matrix, v) for matrix, v in part.terms]
-    return [sum(column, Fraction()) for column in zip(*terms, strict=True)]
+    return np.asarray(sum(product(matrix, fixed(v)) for matrix, v in part.terms))
 
 
-def stabilized(d: Sequence[Fraction], stabilizer: Stabilizer) -> list[Fraction]:
+def stabilized(d: Fixed, stabilizer: Stabilizer) -> Fixed:
     """S(d), with sgn(0) = +1."""
-    eps = Fraction(stabilizer.epsilon)
-    if stabilizer.norm_scale and d:
-        mean = sum((value * value for value in d), Fraction()) / len(d)
-        eps *= Fraction(isqrt((mean.numerator << 2 * _DIGITS) // mean.denominator), 1 << _DIGITS)
-    signs = [-1 if value < 0 else 1 for value in d]
-    if stabilizer.clip:
-        return [sign * max(abs(value), eps) for sign, value in zip(signs, d, strict=True)]
-    return [value + sign * eps for sign, value in zip(signs, d, strict=True)]
+    eps = int(fixed(np.array(stabilizer.epsilon)))
+    if stabilizer.norm_scale:
+        eps = eps * isqrt(int((d * d).sum()) // len(d)) >> _SCALE
+    sign = np.where(d < 0, -1, 1).astype(object)
+    return np.asarray(sign * np.maximum(abs(d), eps) if stabilizer.clip else d + sign * eps)
 
 
 def answer(parts: Parts, R: Array, stabilizer: Stabilizer) -> Answer:
     """Return the relevance of the inputs and where the rest went; nothing of it where a denominator is a pole."""
-    relevance = [Fraction()] * len(parts[0].terms[0][1])
-    inputs = bias = stabilized_away = Fraction()
-    given = _fractions(R)
-    closed = [True] * len(given)
+    given = fixed(R)
+    closed = np.ones(len(R), np.bool_)
+    relevance: Any = 0
+    inputs = bias = stabilized_away = 0
     for index, part in enumerate(parts):
-        contributed, constant, factor = contributions(part), _fractions(part.bias), Fraction(part.coefficient)
-        d = [own + b for own, b in zip(contributed, constant, strict=True)]
+        contributed, constant, factor = contributions(part), fixed(part.bias), int(fixed(np.array(part.coefficient)))
+        d = contributed + constant
         S, open_ = stabilized(d, stabilizer), _open(part, index)
         if not all(S):  # also where a gate is closed: 0 times infinity is not everyone's 0
-            return Answer(np.full(len(relevance), np.nan), {}, poles=True)
-        s = [_cut(R_j / S_j) if is_open else 0 for R_j, S_j, is_open in zip(given, S, open_, strict=True)]
+            return Answer(np.full(len(part.terms[0][1]), np.nan), {}, poles=True)
+        s = factor * np.where(open_, (given << _SCALE) // S, 0).astype(object) >> _SCALE
         for matrix, v in part.terms:
-            A, a = integers(matrix)
-            back = A.T @ np.array(s, object)
-            scale = factor / (1 << (a + _DIGITS))
-            relevance = [r + x * (scale * int(b)) for r, x, b in zip(relevance, _fractions(v), back, strict=True)]
-        inputs += factor * _dot(s, contributed)
-        bias += factor * _dot(s, constant)
-        stabilized_away += factor * _dot(s, [S_j - d_j for S_j, d_j in zip(S, d, strict=True)])
-        closed = [was and not is_open for was, is_open in zip(closed, open_, strict=True)]
-    zero_branch = sum((R_j for R_j, shut in zip(given, closed, strict=True) if shut), Fraction())
+            relevance = relevance + (fixed(v) * product(matrix.T, s) >> _SCALE)
+        inputs += (s * contributed).sum()
+        bias += (s * constant).sum()
+        stabilized_away += (s * (S - d)).sum()
+        closed &= ~open_
+    zero_branch = given[closed].sum() << _SCALE
     sinks = {"inputs": inputs, "bias": bias, "stabilizer": stabilized_away, "zero_branch": zero_branch}
-    return Answer(np.array(list(map(_rounded, relevance))), {name: _rounded(value) for name, value in sinks.items()})
+    return Answer(
+        np.array([_rounded(value) for value in relevance]),
+        {name: _rounded(int(value) >> _SCALE) for name, value in sinks.items()},
+    )
 
 
-def _open(part: Part, index: int) -> list[bool]:
+def _open(part: Part, index: int) -> npt.NDArray[np.bool_]:
     """Which outputs take part: all, or for Gamma those above zero in its first part and those below in its second."""
     if part.gate is None:
-        return [True] * len(part.bias)
+        return np.ones(len(part.bias), np.bool_)
     opener = part.known_sizes.gate
     assert opener is not None
-    z = [own + b for own, b in zip(contributions(opener), _fractions(opener.bias), strict=True)]
-    return [value > 0 if index == 0 else value < 0 for value in z]
+    z = contributions(opener) + fixed(opener.bias)
+    return np.asarray(z > 0 if index == 0 else z < 0, np.bool_)
 
 
-def _fractions(values: Array) -> list[Fraction]:
-    return [Fraction(float(value)) for value in values]
-
-
-def _cut(value: Fraction) -> int:
-    """The nearest multiple of 2^-400, as an integer."""
-    return round(value * (1 << _DIGITS))
-
-
-def _dot(s: Sequence[int], values: Sequence[Fraction]) -> Fraction:
-    return sum((s_j * value for s_j, value in zip(s, values, strict=True)), Fraction()) / (1 << _DIGITS)
-
-
-def _rounded(value: Fraction) -> float:
-    return float(Fraction(round(value * (1 << _KEPT)), 1 << _KEPT))
+def _rounded(value: int) -> float:
+    """The nearest float of a number that is first rounded to 2^-300; a quotient of integers is rounded correctly."""
+    shift = _SCALE - _KEPT
+    return ((value + (1 << (shift - 1))) >> shift) / (1 << _KEPT)

@@ -11,6 +11,9 @@ import numpy as np
 
 from reference.windows import Array, Shape
 
+#: How far a bound that was rounded up may be above what it was: relative to itself.
+TIDIED = 2.0**-11
+
 
 class Source:
     """Where the numbers of one case come from; the same name gives the same numbers."""

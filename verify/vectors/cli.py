@@ -1,0 +1,224 @@
+"""The command `lrp-vectors`: generate the frozen vectors, check them, judge a port's answers, show a case."""
+
+from __future__ import annotations
+
+import fnmatch
+import json as json_
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from verify import export, terminal
+from verify.cli import Status
+from verify.selection import UnusableError, check_files
+from verify.vectors import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of vectors.")]
+FolderOption = Annotated[Path, typer.Option("--vectors", metavar="DIR", help="The folder of vectors.")]
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Only ids such as 'epsilon-*-float64'; repeatable.")
+]
+_HERE = Path("vectors")
+_EPILOG = "Exit status: 0 everything held, 1 something did not, 2 the call or a file is unusable."
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        typer.echo(f"lrp-vectors {export.version()}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EPILOG)
+def lrp_vectors(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Frozen questions and answers for implementations of the LRP rules in any language."""
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    folder: Folder = _HERE,
+    *,
+    compare: Annotated[bool, typer.Option("--compare", help="Write nothing; say which files would change.")] = False,
+) -> None:
+    """Write the corpus: the same bytes every time. What was released may only change with the corpus version."""
+
+    def run() -> Status:
+        from verify.vectors.corpus import CorpusError  # noqa: PLC0415  mpmath
+        from verify.vectors.released import ReleaseError  # noqa: PLC0415
+        from verify.vectors.writing import differences, write  # noqa: PLC0415
+        from verify.vectors.writing import generate as generated  # noqa: PLC0415
+
+        try:
+            contents = generated(folder)
+        except (ReleaseError, CorpusError) as error:
+            typer.echo(f"lrp-vectors: {error}")
+            return Status.DID_NOT_HOLD
+        except (OSError, ValueError, LookupError) as error:
+            message = f"{folder} holds no corpus that could be compared with: {type(error).__name__}: {error}"
+            raise UnusableError(message) from error
+        lines = differences(folder, contents)
+        typer.echo("\n".join([*lines, _generated(contents, folder, len(lines), wrote=not compare)]))
+        if compare:
+            return Status.DID_NOT_HOLD if lines else Status.HELD
+        write(folder, contents)
+        return Status.HELD
+
+    _exit(run)
+
+
+def _generated(contents: Mapping[str, bytes], folder: Path, changed: int, *, wrote: bool) -> str:
+    size = sum(map(len, contents.values())) / 1e6
+    return f"{folder}: {len(contents)} files, {size:.1f} MB; {changed} {'written anew' if wrote else 'differ'}"
+
+
+@app.command(epilog=_EPILOG)
+def check(folder: Folder = _HERE) -> None:
+    """Check a corpus: hashes, schema, form, ids, counts, and every expected value again by the reference."""
+
+    def run() -> Status:
+        from verify.comparator import check_itself  # noqa: PLC0415
+        from verify.vectors.checking import check as checked  # noqa: PLC0415  jsonschema
+
+        check_itself()
+        if not folder.is_dir():
+            message = f"{folder} is no folder; `lrp-vectors generate {folder}` makes a corpus"
+            raise UnusableError(message)
+        start = time.perf_counter()
+        problems, cases = checked(folder)
+        for problem in problems:
+            typer.echo(str(problem))
+        verdict = f"{len(problems)} problems" if problems else "everything held"
+        typer.echo(f"{verdict}: {cases} cases; {time.perf_counter() - start:.1f} s")
+        return Status.DID_NOT_HOLD if problems else Status.HELD
+
+    _exit(run)
+
+
+@app.command(epilog=_EPILOG)
+def verify(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A port's answers, JSON Lines or a list.")],
+    *,
+    folder: FolderOption = _HERE,
+    only: Only = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+) -> None:
+    """Judge a port's answers, one line of JSON a case: {id, relevance: tensor | skipped: reason | error: kind}."""
+    files = {"json": Path(json) if json and json != "-" else None, "markdown": markdown}
+    given = {name: path for name, path in files.items() if path is not None}
+
+    def run() -> Status:
+        from verify.comparator import check_itself  # noqa: PLC0415
+        from verify.vectors.results import judge  # noqa: PLC0415  jsonschema
+
+        check_itself()
+        check_files(given)
+        start = time.perf_counter()
+        documents = reading.load(folder)
+        report = judge(str(results), _content(results), documents, _wanted(documents, only), strict=strict)
+        report = replace(report, seconds=time.perf_counter() - start, environment=export.environment("cpu"))
+        console = Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
+        (terminal.show_totals if quiet else terminal.show)(report, console)
+        made = {"json": export.json_bytes, "markdown": export.markdown_bytes}
+        if json == "-":
+            typer.echo(export.json_bytes(report), nl=False)
+        for name, path in given.items():
+            export.write(path, made[name](report))
+        if not report.asked:
+            return Status.UNUSABLE
+        return Status.HELD if report.held else Status.DID_NOT_HOLD
+
+    _exit(run)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise UnusableError(message) from error
+
+
+def _wanted(documents: Mapping[str, reading.Json], patterns: list[str] | None) -> list[str]:
+    ids = [case["id"] for _, _, case in reading.each(documents)]
+    wanted = [id_ for id_ in ids if not patterns or any(fnmatch.fnmatchcase(id_, pattern) for pattern in patterns)]
+    if not wanted:
+        message = f"--only {' --only '.join(map(repr, patterns or ()))} fits none of {len(ids)} ids, such as {ids[0]}"
+        raise UnusableError(message)
+    return wanted
+
+
+@app.command(epilog=_EPILOG)
+def answer(
+    *,
+    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is asked.")] = "lrp_rules",
+    folder: FolderOption = _HERE,
+    only: Only = None,
+) -> None:
+    """Print the answers of an implementation in Python, as `verify` reads them."""
+
+    def run() -> Status:
+        from verify.subjects import SubjectError, load  # noqa: PLC0415  torch
+        from verify.vectors.asking import answers  # noqa: PLC0415  torch
+
+        documents = reading.load(folder)
+        wanted = set(_wanted(documents, only))
+        try:
+            found = load(subject)
+        except SubjectError as error:
+            raise UnusableError(str(error)) from error
+        for one in answers(documents.values(), found, wanted):
+            typer.echo(json_.dumps(one, allow_nan=False))
+        return Status.HELD
+
+    _exit(run)
+
+
+@app.command(epilog=_EPILOG)
+def show(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = _HERE
+) -> None:
+    """Show a case as a person reads it: formula, layer, numbers, what is expected, where the relevance went."""
+
+    def run() -> Status:
+        from verify.vectors import showing  # noqa: PLC0415
+
+        console = Console(highlight=False, markup=False, emoji=False)
+        showing.show(*reading.find(reading.load(folder), id_), console)
+        return Status.HELD
+
+    _exit(run)
+
+
+def _exit(run: Callable[[], int]) -> None:
+    """Exit with the status that comes of it."""
+    try:
+        status = run()
+    except UnusableError as error:
+        Console(stderr=True).print(f"lrp-vectors: {error}", soft_wrap=True, markup=False, highlight=False)
+        status = Status.UNUSABLE
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    raise typer.Exit(int(status))
+
+
+def main() -> None:
+    """Run the command."""
+    app(prog_name="lrp-vectors")
