@@ -23,6 +23,8 @@ def badge(run: dict[str, Any] | None) -> dict[str, Any]:
         message, color = f"held ({summary['verdicts']['pass']} cases)", "brightgreen"
     elif failures := summary["failures"]:
         message, color = f"{failures} failed", "red"
+    elif stale := summary["stale"]:
+        message, color = f"{stale} known deviations are stale", "red"
     else:
         message, color = "did not hold", "red"
     return {"schemaVersion": 1, "label": _LABEL, "message": message, "color": color}

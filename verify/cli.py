@@ -227,7 +227,7 @@ def _verify(request: Request) -> Status:
     console = _console(request.json)
     if known is not None:
         report = running.explained(report, known, source)
-    if report.unexplained and not report.interrupted and not request.quiet:
+    if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
         report = running.diagnosed(report, request, source)
     if request.ids and not request.quiet:
         for outcome in report.outcomes:

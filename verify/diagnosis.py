@@ -25,7 +25,9 @@ from reference.precision import model_for
 from verify.checks import agreement
 from verify.checks.probing import relevance_of
 from verify.comparator import compare
+from verify.diagnoses import Diagnosis, Known
 from verify.model import Verdict
+from verify.subjects import UnansweredError
 from verify.torch_layers import array, describe
 from verify.variants import Sample, Variant
 
@@ -52,51 +54,7 @@ ENOUGH = 40
 SECONDS = 10.0
 #: More variants than these that cannot be told apart explain nothing.
 _ALTERNATIVES = 3
-_SHOWN = 3
 _DTYPES = ("float64", "float32")
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The known variant that a rule follows; several if the cases at hand do not tell them apart.
-
-    ``layers`` are the layers on which it does, where it does so on those alone on which it fails; else empty.
-    ``failing`` and ``passing`` say how many cases were asked again.
-    """
-
-    rule: str
-    level: Level
-    conventions: tuple[Convention, ...]
-    failing: int
-    passing: int
-    layers: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the variants."""
-        return tuple(convention.name for convention in self.conventions)
-
-    @property
-    def published(self) -> bool:
-        """Whether each of them is a convention that somebody chose, and not just a mistake."""
-        return all(convention.published for convention in self.conventions)
-
-    @property
-    def sentence(self) -> str:
-        """What to print under the failures of the rule."""
-        verb = "follows another convention," if self.published else "matches"
-        shown = ", ".join(self.layers[:_SHOWN]) + (
-            f" and {len(self.layers) - _SHOWN} more" * (len(self.layers) > _SHOWN)
-        )
-        where = f", on {shown}" if self.layers else ""
-        told = " or ".join(_told(convention) for convention in self.conventions)
-        several = " (these cases do not tell them apart)" if len(self.conventions) > 1 else ""
-        return f"{verb} {told}{where}{several}"
-
-
-def _told(convention: Convention) -> str:
-    seen = f" ({convention.seen})" if convention.seen else ""
-    return f"`{convention.name}`{seen}: {convention.sentence}"
 
 
 def diagnose(
@@ -130,8 +88,8 @@ def diagnose(
 def _narrowed(one: Diagnosis, found: Sequence[Diagnosis]) -> Diagnosis:
     """Of variants that cannot be told apart, the one that the rule follows where another level tells it."""
     certain = {other.names[0] for other in found if other.rule == one.rule and len(other.names) == 1}
-    kept = tuple(convention for convention in one.conventions if convention.name in certain)
-    return replace(one, conventions=kept) if len(kept) == 1 else one
+    kept = tuple(variant for variant in one.variants if variant.name in certain)
+    return replace(one, variants=kept) if len(kept) == 1 else one
 
 
 def asking(subject: Subject) -> Ask:
@@ -149,7 +107,7 @@ def asking(subject: Subject) -> Ask:
                 if r.shape != setup.problem.x.shape or r.dtype != setup.problem.x.dtype:
                     return np.empty((0, 0))  # no relevance of this input
                 return agreement.rows(r, batched=True)
-        except Exception:  # noqa: BLE001  a subject may raise anything; that is its answer
+        except (Exception, UnansweredError):  # noqa: BLE001  a subject may raise anything; that is its answer
             return None
 
     return ask
@@ -236,7 +194,8 @@ class _Search:
                 return
         if 0 < len(found) <= _ALTERNATIVES:
             failed, passed = (sum(case.id in self._known for case in cases) for cases in (failing, passing))
-            yield Diagnosis(self._rule, level, found, failed, passed, layers)
+            known = tuple(Known(one.name, one.sentence, one.seen, one.published) for one in found)
+            yield Diagnosis(self._rule, level, known, failed, passed, layers)
 
     def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> tuple[Convention, ...]:
         """The variants that agree with every case, and differ from the rule where the subject does."""

@@ -11,12 +11,14 @@ import math
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+from verify.deviations import KNOWN, is_known
 from verify.model import BAD, SCHEMA, Outcome, Verdict
 from verify.report import UNDECIDED_LIMIT, largest, markdown, percent
 from verify.runner import cpu_count
@@ -84,6 +86,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "verdicts": {verdict.value: report.verdicts[verdict] for verdict in Verdict},
                 "failures": len(report.failures),
                 "advice": len(report.advice),
+                "known": report.known,
+                "stale": len(report.stale),
                 "ratio": largest(outcome.ratio for outcome in report.outcomes),
                 "probable": largest(outcome.probable for outcome in report.outcomes),
                 "doubtful": len(report.doubtful),
@@ -91,6 +95,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "undecided_limit": UNDECIDED_LIMIT,
                 "seconds": report.seconds,
             },
+            "diagnoses": [{**asdict(one), "sentence": one.sentence} for one in report.diagnoses],
+            "notes": report.notes,
+            "stale": report.stale,
             "cases": [
                 {**vars(outcome), "decides": report.decides(outcome), "place": report.places.get(outcome.id, index)}
                 for index, outcome in enumerate(report.outcomes)
@@ -127,9 +134,13 @@ def markdown_bytes(report: Report) -> bytes:
 def junit_bytes(report: Report) -> bytes:
     """Return the run as JUnit XML: a suite a rule, and one for what no single case decides."""
     suites: dict[str, list[TestCase]] = {}
+    explained = {(one.rule, one.level): str(one) for one in report.diagnoses}
+    unexplained = {outcome.id for outcome in report.unexplained}
     for outcome in report.outcomes:
         case = TestCase(outcome.id, f"{outcome.rule or '-'}.{outcome.check}", outcome.seconds)
         if result := _junit_result(report, outcome):
+            if outcome.check == "agreement" and outcome.id in unexplained:
+                result.text = explained.get((outcome.rule, outcome.level), "")
             case.result = [result]
         suites.setdefault(outcome.rule or "-", []).append(case)
     share = TestCase("share of undecided entries", "run", 0.0)
@@ -139,7 +150,10 @@ def junit_bytes(report: Report) -> bytes:
     finished = TestCase("all selected cases were run", "run", 0.0)
     if report.interrupted:
         finished.result = [Error(f"interrupted after {len(report.outcomes)} of {report.call.selected} cases")]
-    suites["run"] = [share, finished]
+    borne_out = TestCase("all known deviations are borne out", "run", 0.0)
+    if report.stale:
+        borne_out.result = [Failure("\n".join(report.stale))]
+    suites["run"] = [share, finished, borne_out]
     whole = JUnitXml(f"lrp-verify {report.subject.spec} {report.subject.version}")
     for name, cases in suites.items():
         suite = TestSuite(name)
@@ -157,6 +171,8 @@ def _junit_result(report: Report, outcome: Outcome) -> Failure | Error | Skipped
     reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
     if outcome.verdict not in BAD:
         return Skipped(reason)
+    if is_known(outcome):
+        return Skipped(f"known deviation, {reason}; {outcome.details[KNOWN]['reason']}")
     if not report.decides(outcome):
         return Skipped(f"only advised, {reason}")
     return Failure(reason) if outcome.verdict is Verdict.FAIL else Error(reason)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from verify.subjects import Subject
 
-SCHEMA = "lrp-verify/1"
+#: Another number for each change of the JSON; `merge` and `verify.conformance` read this one alone.
+SCHEMA = "lrp-verify/2"
 
 
 class Verdict(StrEnum):

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from verify.deviations import is_known
 from verify.model import BAD, Level, Outcome, Verdict
+from verify.protocol import COMMAND, is_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from verify.diagnoses import Diagnosis
     from verify.worker import SubjectInfo
 
 #: The share of entries for which rounding leaves no verdict, above which a run fails.
@@ -35,7 +37,8 @@ class Call:
 
     def reproduce(self, subject: SubjectInfo, outcome: Outcome) -> str:
         """Return the one line that asks this case alone."""
-        words = ["lrp-verify", "--subject", subject.spec]
+        name = "--command" if is_command(subject.spec) else "--subject"
+        words = ["lrp-verify", name, subject.spec.removeprefix(COMMAND)]
         words += ["--seed", str(self.seed)] if self.seed else []
         words += ["--device", self.device] if self.device != "cpu" else []
         return shlex.join([*words, "--case", outcome.id])
@@ -64,12 +67,12 @@ class Report:
     shard: Shard = Shard()
     places: Mapping[str, int] = field(default_factory=dict)  # id -> its place among the cases of all shards
     notes: tuple[str, ...] = ()  # what is to be said of the known deviations
-    diagnoses: tuple[str, ...] = ()  # what explains the failures of a rule
-    stale: int = 0  # entries of known deviations that no case bears out
+    stale: tuple[str, ...] = ()  # entries of known deviations that no case bears out
+    diagnoses: tuple[Diagnosis, ...] = ()  # what explains the failures of a rule
 
     def decides(self, outcome: Outcome) -> bool:
         """Whether this outcome can fail the run: what we only advise decides for our own rules and when asked to."""
-        return outcome.level is Level.MUST or self.subject.ours or self.call.strict
+        return not is_known(outcome) and (outcome.level is Level.MUST or self.subject.ours or self.call.strict)
 
     @cached_property
     def failures(self) -> tuple[Outcome, ...]:
@@ -109,6 +112,11 @@ class Report:
     def verdicts(self) -> Counter[Verdict]:
         """How many cases there are of each verdict."""
         return Counter(outcome.verdict for outcome in self.outcomes)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What explains failures, and what is to be said of known deviations, a line each."""
+        return [*map(str, self.diagnoses), *self.notes, *(f"stale: {entry}" for entry in self.stale)]
 
     @property
     def asked(self) -> bool:
@@ -165,6 +173,7 @@ NO_LAYER = "no layer"
 MARKS = {
     "fail": Mark("✗", "X", "bold red", "failed"),
     "advice": Mark("!", "!", "yellow", "fails only what we advise"),
+    "known": Mark("~", "~", "yellow", "fails only as is known"),
     "pass": Mark("✓", "+", "green", "passed"),
     "inconclusive": Mark("?", "?", "yellow", "rounding decides every entry"),
     "skipped": Mark("s", "s", "dim", "skipped"),
@@ -238,11 +247,14 @@ def grid(report: Report) -> Grid:
 
 
 def _mark(report: Report, outcomes: Sequence[Outcome]) -> str:
-    found = {
-        ("fail" if report.decides(outcome) else "advice") if outcome.verdict in BAD else outcome.verdict.value
-        for outcome in outcomes
-    }
+    found = {_standing(report, outcome) for outcome in outcomes}
     return next(mark for mark in MARKS if mark in found)
+
+
+def _standing(report: Report, outcome: Outcome) -> str:
+    if outcome.verdict not in BAD:
+        return outcome.verdict.value
+    return "known" if is_known(outcome) else "fail" if report.decides(outcome) else "advice"
 
 
 def totals(report: Report) -> str:
@@ -257,6 +269,7 @@ def totals(report: Report) -> str:
         f"{selected} case{'s' * (selected != 1)}" if done == selected else f"{done} of {selected} cases",
         ", ".join(f"{report.verdicts[v]} {v.value}" for v in Verdict if report.verdicts[v]),
         f"{report.known} known deviations" if report.known else "",
+        f"{len(report.stale)} stale entries of known deviations" if report.stale else "",
         f"{percent(report.undecided)} undecided (limit {percent(UNDECIDED_LIMIT)})",
         f"rounding of {', '.join(report.models)}" if report.models else "",
         f"{report.seconds:.1f} s",
@@ -272,4 +285,5 @@ def markdown(report: Report) -> str:
     rows = [["rule", *table.families], ["---", *([":-:"] * len(table.families))], *zip(*columns, strict=True)]
     lines = ["| " + " | ".join(value.replace("|", "\\|") for value in row) + " |" for row in rows]
     title = f"**{report.subject.spec} {report.subject.version}**: {totals(report)}"
-    return "\n".join([title, "", *lines, "", table.legend(), ""])
+    remarks = [f"- {remark}" for remark in report.remarks]
+    return "\n".join([title, "", *lines, "", table.legend(), *([""] if remarks else []), *remarks, ""])

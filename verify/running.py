@@ -98,10 +98,10 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
     outcomes, stale = deviating.apply(
         report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
     )
-    lines = [str(entry) for entry in stale]
-    if doubt := known.doubt(report.subject.version):
-        lines.insert(0, doubt)
-    return replace(report, outcomes=outcomes, notes=tuple(lines), stale=len(stale))
+    doubt = known.doubt(report.subject.version)
+    marked = replace(report, outcomes=outcomes, notes=(doubt,) if doubt else (), stale=tuple(map(str, stale)))
+    left = {(outcome.rule, outcome.level) for outcome in marked.unexplained}
+    return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
 
 
 def diagnosed(report: Report, request: Request, source: Source) -> Report:
@@ -114,4 +114,4 @@ def diagnosed(report: Report, request: Request, source: Source) -> Report:
     # its prints are not the report's
     with contextlib.redirect_stdout(sys.stderr):
         found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
-    return replace(report, diagnoses=tuple(f"{one.rule} {one.sentence}" for one in found))
+    return replace(report, diagnoses=tuple(found))

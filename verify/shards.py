@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from verify.diagnoses import Diagnosis, Known, merged
 from verify.model import SCHEMA, Level, Outcome, Verdict
 from verify.report import Call, Report, Shard
 from verify.selection import UnusableError
@@ -84,7 +86,33 @@ def merge(paths: Sequence[Path]) -> Report:
     call = Call(**{**vars(reports[0].call), "selected": whole.total})
     seconds = sum(report.seconds for report in reports)
     environment = reports[0].environment
-    return Report(reports[0].subject, call, tuple(outcomes), seconds, interrupted, environment, whole, places)
+    notes, stale = (tuple(dict.fromkeys(n for r in reports for n in getattr(r, name))) for name in ("notes", "stale"))
+    return Report(
+        reports[0].subject,
+        call,
+        tuple(outcomes),
+        seconds,
+        interrupted,
+        environment,
+        whole,
+        places,
+        notes,
+        stale,
+        _diagnoses(reports),
+    )
+
+
+def _diagnoses(reports: Sequence[Report]) -> tuple[Diagnosis, ...]:
+    """Return what explains the failures of a rule in every shard that fails it."""
+    parts: dict[tuple[str, Level], list[Diagnosis]] = {}
+    for report in reports:
+        for one in report.diagnoses:
+            parts.setdefault((one.rule, one.level), []).append(one)
+    failed = Counter(
+        key for report in reports for key in {(o.rule, o.level) for o in report.unexplained if o.check == "agreement"}
+    )
+    found = [merged(part) for key, part in parts.items() if len(part) >= failed[key]]
+    return tuple(one for one in found if one is not None)
 
 
 def _identity(report: Report) -> Mapping[str, Any]:
@@ -146,7 +174,17 @@ def _report(whole: dict[str, Any]) -> Report:
         environment,
         Shard(**whole["shard"]),
         {str(case["id"]): int(case["place"]) for case in whole["cases"]},
+        tuple(whole["notes"]),
+        tuple(whole["stale"]),
+        tuple(_diagnosis(one) for one in whole["diagnoses"]),
     )
+
+
+def _diagnosis(one: dict[str, Any]) -> Diagnosis:
+    fields = {name: value for name, value in one.items() if name != "sentence"}
+    variants = tuple(Known(**known) for known in fields.pop("variants"))
+    kinds = {"level": Level(fields["level"]), "layers": tuple(fields["layers"])}
+    return Diagnosis(**fields | kinds, variants=variants)
 
 
 def _outcome(case: dict[str, Any]) -> Outcome:

@@ -42,10 +42,8 @@ def show(report: Report, console: Console) -> None:
         console.print(network)
     _failures(console, report, "Failures", report.failures, "bold red")
     _failures(console, report, _ADVICE, report.advice, "yellow")
-    for sentence in report.diagnoses:
-        say(console, sentence, "bold")
-    for note in report.notes:
-        say(console, note, "yellow")
+    for remark in report.remarks:
+        say(console, remark, "bold")
     if report.doubtful:
         say(console, _doubts(report.doubtful), "yellow")
     if not report.undecided <= UNDECIDED_LIMIT:

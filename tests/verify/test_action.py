@@ -192,9 +192,10 @@ def test_the_action_is_one() -> None:
     [
         ({"held": True, "failures": 0, "verdicts": {"pass": 12}}, "held (12 cases)", "brightgreen"),
         ({"held": False, "failures": 3, "verdicts": {"pass": 12}}, "3 failed", "red"),
-        ({"held": False, "failures": 0, "verdicts": {"pass": 12}}, "did not hold", "red"),
+        ({"held": False, "failures": 0, "stale": 2, "verdicts": {}}, "2 known deviations are stale", "red"),
+        ({"held": False, "failures": 0, "stale": 0, "verdicts": {"pass": 12}}, "did not hold", "red"),
     ],
-    ids=["held", "failed", "undecided"],
+    ids=["held", "failed", "stale", "undecided"],
 )
 def test_badge(summary: dict[str, Any], message: str, color: str) -> None:
     found = badge({"summary": summary})

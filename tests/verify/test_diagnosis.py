@@ -19,7 +19,8 @@ from lrp_rules.layer import Layer
 from lrp_rules.rules import negative, positive, propagate, split
 from verify import diagnosis
 from verify.cases import all_cases
-from verify.diagnosis import Diagnosis, asking, diagnose
+from verify.diagnoses import Diagnosis
+from verify.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Verdict
 from verify.subjects import Subject, SubjectError, load
 from verify.worker import outcome_of
@@ -284,7 +285,7 @@ def test_a_sentence_names_the_variant_where_it_was_seen_and_what_it_does() -> No
 def test_a_published_convention_is_shown_as_one() -> None:
     (first, *_) = examine(following("Gamma", gamma_without_gate), "Gamma")
     assert first.published
-    assert first.sentence.startswith("follows another convention, `gate-none` (Montavon et al. 2019): ")
+    assert first.sentence.startswith("follows another published convention, `gate-none` (Montavon et al. 2019): ")
 
 
 def test_variants_that_the_cases_do_not_tell_apart_are_all_named() -> None:

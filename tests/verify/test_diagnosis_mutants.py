@@ -11,7 +11,8 @@ import pytest
 
 from verify import diagnosis
 from verify.cases import all_cases
-from verify.diagnosis import Diagnosis, asking, diagnose
+from verify.diagnoses import Diagnosis
+from verify.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Outcome, Verdict
 from verify.mutants import MUTANTS, Mutant
 from verify.worker import outcome_of

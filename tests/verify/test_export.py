@@ -6,13 +6,16 @@ import math
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from junitparser import JUnitXml
+from junitparser import JUnitXml, Skipped
 
 from verify import export
+from verify.deviations import KNOWN
+from verify.diagnoses import Diagnosis, Known
 from verify.model import Level, Outcome, Verdict
 from verify.report import Call, Report
 from verify.worker import SubjectInfo
@@ -89,13 +92,59 @@ def test_schema_refuses(damage: Callable[[dict[str, Any]], None]) -> None:
 
 def test_junit() -> None:
     xml = JUnitXml.fromstring(export.junit_bytes(ANYTHING))
-    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (len(ANYTHING.outcomes) + 2, 2 + 1, 3 + 1, 3 + 1)
+    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (len(ANYTHING.outcomes) + 3, 2 + 1, 3 + 1, 3 + 1)
     assert {suite.name for suite in xml} == {"Gamma", "run"}
 
 
 def test_junit_of_a_run_that_held() -> None:
     xml = JUnitXml.fromstring(export.junit_bytes(report(outcome())))
-    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (3, 0, 0, 0)
+    assert (xml.tests, xml.failures, xml.errors, xml.skipped) == (4, 0, 0, 0)
+
+
+# --- what explains failures -------------------------------------------------------------------------------------------
+
+DIAGNOSIS = Diagnosis("Gamma", Level.MUST, (Known("bias-dropped", "the bias is left out", "a library"),), 3, 4)
+STALE = "their.toml, deviation 2: errors/* matches no case; correct it, or delete it"
+KNOWN_ONE = outcome(Verdict.FAIL, id="known", reason="far off", details={KNOWN: {"reason": "they round"}})
+EXPLAINED = replace(
+    report(outcome(Verdict.FAIL), outcome(Verdict.FAIL, id="law", check="laws"), KNOWN_ONE),
+    diagnoses=(DIAGNOSIS,),
+    notes=("read from another version",),
+    stale=(STALE,),
+)
+
+
+def test_json_says_what_explains_failures() -> None:
+    whole = _strict(export.json_bytes(EXPLAINED).decode())
+    jsonschema.validate(whole, SCHEMA)
+    [diagnosis] = whole["diagnoses"]
+    assert diagnosis["sentence"] == DIAGNOSIS.sentence
+    assert diagnosis["variants"] == [
+        {"name": "bias-dropped", "sentence": "the bias is left out", "seen": "a library", "published": False}
+    ]
+    assert (whole["notes"], whole["stale"]) == (["read from another version"], [STALE])
+    assert {name: whole["summary"][name] for name in ("held", "failures", "known", "stale")} == {
+        "held": False,
+        "failures": 2,
+        "known": 1,
+        "stale": 1,
+    }
+    assert [case["decides"] for case in whole["cases"]] == [True, True, False]
+
+
+def test_junit_says_what_explains_failures() -> None:
+    xml = JUnitXml.fromstring(export.junit_bytes(EXPLAINED))
+    found = {case.name: case for suite in xml for case in suite}
+    assert found["fail"].result[0].text == str(DIAGNOSIS)
+    assert found["law"].result[0].text is None  # what is asked of the relevance alone
+    assert isinstance(found["known"].result[0], Skipped)
+    assert found["known"].result[0].message == "known deviation, fail: far off; they round"
+    assert found["all known deviations are borne out"].result[0].message == STALE
+
+
+def test_markdown_says_what_explains_failures() -> None:
+    text = export.markdown_bytes(EXPLAINED).decode()
+    assert text.endswith(f"\n\n- {DIAGNOSIS}\n- read from another version\n- stale: {STALE}\n")
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path: Path) -> None:

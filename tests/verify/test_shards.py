@@ -3,7 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def _set(part: str, name: str, value: Any) -> Damage:
         pytest.param(_set("call", "time_limit", 1.0), "its time limit is 1.0, not 20.0", id="time limit"),
         pytest.param(
             lambda whole: whole.update(schema="lrp-verify/0"),
-            "has the schema 'lrp-verify/0'; expected 'lrp-verify/1'",
+            "has the schema 'lrp-verify/0'; expected 'lrp-verify/2'",
             id="schema",
         ),
         pytest.param(lambda whole: whole["cases"].pop(), "it was cut or changed", id="a case less"),
@@ -220,7 +221,7 @@ def test_a_shard_given_twice_is_refused(same: bool, command: Callable[..., Resul
     [
         (None, "cannot be read: No such file"),
         (b"", "is no JSON, or only the beginning of it"),
-        (b'{"schema": "lrp-verify/1", "cas', "is no JSON, or only the beginning of it"),
+        (b'{"schema": "lrp-verify/2", "cas', "is no JSON, or only the beginning of it"),
         (b"\xff\xfe", "is no JSON, or only the beginning of it"),
         (b"[]", "has the schema None"),
     ],
@@ -284,3 +285,52 @@ def test_known_deviations_are_judged_over_all_shards(
     assert "passes/*" not in result.stdout
     assert json.loads((tmp_path / "all.json").read_text())["summary"]["failures"] == 0
     assert command("merge", *shards, "--deviations", "no such file").exit_code == 2
+
+
+# --- what explains failures -------------------------------------------------------------------------------------------
+
+
+def _diagnosis(*names: str, layers: Sequence[str] = ()) -> dict[str, Any]:
+    variants = [{"name": name, "sentence": f"{name} it is", "seen": "", "published": False} for name in names]
+    told = {"variants": variants, "failing": 2, "passing": 3, "layers": list(layers), "sentence": ""}
+    return {"rule": "Epsilon", "level": "must", **told}
+
+
+@pytest.mark.parametrize(
+    ("parts", "names", "layers"),
+    [
+        ([_diagnosis("a")] * 3, ["a"], []),
+        ([_diagnosis("a", "b"), _diagnosis("b"), _diagnosis("c", "b")], ["b"], []),
+        ([_diagnosis("a", layers=["x", "y"]), _diagnosis("a", layers=["y"]), _diagnosis("a")], ["a"], ["x", "y"]),
+        ([_diagnosis("a"), _diagnosis("b"), _diagnosis("a")], None, None),
+        ([_diagnosis("a"), _diagnosis("a"), None], None, None),
+    ],
+    ids=["same", "what is left", "layers", "contradiction", "one shard is not explained"],
+)
+def test_what_explains_every_shard_explains_the_run(
+    parts: list[dict[str, Any] | None],
+    names: list[str] | None,
+    layers: list[str] | None,
+    command: Callable[..., Result],
+    shards: list[Path],
+) -> None:
+    def explain(whole: dict[str, Any], one: dict[str, Any] | None) -> None:
+        for case in whole["cases"]:
+            case["check"] = "agreement"
+        whole["diagnoses"] = [one] if one else []
+
+    for path, one in zip(shards, parts, strict=True):
+        _change(path, partial(explain, one=one))
+    found = json.loads(command("merge", *shards, "--json", "-").stdout)["diagnoses"]
+    assert [[known["name"] for known in one["variants"]] for one in found] == ([] if names is None else [names])
+    for one in found:
+        assert (one["layers"], one["failing"], one["passing"]) == (layers, 6, 9)
+
+
+def test_notes_and_stale_entries_are_kept_once(command: Callable[..., Result], shards: list[Path]) -> None:
+    for number, path in enumerate(shards):
+        stale = ["all", f"of {number}"]
+        _change(path, partial(dict.update, notes=["of another version"], stale=stale))
+    whole = json.loads(command("merge", *shards, "--json", "-").stdout)
+    assert (whole["notes"], whole["stale"]) == (["of another version"], ["all", "of 0", "of 1", "of 2"])
+    assert not whole["summary"]["held"]
