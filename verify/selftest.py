@@ -44,6 +44,8 @@ ENOUGH_OF = {"second-order": 2, "network": 2, "laws": 20}
 ORDER = ("api", "errors", "agreement", "conservation", "laws", "conduct", "second-order", "network")
 #: How many of the cases that do not count are named.
 _SHOWN = 20
+#: Columns of what is printed to a file.
+_WIDTH = 160
 #: Seconds for one mutant.
 TIME_LIMIT = 120.0
 SOURCE = Source(("float64", "float32"))
@@ -97,30 +99,6 @@ class Matrix:
         return bool(self.rows) and not self.survivors
 
 
-class _Data:
-    """The tensors that checks hold for all their cases: what a mutant writes to one, the next case must not see."""
-
-    def __init__(self) -> None:
-        checks = [module for name, module in sys.modules.items() if name.startswith("verify.checks.")]
-        self._kept = [(t, t.detach().clone()) for module in checks for t in _tensors(vars(module).values())]
-
-    def restore(self) -> None:
-        """Give them the values that they had."""
-        for tensor, value in self._kept:
-            if not torch.equal(tensor, value):
-                tensor.data.copy_(value)
-
-
-def _tensors(values: Iterable[object]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
 class Judge:
     """Asks cases of mutants, and of ``lrp_rules`` whether a failure counts."""
 
@@ -130,7 +108,6 @@ class Judge:
             self._by_rule[case.rule][case.check].append(case)
         self._real = Subject("lrp_rules", lrp_rules, lrp_rules.__version__)
         self._passed: dict[str, bool] = {}
-        self._data = _Data()
 
     def row(self, mutant: Mutant, *, once: bool = False) -> tuple[Row, list[str]]:
         """Return the row of a mutant, and the cases that ``lrp_rules`` fails; ``once`` stops at the first kill."""
@@ -174,8 +151,6 @@ class Judge:
             return None
         except Exception as error:  # noqa: BLE001  a mutant may raise anything; that is its failure
             finding = Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {error}")
-        finally:
-            self._data.restore()
         return finding.reason or finding.verdict if finding.verdict in BAD else None
 
     def _checks(self, mutant: Mutant) -> list[str]:
@@ -336,7 +311,10 @@ def main(*, workers: int | None = None, mutants: Sequence[Mutant] = MUTANTS) -> 
     """Run the self-test and print it; return the exit status, 1 if a mutant survives."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     matrix = kill_matrix(mutants, workers=count if workers is None else workers)
-    show(matrix, Console(highlight=False, emoji=False, markup=False))
+    console = Console(highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = _WIDTH  # a log has no width, and all columns are wanted
+    show(matrix, console)
     return 0 if matrix.held else 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lrp_rules
 from lrp_rules.layer import Layer
@@ -102,6 +102,48 @@ def test_what_is_right_passes(rule: str) -> None:
 
 def test_a_planted_mistake_does_not_spread_to_other_rules() -> None:
     assert not failures(planted(Gamma=OtherDefault), "ZPlus")
+
+
+class Writes:
+    """Goes before a rule; writes to every tensor and list that it gets hold of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, list):
+                value.append("weight")
+            elif isinstance(value, Tensor):
+                value.data.fill_(9.0)
+
+    def register(self, module: nn.Module) -> Any:
+        def write(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            for t in (*inputs, *module.parameters()):
+                t.data.mul_(1.5)
+            for y in output if isinstance(output, tuple) else (output,):
+                if y.requires_grad:
+                    y.register_hook(lambda relevance: relevance.data.mul_(1.5))
+
+        handles = super().register(module), module.register_forward_hook(write)  # type: ignore[misc]
+        return SimpleNamespace(remove=lambda: [handle.remove() for handle in handles])
+
+
+class WritesDenominator(lrp_rules.Stabilizer):
+    def __call__(self, denominator: Tensor) -> Tensor:
+        return denominator.fill_(9.0)
+
+
+@pytest.mark.parametrize("rule", ["Epsilon", "ZBox", "ReLUBetaSmooth", "Stabilizer"])
+def test_what_a_subject_writes_to_its_tensors_is_not_seen_by_the_next_case(rule: str) -> None:
+    wrong = WritesDenominator if rule == "Stabilizer" else type(rule, (Writes, getattr(lrp_rules, rule)), {})
+    cases = [case for case in CASES if case.rule == rule and case.check in {"api", "errors", "conduct"}]
+    failed = []
+    for case in cases:
+        try:
+            failed.append(case.run(planted(**{rule: wrong})).verdict in BAD)
+        except Exception:  # noqa: BLE001  a weight that was written, under a name that is not there, and more
+            failed.append(True)
+    assert any(failed)
+    assert [case.id for case in cases if case.run(planted()).verdict in BAD] == []
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,11 @@ def _copied(way: str, duplicate: Callable[[Any], Any]) -> Callable[[str, Subject
             if way == "pickle" and shifted in unusual.values():
                 continue
             box = {"low": -4.0, "high": 3.0} if rule == "ZBox" else {}
-            original = subject.get(rule)(**box | unusual)
+            original = subject.get(rule)(**box | deepcopy(unusual))
             for when in ("new", "used"):
                 copied = duplicate(original)
-                expected = relevance_of(original, module, X, R)
-                found = relevance_of(copied, module, X, R)
+                expected = relevance_of(original, module, X.clone(), R.clone())
+                found = relevance_of(copied, module, X.clone(), R.clone())
                 yield from differs(found, expected, f"{rule}({_names(unusual)}), {when}: the relevance of its {way}")
 
     return ask

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from verify.checks.conduct_probing import R, Topic, X, attached, grad, layer, leaf, make, watched
+from verify.checks.conduct_probing import R, Topic, X, attached, layer, leaf, make, watched
 from verify.model import Level
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _call(module: nn.Module, *, backward: bool = True) -> _Traces:
     relevance = R.clone()
     if not backward:
         return _Traces(input=h, output=y)
-    r = grad(y * 1, x, relevance)
+    (r,) = torch.autograd.grad(y * 1, x, relevance)
     return _Traces(input=h, output=y, relevance=relevance, result=r)
 
 

@@ -128,7 +128,7 @@ def _layouts(rule: str, subject: Subject) -> Iterator[str]:
         expected = fresh(subject, rule, module, *(t.contiguous().clone() for t in laid))
         with attached(make(subject, rule), module):
             own = laid[0].requires_grad_()
-            found = grad(module(own), own, laid[1])
+            (found,) = torch.autograd.grad(module(own), own, laid[1])
         # the sigmoid of one number may come from a vector register or not. Either way: the exponential within one
         # unit in the last place, two roundings in 1 / (1 + e), one in the product with R, each half a unit
         room = 0.0 if rule != "ReLUBetaSmooth" else 2 * 3 * torch.finfo(x.dtype).eps * expected.abs()

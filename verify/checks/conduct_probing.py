@@ -171,13 +171,13 @@ def leaf(x: Tensor) -> Tensor:
 
 
 def grad(y: Tensor, x: Tensor, relevance: Tensor, **options: Any) -> Tensor:
-    """Return the gradient, or what a rule makes of it."""
-    return torch.autograd.grad(y, x, relevance, **options)[0]
+    """Return the gradient, or what a rule makes of a relevance: of a copy, as a subject may write to what it gets."""
+    return torch.autograd.grad(y, x, relevance.clone(), **options)[0]
 
 
 def fresh(subject: Subject, rule: str, module: nn.Module, x: Tensor = X, relevance: Tensor = R) -> Tensor:
     """Return the relevance by a rule made for this one call, on a copy of the module."""
-    return relevance_of(make(subject, rule), deepcopy(module), x, relevance)
+    return relevance_of(make(subject, rule), deepcopy(module), x.clone(), relevance.clone())
 
 
 def differs(found: Tensor, expected: Tensor, what: str) -> Iterator[str]:

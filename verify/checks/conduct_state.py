@@ -148,7 +148,7 @@ def _tensors(rule: str, subject: Subject) -> Iterator[str]:
             kept = y.detach().clone()
             for when in ("forward", "backward"):
                 if when == "backward":
-                    grad(y, x, relevance)
+                    torch.autograd.grad(y, x, relevance)
                 for name, now, before in (("input", h, X), ("output", y, kept), ("relevance", relevance, R)):
                     if not same_bits(now, before):
                         yield f"{when} writes to the {name}: {before.tolist()} became {now.tolist()}"
@@ -164,7 +164,7 @@ def _forward(rule: str, subject: Subject) -> Iterator[str]:
     tried: tuple[tuple[nn.Module, Tensor], ...] = ((nn.ReLU(), zeros),) if rule in GRADIENT else ()
     for module, given in (*tried, (layer(rule), X), (nn.ReLU() if rule in GRADIENT else conv, image)):
         for needs_grad in (True, False):
-            x = given.detach().requires_grad_(needs_grad)
+            x = given.clone().requires_grad_(needs_grad)
             plain = module(x)
             with attached(make(subject, rule), module):
                 y = module(x)

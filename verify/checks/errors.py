@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def _refused(
         make = subject.get(rule)
         module, x, R = layer_and_data(rule)
         try:
-            relevance_of(make(**_box(rule) | arguments), module, x, R)
+            relevance_of(make(**_box(rule) | deepcopy(arguments)), module, x, R)
         except NotOfferedError:
             raise
         except expected as error:
@@ -84,7 +85,7 @@ def _accepted(rule: str, arguments: Arguments) -> Callable[[Subject], Finding]:
         make = subject.get(rule)
         module, x, R = layer_and_data(rule)
         try:
-            r = relevance_of(make(**_box(rule) | arguments), module, x, R)
+            r = relevance_of(make(**_box(rule) | deepcopy(arguments)), module, x, R)
         except NotOfferedError:
             raise
         except Exception as error:
@@ -245,10 +246,10 @@ def _several() -> Iterator[Case]:
 
 
 def _is_refused(rule: str, module: nn.Module, call: Callable[[nn.Module, Tensor], Tensor], subject: Subject) -> Finding:
-    x = _A.clone().requires_grad_()
+    x, module = _A.clone().requires_grad_(), deepcopy(module)
     handle = subject.get(rule)(**_box(rule)).register(module)
     try:
-        torch.autograd.grad(call(module, x), x, _R)
+        torch.autograd.grad(call(module, x), x, _R.clone())
     except NotOfferedError:
         raise
     except TypeError as error:
@@ -269,7 +270,7 @@ def _shares_inputs(rule: str, subject: Subject) -> Finding:
     a, b = _A.clone().requires_grad_(), _B.clone().requires_grad_()
     handle = subject.get(rule)().register(module := Add())
     try:
-        found = torch.autograd.grad(module(a, b), (a, b), _R)
+        found = torch.autograd.grad(module(a, b), (a, b), _R.clone())
     finally:
         handle.remove()
     s = _R / _stabilized(_A + 2 * _B)
@@ -278,11 +279,11 @@ def _shares_inputs(rule: str, subject: Subject) -> Finding:
 
 def _takes_keyword(rule: str, subject: Subject) -> Finding:
     module: nn.Module = nn.Identity() if rule == "Pass" else nn.Linear(3, 3, dtype=torch.float64)
-    by_position = relevance_of(subject.get(rule)(), module, _A, _R)
+    by_position = relevance_of(subject.get(rule)(), module, _A.clone(), _R.clone())
     x = _A.clone().requires_grad_()
     handle = subject.get(rule)().register(module)
     try:
-        (found,) = torch.autograd.grad(module(input=x), x, _R)
+        (found,) = torch.autograd.grad(module(input=x), x, _R.clone())
     finally:
         handle.remove()
     return (
@@ -296,7 +297,7 @@ def _takes_outputs(rule: str, subject: Subject) -> Finding:
     x = _A.clone().requires_grad_()
     handle = subject.get(rule)().register(module := Fork())
     try:
-        found = torch.autograd.grad(module(x), x, (_R, -2 * _R))
+        found = torch.autograd.grad(module(x), x, (_R.clone(), -2 * _R))
     finally:
         handle.remove()
     first, second = _R / _stabilized(3 * _A), -2 * _R / _stabilized(_A + 1)
