@@ -58,7 +58,7 @@ def disagreements(rule: str, group: Json, case: Json) -> Iterator[str]:
         yield f"the expected relevance is {comparison.ratio:.3g} times the bound away from the reference, {entry}"
     own = tidied(worst)
     with np.errstate(invalid="ignore"):
-        apart = ~((own == limit) | (np.abs(own - limit) <= TIDIED * limit))
+        apart = ~((own == limit) | (np.isfinite(limit) & (np.abs(own - limit) <= TIDIED * limit)))
     if apart.any():
         index = int(np.flatnonzero(apart)[0])
         yield f"bound, entry {index}: {limit.ravel()[index]:.4g}, the reference says {own.ravel()[index]:.4g}"

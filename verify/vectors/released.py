@@ -55,7 +55,9 @@ def released(documents: Mapping[str, Json], before: Json | None = None) -> Json:
 
     ReleaseError where the version does not allow what changed.
     """
-    now = {case["id"]: digests(document, group, case) for _, document, group, case in cases(documents)}
+    now = {
+        case["id"]: {"file": name, **digests(document, group, case)} for name, document, group, case in cases(documents)
+    }
     withdrawn: list[str] = []
     if before is not None:
         withdrawn = sorted({*before["withdrawn"], *(set(before["cases"]) - set(now))})
