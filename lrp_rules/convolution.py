@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from lrp_rules.layer import Matrix, WeightedLayer
 
 if TYPE_CHECKING:
-    from lrp_rules.layer import Change
+    from torch.nn.modules.conv import _ConvNd
+
+    from lrp_rules.layer import Change, Formula
+
+#: How many bytes a part of a call takes, in each of the tensors between its input and its relevance, for each thread.
+#: What fits into a core's own cache is written and read there; large tensors would come from the system anew each time.
+PART = 2**20
 
 
 @dataclass(frozen=True)
-class ConvLayer(WeightedLayer):
+class WindowLayer(WeightedLayer):
+    """What convolutions and transposed convolutions have in common."""
+
+    module: _ConvNd
+
+    def matrix_of_ones(self) -> Matrix:
+        # it has rank one in its channels: all inputs of a group are added up, and all of its outputs are the same
+        weight, groups, dim = self.parameters["weight"], self.module.groups, -self._dims - 1
+        assert weight is not None
+        thin = replace(
+            self,
+            inputs=(self.x.narrow(dim, 0, groups),),
+            given={"weight": weight.new_ones((groups, 1, *weight.shape[2:])), "bias": None},
+            zero_params=(),
+        )
+        A, inside, outside = thin.matrix(), self.x.shape[dim] // groups, self.shape[dim] // groups
+        return Matrix(
+            lambda v: _spread(A @ _gather(v, groups, dim), outside, groups, dim),
+            lambda s: _spread(A.T @ _gather(s, groups, dim), inside, groups, dim),
+        )
+
+    def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
+        x, count = self.x, len(R)
+        if not self.batched or x.device.type != "cpu" or torch.is_grad_enabled() or count < 2:
+            return formula(self, R)
+        size = max(R.numel(), x.numel()) * R.element_size()
+        step = max(1, PART * torch.get_num_threads() * count // max(size, 1))
+        if step >= count:
+            return formula(self, R)
+        r = torch.empty_like(x)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            outputs = None if self.outputs is None else (self.outputs[0][part],)
+            layer = replace(self, inputs=(x[part],), outputs=outputs, shape=R[part].shape)
+            r[part] = formula(layer, R[part])
+        return r
+
+
+def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
+    """Add the channels of each group up."""
+    gathered: Tensor = v.unflatten(dim, (groups, -1)).sum(dim)
+    return gathered
+
+
+def _spread(v: Tensor, count: int, groups: int, dim: int) -> Tensor:
+    """Give each of the ``count`` channels of a group what the group has; a single group is left to broadcast."""
+    return v if groups == 1 else v.repeat_interleave(count, dim)
+
+
+@dataclass(frozen=True)
+class ConvLayer(WindowLayer):
     """:class:`torch.nn.Conv1d`, Conv2d and Conv3d, with every option they have."""
 
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
+    def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output: Tensor = self.module._conv_forward(x, weight, bias)
+        return output
+
     def matrix(self, change: Change | None = None) -> Matrix:
         weight, module, n = self._weight(change), self.module, self._dims
-        run = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
-        run_back = (conv1d_input, conv2d_input, conv3d_input)[n - 1]
         pads, mode = self._pads(), module.padding_mode
-        # the convolution itself can pad with zeros, as many on either side; any other padding is a map of its own
-        # before it
+        # a transposed convolution can leave out what was padded with zeros, as many on either side; any other padding
+        # is a map of its own before it
         inside = mode == "zeros" and all(before == after for before, after in pads)
-        padding = tuple(before for before, _ in pads) if inside else (0,) * n
-        outside = [] if inside else [side for pair in reversed(pads) for side in pair]
-        pad_mode = "constant" if mode == "zeros" else mode
+        padding = [before for before, _ in pads] if inside else [0] * n
         channels, *spatial = self.x.shape[-n - 1 :]
-        padded = (
-            spatial if inside else [size + before + after for size, (before, after) in zip(spatial, pads, strict=True)]
-        )
-
-        def forward(v: Tensor) -> Tensor:
-            return run(
-                F.pad(v, outside, mode=pad_mode) if outside else v,
-                weight, None, module.stride, padding, module.dilation, module.groups,
-            )  # fmt: skip
+        added = [0 if inside else sum(pair) for pair in pads]
+        padded = [size + more for size, more in zip(spatial, added, strict=True)]
 
         def transposed(s: Tensor) -> Tensor:
             batch = s if s.ndim == n + 2 else s[None]
             size = (batch.shape[0], channels, *padded)
-            r = run_back(size, weight, batch, module.stride, padding, module.dilation, module.groups)  # type: ignore[no-untyped-call]
-            r = _pad_transposed(r, (batch.shape[0], channels, *spatial), outside, pad_mode) if outside else r
+            # of the input, only shape and layout are looked at
+            like = self.x if self.x.shape == size else batch.new_empty(size)
+            options = (module.stride, padding, module.dilation, False, [0] * n, module.groups)
+            r: Tensor = torch.ops.aten.convolution_backward(batch, like, weight, None, *options, [True, False, False])[
+                0
+            ]
+            if not inside:
+                outside = [side for pair in reversed(pads) for side in pair]
+                r = _pad_transposed(r, (batch.shape[0], channels, *spatial), outside, mode)
             return r if s.ndim == n + 2 else r[0]
 
-        return Matrix(forward, transposed)
+        return Matrix(lambda v: self.run_with(v, weight, None), transposed)
 
     def _pads(self) -> list[tuple[int, int]]:
         """How much is padded before and after, for each dimension."""
@@ -68,7 +123,7 @@ class ConvLayer(WeightedLayer):
 
 def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: str) -> Tensor:
     """Transpose of ``F.pad``: every padded element gives what it has to the element that it copies."""
-    if mode == "constant":
+    if mode == "zeros":
         return F.pad(g, [-side for side in pads])
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -78,30 +133,31 @@ def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: st
 
 
 @dataclass(frozen=True)
-class ConvTransposeLayer(WeightedLayer):
+class ConvTransposeLayer(WindowLayer):
     """:class:`torch.nn.ConvTranspose1d`, ConvTranspose2d and ConvTranspose3d, also with ``output_size`` in the call."""
 
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-    def matrix(self, change: Change | None = None) -> Matrix:
-        weight, module, n = self._weight(change), self.module, self._dims
+    def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        module, n = self.module, self._dims
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
-        run_back = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
         assert not isinstance(module.padding, str)
         padding: tuple[int, ...] = module.padding
-        sizes = self.x.shape[-n:]
         # output_size is an argument of the call, so only the output tells how much was added behind
-        geometry = zip(self.shape[-n:], sizes, module.stride, padding, module.dilation, module.kernel_size, strict=True)
-        extra = tuple(out - ((size - 1) * s - 2 * p + d * (k - 1) + 1) for out, size, s, p, d, k in geometry)
+        sizes = zip(self.shape[-n:], x.shape[-n:], strict=True)
+        geometry = zip(sizes, module.stride, padding, module.dilation, module.kernel_size, strict=True)
+        extra = [out - ((size - 1) * s - 2 * p + d * (k - 1) + 1) for (out, size), s, p, d, k in geometry]
+        return run(x, weight, bias, module.stride, padding, extra, module.groups, module.dilation)
 
-        def forward(v: Tensor) -> Tensor:
-            return run(v, weight, None, module.stride, padding, extra, module.groups, module.dilation)
+    def matrix(self, change: Change | None = None) -> Matrix:
+        weight, module, n = self._weight(change), self.module, self._dims
+        run_back = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
 
         def transposed(s: Tensor) -> Tensor:
-            r = run_back(s, weight, None, module.stride, padding, module.dilation, module.groups)
+            r = run_back(s, weight, None, module.stride, module.padding, module.dilation, module.groups)
             # an output_padding of a stride or more makes room for windows that no input has
-            for dim, size in enumerate(sizes, start=-n):
+            for dim, size in enumerate(self.x.shape[-n:], start=-n):
                 r = r.narrow(dim, 0, size)
             return r
 
-        return Matrix(forward, transposed)
+        return Matrix(lambda v: self.run_with(v, weight, None), transposed)

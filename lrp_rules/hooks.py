@@ -16,6 +16,7 @@ from lrp_rules.stabilizer import Stabilizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lrp_rules.layer import Formula
     from lrp_rules.registration import Call
 
     Tensors = tuple[Tensor, ...]
@@ -163,6 +164,10 @@ class BasicHook(Hook):
     may_rerun: ClassVar[bool] = True
     #: Whether the formula uses the output of the forward pass, so that it is to be kept.
     uses_output: ClassVar[bool] = False
+    #: Whether the formula takes each sample by itself, and whether it is a sum over outputs, each by itself: then parts
+    #: may be done one after the other. A subclass with a formula of its own has to say so itself.
+    samples_apart: ClassVar[bool] = False
+    outputs_apart: ClassVar[bool] = False
     #: Names of the parameters that are set to zero.
     zero_params: tuple[str, ...] = ()
 
@@ -230,7 +235,19 @@ class BasicHook(Hook):
 
     def relevances(self, layer: Layer, R: Tensors) -> Tensors:
         """Return the relevance of each input; rules that allow several override this instead."""
-        return (self.relevance(layer, R[0]),)
+        return (self._in_parts(layer, R[0]),)
+
+    def _in_parts(self, layer: Layer, R: Tensor) -> Tensor:
+        if not (isinstance(self.stabilizer, Stabilizer) and not self.stabilizer.norm_scale):
+            return self.relevance(layer, R)  # it may look at all of a denominator
+        formula = _outputs_apart(self.relevance) if self.outputs_apart else self.relevance
+        return layer.by_samples(formula, R) if self.samples_apart else formula(layer, R)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "relevance" in vars(cls) or "relevances" in vars(cls):
+            cls.samples_apart = vars(cls).get("samples_apart", False)
+            cls.outputs_apart = vars(cls).get("outputs_apart", False)
 
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors]:
         module = call.module
@@ -286,6 +303,10 @@ class BasicHook(Hook):
         for value in given.values():
             dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)
         return None if dtype == own else dtype
+
+
+def _outputs_apart(formula: Formula) -> Formula:
+    return lambda layer, R: layer.by_outputs(formula, R)
 
 
 def _same(value: Tensor) -> Tensor:

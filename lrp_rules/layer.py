@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from lrp_rules.rerun import Rerun
 
-    Change = Callable[[Tensor], Tensor]
+    #: Elementwise; as torch's own functions, it takes ``out``.
+    Change = Callable[..., Tensor]
     Parameters = Mapping[str, Tensor | None]
+    Formula = Callable[["Layer", Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,30 @@ class Layer:
         """Return A(w), or A(change(w))."""
         raise NotImplementedError
 
+    def matrix_of_ones(self) -> Matrix:
+        """Return A(1). What it gives may have one channel for all that are the same."""
+        return self.matrix(torch.ones_like)
+
     @property
     def bias(self) -> Tensor:
         """b, in a shape that broadcasts to the output."""
         raise NotImplementedError
 
+    def output(self) -> Tensor:
+        """Return what the module returned, once more, to the last bit."""
+        raise NotImplementedError
+
     def at_ones(self) -> Layer:
         """Return the layer with ones as its input: one sample of them, since all samples are the same."""
         return replace(self, inputs=(torch.ones_like(self.x[:1] if self.batched else self.x),), outputs=None)
+
+    def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
+        """Return ``formula(self, R)``, for a formula that takes each sample by itself: by parts, if faster."""
+        return formula(self, R)
+
+    def by_outputs(self, formula: Formula, R: Tensor) -> Tensor:
+        """Return ``formula(self, R)``, for a formula that sums over outputs: by parts, if faster."""
+        return formula(self, R)
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return A^T s for each input."""
@@ -95,10 +113,7 @@ class Layer:
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:
         """What the module itself returned, whatever the rule sets to zero."""
-        if self.outputs is not None:
-            return self.outputs
-        real = replace(self, zero_params=())
-        return (real.matrix() @ self.x + real.bias,)
+        return self.outputs if self.outputs is not None else (self.output(),)
 
     @property
     def linear_outputs(self) -> tuple[Tensor, ...]:
@@ -139,7 +154,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class WeightedLayer(Layer):
-    """What the layers with one weight and at most one bias have in common."""
+    """What the layers with one weight and at most one bias have in common.
+
+    ``scratch`` is memory for changed weights, where they are done block by block.
+    """
+
+    scratch: dict[Change, Tensor] | None = field(kw_only=True, default=None)
 
     @property
     def batched(self) -> bool:
@@ -150,10 +170,25 @@ class WeightedLayer(Layer):
         bias = self.parameters["bias"]
         return self.x.new_zeros(()) if bias is None else bias.view((-1,) + (1,) * self._dims)
 
+    def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what the module would, with these parameters."""
+        raise NotImplementedError
+
+    def output(self) -> Tensor:
+        weight = self.given["weight"]
+        assert weight is not None
+        return self.run_with(self.x, weight, self.given["bias"])
+
     def _weight(self, change: Change | None) -> Tensor:
         weight = self.parameters["weight"]
         assert weight is not None
-        return weight if change is None else change(weight)
+        if change is None:
+            return weight
+        if self.scratch is None:
+            return change(weight)
+        if change not in self.scratch:
+            self.scratch[change] = torch.empty_like(weight)
+        return change(weight, out=self.scratch[change][: len(weight)])
 
     @property
     def _dims(self) -> int:

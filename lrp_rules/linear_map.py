@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,11 @@ from lrp_rules.traced import TracedLayer, pull
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.layer import Change
+    from lrp_rules.layer import Change, Formula
+
+#: How many weights are changed at a time, for each thread. A layer with many more is done in blocks of its outputs: a
+#: block is changed into memory that stays in cache, and used forwards and backwards, so that each weight is read once.
+ROWS = 2**19
 
 __all__ = [
     "BatchNormLayer",
@@ -42,6 +47,30 @@ class LinearLayer(WeightedLayer):
         weight = self._weight(change)
         return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight)
 
+    def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def matrix_of_ones(self) -> Matrix:
+        return Matrix(_sum, _sum)
+
+    def by_outputs(self, formula: Formula, R: Tensor) -> Tensor:
+        weight, bias = self.given["weight"], self.given["bias"]
+        assert weight is not None
+        step = max(1, ROWS * torch.get_num_threads() // weight.shape[1])
+        if R.device.type != "cpu" or torch.is_grad_enabled() or step >= len(weight):
+            return formula(self, R)
+        r: Tensor | None = None
+        scratch: dict[Change, Tensor] = {}
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            given = {"weight": weight[rows], "bias": None if bias is None else bias[rows]}
+            outputs = None if self.outputs is None else (self.outputs[0][..., rows],)
+            part = R[..., rows]
+            r_part = formula(replace(self, given=given, outputs=outputs, shape=part.shape, scratch=scratch), part)
+            r = r_part if r is None else r.add_(r_part)
+        assert r is not None
+        return r
+
     def at_ones(self) -> Layer:
         # every leading dimension holds samples
         return replace(self, inputs=(self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:]),), outputs=None)
@@ -55,6 +84,10 @@ class LinearLayer(WeightedLayer):
         return 0
 
 
+def _sum(v: Tensor) -> Tensor:
+    return v.sum(-1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class BatchNormLayer(Layer):
     """:class:`torch.nn.BatchNorm1d`, 2d and 3d in eval mode: a scale and a constant for each channel."""
@@ -66,6 +99,11 @@ class BatchNormLayer(Layer):
     def matrix(self, change: Change | None = None) -> Matrix:
         scale = self._scale(change)
         return Matrix(lambda v: v * scale, lambda s: s * scale)
+
+    def output(self) -> Tensor:
+        mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
+        eps = self.module.eps
+        return F.batch_norm(self.x, mean, variance, self.given["weight"], self.given["bias"], training=False, eps=eps)
 
     @property
     def bias(self) -> Tensor:

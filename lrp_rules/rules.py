@@ -15,6 +15,7 @@ References (cited by the classes)
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from lrp_rules.params import parameter_names
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from lrp_rules.layer import Layer, Matrix
 
@@ -34,14 +35,19 @@ if TYPE_CHECKING:
     Term = tuple[Matrix, Tensor]
 
 
-def positive(v: Tensor) -> Tensor:
-    """v+."""
-    return v.clamp(min=0)
+def positive(v: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return v+."""
+    return torch.clamp(v, min=0, out=out)
 
 
-def negative(v: Tensor) -> Tensor:
-    """v-."""
-    return v.clamp(max=0)
+def negative(v: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return v-."""
+    return torch.clamp(v, max=0, out=out)
+
+
+def increased(v: Tensor, g: float, part: Callable[..., Tensor], out: Tensor | None = None) -> Tensor:
+    """Return v + g v+ or v + g v-."""
+    return torch.add(v, part(v), alpha=g, out=out)
 
 
 def nonnegative(x: Tensor) -> bool:
@@ -49,25 +55,35 @@ def nonnegative(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() > 0 and bool(x.amin() >= 0)
 
 
-def split(x: Tensor, of_positive: Matrix, of_negative: Matrix) -> list[Term]:
-    """Return the terms (A, x+) and (A', x-), without the second where x- vanishes."""
-    return [(of_positive, x)] if nonnegative(x) else [(of_positive, positive(x)), (of_negative, negative(x))]
+def split(x: Tensor) -> tuple[Tensor, ...]:
+    """Return x+ and x-, without the second where it vanishes."""
+    return (x,) if nonnegative(x) else (positive(x), negative(x))
 
 
-def propagate(terms: Sequence[Term], bias: Tensor | float, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
+def propagate(terms: Iterable[Term], bias: Tensor | None, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
     """Return r = sum v * A^T s over the terms (A, v), with s = R / S(d) and d = sum A v + bias."""
     (A, v), *others = terms
     d = A @ v
     for B, u in others:
         d = d + B @ u
-    d = d + bias
-    if d.ndim > 0 and d.shape != R.shape and not isinstance(stabilizer, Stabilizer):
-        d = d.expand_as(R)  # one's own callable may look at whole samples
+    if bias is not None:
+        d = d + bias
     s = R / stabilizer(d)
     r = v * (A.T @ s)
     for B, u in others:
-        r = r + u * (B.T @ s)
+        r = torch.addcmul(r, u, B.T @ s)
     return r
+
+
+def share(
+    layer: Layer, A: Matrix, ones: Tensor, bias: Tensor | None, R: Tensor, stabilizer: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return r = A^T (R / S(d)) with d = A 1 + bias, which is computed once for all samples."""
+    d = A @ ones if bias is None else A @ ones + bias
+    if isinstance(stabilizer, Stabilizer):
+        S = stabilizer(d)
+        return layer.by_samples(lambda _, R: ones * (A.T @ (R / S)), R)
+    return ones * (A.T @ (R / stabilizer(d.expand_as(R))))  # one's own callable may look at whole samples
 
 
 class Epsilon(BasicHook):
@@ -95,12 +111,18 @@ class Epsilon(BasicHook):
 
     allows_several: ClassVar[bool] = True
     uses_output: ClassVar[bool] = True
+    samples_apart: ClassVar[bool] = True
 
     def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=epsilon)
         self.zero_params = parameter_names(zero_params)
 
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.x * (layer.matrix().T @ (R / self.stabilizer(layer.linear_outputs[0])))
+
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if len(layer.inputs) == len(R) == 1:
+            return super().relevances(layer, R)
         s = tuple(R_k / self.stabilizer(d) for R_k, d in zip(R, layer.linear_outputs, strict=True))
         return tuple(x * c for x, c in zip(layer.inputs, layer.pull(s), strict=True))
 
@@ -140,12 +162,15 @@ class ZPlus(BasicHook):
 
     """
 
+    samples_apart: ClassVar[bool] = True
+    outputs_apart: ClassVar[bool] = True
+
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        terms = split(layer.x, layer.matrix(positive), layer.matrix(negative))
+        terms = zip((layer.matrix(positive), layer.matrix(negative)), split(layer.x), strict=False)
         return propagate(terms, positive(layer.bias), R, self.stabilizer)
 
 
@@ -174,6 +199,9 @@ class AlphaBeta(BasicHook):
 
     """
 
+    samples_apart: ClassVar[bool] = True
+    outputs_apart: ClassVar[bool] = True
+
     def __init__(
         self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
     ) -> None:
@@ -190,11 +218,12 @@ class AlphaBeta(BasicHook):
         self.zero_params = parameter_names(zero_params)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        plus, minus = layer.matrix(positive), layer.matrix(negative)
-        r = self.alpha * propagate(split(layer.x, plus, minus), positive(layer.bias), R, self.stabilizer)
+        plus, minus, xs = layer.matrix(positive), layer.matrix(negative), split(layer.x)
+        ra = propagate(zip((plus, minus), xs, strict=False), positive(layer.bias), R, self.stabilizer)
         if self.beta == 0:
-            return r
-        return r - self.beta * propagate(split(layer.x, minus, plus), negative(layer.bias), R, self.stabilizer)
+            return self.alpha * ra
+        rb = propagate(zip((minus, plus), xs, strict=False), negative(layer.bias), R, self.stabilizer)
+        return self.alpha * ra - self.beta * rb
 
 
 class Gamma(BasicHook):
@@ -202,9 +231,10 @@ class Gamma(BasicHook):
 
     For convolutions in the middle of a network; from Epsilon at gamma = 0 towards ZPlus as gamma grows.
 
-        where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)      r = x+ * A(w + g w+)^T s + x- * A(w + g
-        w-)^T s where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)      r = x+ * A(w + g w-)^T s + x- *
-        A(w + g w+)^T s
+        where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)
+                      r = x+ * A(w + g w+)^T s + x- * A(w + g w-)^T s
+        where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)
+                      r = x+ * A(w + g w-)^T s + x- * A(w + g w+)^T s
 
     with s = R / S(d) and z the real output of the layer, bias and weights in. Where z = 0, the relevance goes nowhere.
 
@@ -225,6 +255,8 @@ class Gamma(BasicHook):
     """
 
     uses_output: ClassVar[bool] = True
+    samples_apart: ClassVar[bool] = True
+    outputs_apart: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 0.25, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         if not 0 <= gamma < math.inf:
@@ -244,19 +276,19 @@ class Gamma(BasicHook):
         # place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels there.
         # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
         # large gamma takes the way below.
-        x, z, half = layer.x, layer.z, self.gamma / 2
-        A, A_abs = layer.matrix(), layer.matrix(torch.abs)
-        sign = z.sign()
-        d = (1 + half) * layer.linear_outputs[0] + half * sign * (A_abs @ x.abs() + layer.bias.abs())
+        x, sign, half = layer.x, layer.z.sign(), self.gamma / 2
+        A, A_abs, x_abs = layer.matrix(), layer.matrix(torch.abs), x.abs()
+        z_abs = A_abs @ x_abs + layer.bias.abs()
+        d = torch.addcmul((1 + half) * layer.linear_outputs[0], sign, z_abs, value=half)
         s = sign.abs() * R / self.stabilizer(d)
-        return (1 + half) * x * (A.T @ s) + half * x.abs() * (A_abs.T @ (sign * s))
+        return torch.addcmul((1 + half) * x * (A.T @ s), x_abs, A_abs.T @ (sign * s), value=half)
 
     def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:
         z, g = layer.z, self.gamma
-        plus, minus = layer.matrix(lambda w: w + g * positive(w)), layer.matrix(lambda w: w + g * negative(w))
-        b = layer.bias
-        above = propagate(split(layer.x, plus, minus), b + g * positive(b), R * (z > 0), self.stabilizer)
-        below = propagate(split(layer.x, minus, plus), b + g * negative(b), R * (z < 0), self.stabilizer)
+        up, down = (partial(increased, g=g, part=part) for part in (positive, negative))
+        plus, minus, b, xs = layer.matrix(up), layer.matrix(down), layer.bias, split(layer.x)
+        above = propagate(zip((plus, minus), xs, strict=False), up(b), R * (z > 0), self.stabilizer)
+        below = propagate(zip((minus, plus), xs, strict=False), down(b), R * (z < 0), self.stabilizer)
         return above + below
 
 
@@ -285,6 +317,13 @@ class ZBox(BasicHook):
 
     """
 
+    outputs_apart: ClassVar[bool] = True
+
+    @property
+    def samples_apart(self) -> bool:  # type: ignore[override]
+        """Whether the bounds are the same for all samples."""
+        return all(bound.ndim == 0 or len(bound) == 1 for bound in (self.low, self.high))
+
     def __init__(
         self, low: float | Tensor, high: float | Tensor, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
     ) -> None:
@@ -308,7 +347,7 @@ class ZBox(BasicHook):
             terms = [(plus, x - low), (minus, x - high)]
         else:
             terms = [(layer.matrix(), x), (plus, -low.expand_as(x)), (minus, -high.expand_as(x))]
-        return propagate(terms, 0.0, R, self.stabilizer)
+        return propagate(terms, None, R, self.stabilizer)
 
     @staticmethod
     def _check_order(low: Tensor, high: Tensor) -> None:
@@ -354,13 +393,15 @@ class WSquare(BasicHook):
 
     """
 
+    outputs_apart: ClassVar[bool] = True
+
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         ones = layer.at_ones()
-        return propagate([(ones.matrix(torch.square), ones.x)], ones.bias.square(), R, self.stabilizer)
+        return share(layer, ones.matrix(torch.square), ones.x, ones.bias.square(), R, self.stabilizer)
 
 
 class Flat(BasicHook):
@@ -387,7 +428,7 @@ class Flat(BasicHook):
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         ones = layer.at_ones()
-        return propagate([(ones.matrix(torch.ones_like), ones.x)], 0.0, R, self.stabilizer)
+        return share(layer, ones.matrix_of_ones(), ones.x, None, R, self.stabilizer)
 
 
 class Pass(Hook):

@@ -66,7 +66,8 @@ class Stabilizer:
             epsilon = self.epsilon * mean.sqrt()
         else:
             epsilon = denominator.new_full((), self.epsilon)
-        positive_zero = denominator + 0.0  # -0.0 + 0.0 is 0.0, so that its sign is +
+        # -0.0 + 0.0 is 0.0, so that its sign is +; a sign has no derivative
+        positive_zero = denominator.detach() + 0.0
         if self.clip:
             return torch.copysign(torch.maximum(denominator.abs(), epsilon), positive_zero)
         return denominator + torch.copysign(epsilon, positive_zero)
