@@ -1,0 +1,131 @@
+"""What the report says and draws: goals, peers, the heat map, charts, curves, numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench.report_charts import Axis, memory_chart, model_chart, panels, peer_chart, span
+from bench.report_data import load
+from bench.report_text import interval, number, ratio, seconds, size
+from bench.report_views import HeatCell, goals, heats, peers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from bench.report_data import Row
+
+
+def rows(folder: Path) -> list[Row]:
+    [setting] = load([folder])
+    return setting.rows
+
+
+def test_goals_stand_beside_what_was_measured(example_run: Path) -> None:
+    found = {goal.what: goal for goal in goals(rows(example_run))}
+    assert list(found)[0] == "zennit, layers, every rule"  # noqa: RUF015  the order is what is asked
+    assert (found["ZPlus(), x>=0"].held, found["AlphaBeta(2, 1), signed"].held) == (True, False)
+    assert found["ZPlus(), x>=0"].mean == pytest.approx(1.62)
+    assert found["VGG16, EpsilonPlus"].goal == 1.7
+
+
+def test_a_goal_is_missed_by_a_cell_without_a_time(example_run: Path) -> None:
+    found = rows(example_run)
+    next(row for row in found if row["baseline"] == "zennit")["status"] = "failed"
+    [goal] = [goal for goal in goals(found) if "zennit" in goal.what]
+    assert (goal.met, len(goal.rows), goal.held) == (1, 2, False)
+
+
+def test_peers_are_compared_by_the_geometric_mean(example_run: Path) -> None:
+    [peer] = peers(rows(example_run))
+    assert peer.baseline == "zennit"
+    assert peer.mean == pytest.approx(1 / (0.39 * 0.34) ** 0.5)
+    assert (peer.count("faster"), peer.count("slower")) == (2, 0)
+
+
+def test_heat_map_tells_ambiguous_failed_and_absent_apart(example_run: Path) -> None:
+    maps = {heat.regime: heat for heat in heats(rows(example_run), "lrp_rules")}
+    assert maps["overhead"].cell(("Flat()", "x>=0"), "Linear").state == "ambiguous"
+    assert maps["overhead"].cell(("WSquare()", "x>=0"), "Linear").state == "failed"
+    assert maps["overhead"].cell(("WSquare()", "x>=0"), "Linear").explanation == "failed: RuntimeError: made up"
+    assert maps["overhead"].cell(("WSquare()", "x>=0"), "Conv9d").state == "absent"
+    assert maps["compute"].cell(("ZPlus()", "x>=0"), "Conv2d").state == "ok"
+
+
+@pytest.mark.parametrize(("value", "warmth"), [(1.0, 0), (8.0, 100), (100.0, 100), (0.125, -100), (8**0.5, 50)])
+def test_colour_is_logarithmic_around_the_gradient(value: float, warmth: int) -> None:
+    cell = HeatCell([{"status": "ok", "ratio": value, "verdict": "slower"}])
+    assert cell.warmth == warmth
+
+
+def test_models_show_goals_and_what_is_missing(example_run: Path) -> None:
+    [line] = model_chart(rows(example_run)).lines
+    assert (line.label, line.goal, line.missing) == ("VGG16, EpsilonPlus", 1.7, ["zennit: out-of-memory"])
+    assert line.of("lrp_rules") == 1.7
+
+
+def test_a_chart_has_a_line_a_cell_below_each_rule(example_run: Path) -> None:
+    chart = peer_chart(rows(example_run), "zennit")
+    assert [line.label for line in chart.lines] == ["ZPlus()", "Epsilon()"]
+    assert [part.label for part in chart.lines[0].parts] == ["conv2d-64-64-3x3@56, x>=0, batch 4"]
+    assert chart.axis == Axis([0.2, 0.5, 1.0])
+
+
+def test_memory_is_in_units_of_the_gradients(example_run: Path) -> None:
+    lines = {line.label: line for line in memory_chart(rows(example_run)).lines}
+    assert lines["ZPlus()"].of("zennit") == pytest.approx(9.6 / 2.7)
+
+
+def test_time_against_size_has_gradient_and_limit(example_run: Path) -> None:
+    [panel] = panels(rows(example_run))
+    curves = {curve.subject: curve for curve in panel.curves}
+    assert list(curves) == ["lrp_rules", "gradient", "limit"]
+    assert curves["lrp_rules"].exponent == 0.97
+    assert [x for x, _ in curves["limit"].points] == [1, 4, 16, 64]
+    for (_, limit), (_, gradient) in zip(curves["limit"].points, curves["gradient"].points, strict=True):
+        assert limit == pytest.approx(1.5 * gradient)
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([1.0], [1, 2]),
+        ([0.3, 1.0, 4.0], [0.2, 0.5, 1, 2, 5]),
+        ([1.0, 64.0], [1, 2, 5, 10, 20, 50, 100]),
+        ([1e-6, 1.0], [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]),
+    ],
+    ids=str,
+)
+def test_axis_holds_every_value(values: Sequence[float], ticks: Sequence[float]) -> None:
+    axis = span(values)
+    assert axis.ticks == pytest.approx(ticks)
+    assert all(0 <= axis.place(value) <= 100 for value in values)
+    assert (axis.place(ticks[0]), axis.place(ticks[-1])) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "expected"),
+    [
+        (number, 0.0, "0"),
+        (number, 1.0, "1.00"),
+        (number, 999.6, "1000"),
+        (number, -0.5, "-0.500"),
+        (number, float("nan"), "—"),
+        (number, float("inf"), "inf"),
+        (ratio, 1.6249, "1.62\N{MULTIPLICATION SIGN}"),
+        (ratio, None, "—"),
+        (seconds, 0.0009996, "1.00 ms"),
+        (seconds, 3.2e-9, "3.20 ns"),
+        (size, 1023.9, "1020 B"),
+        (size, 5.0, "5.00 B"),
+    ],
+)
+def test_numbers_have_three_digits_and_a_unit(write: Callable[[Any], str], value: Any, expected: str) -> None:
+    assert write(value) == expected
+
+
+def test_an_interval_without_an_end_is_none() -> None:
+    assert interval(0.98, 1.02) == "[0.980, 1.02]"
+    assert interval(0.98, None) == ""
