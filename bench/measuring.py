@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import traceback
-import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,13 +64,16 @@ class Answer:
     quads: dict[tuple[str, str], list[list[float]]] = field(default_factory=dict)
 
 
-def begin(threads: int) -> None:
-    """Prepare a worker: its prints go nowhere, warnings are as a user has them, threads are fixed."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # libraries of C print too: the profiler, to begin with
-        os.dup2(nowhere, stream)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+def refused(standings: Mapping[str, Standing]) -> frozenset[str]:
+    """Return the subjects that are not ok."""
+    return frozenset(name for name, standing in standings.items() if standing.status != OK)
+
+
+def settle(standings: dict[str, Standing], later: Mapping[str, Standing]) -> None:
+    """Take over what is learnt later: of subjects not known, and of known ones that are ok no more."""
+    for name, standing in later.items():
+        if name not in standings or (standings[name].status == OK and standing.status != OK):
+            standings[name] = standing
 
 
 def measure(task: Task) -> Answer:
@@ -81,8 +84,7 @@ def measure(task: Task) -> Answer:
     for name in dict.fromkeys(name for pair in task.comparisons for name in pair):
         if name in task.excused:
             continue
-        standing = _attempt(lambda name=name: subjects.update({name: contender(name)}) or Standing())
-        answer.standings[name] = standing
+        answer.standings[name] = _attempt(partial(_loaded, subjects, name))
     try:
         problem = pose(task.cell, task.seed)
     except (RuntimeError, MemoryError, NotImplementedError) as error:
@@ -91,15 +93,21 @@ def measure(task: Task) -> Answer:
     if task.gated:
         gate = Gate(task.cell, problem)
         for name, subject in subjects.items():
-            answer.standings[name] = _attempt(lambda subject=subject: _gated(task, subject, problem, gate))
+            answer.standings[name] = _attempt(partial(_gated, task, subject, problem, gate))
+    gc.collect()
     clock = EventClock() if task.cell.device.startswith("cuda") else wall_clock
     for pair in task.comparisons:
         if any(name not in answer.standings or answer.standings[name].status != OK for name in pair):
             continue
-        failed = _attempt(lambda pair=pair: _timed(task, answer, pair, subjects, problem, clock))
+        failed = _attempt(partial(_timed, task, answer, pair, subjects, problem, clock))
         if failed.status != OK:
             answer.standings[pair[0]] = failed
     return answer
+
+
+def _loaded(subjects: dict[str, Contender], name: str) -> Standing:
+    subjects[name] = contender(name)
+    return Standing(version=subjects[name].version)
 
 
 def _gated(task: Task, subject: Contender, problem: Problem, gate: Gate) -> Standing:

@@ -6,7 +6,6 @@ a library takes by itself, past that allocator, is not seen. On CUDA it is ``tor
 
 from __future__ import annotations
 
-import gc
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 def peak_bytes(call: Callable[[], Tensor], device: str = "cpu") -> int:
     """Return the largest number of bytes that one call held at a time. The call is warmed first."""
     call()
-    gc.collect()
     return _on_cuda(call) if device.startswith("cuda") else _on_cpu(call)
 
 

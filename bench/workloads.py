@@ -57,7 +57,7 @@ LAYERS = {workload.name: workload for workload in (
     Workload("conv2d-3-64-3x3@112", "Conv2d", "nn.Conv2d(3, 64, 3, padding=1)", (3, 112, 112), {4: COMPUTE}),
     Workload("conv2d-64-128-3x3-stride2@56", "Conv2d", "nn.Conv2d(64, 128, 3, stride=2, padding=1)", (64, 56, 56),
              {4: COMPUTE}),
-    Workload("conv2d-64-64-3x3-dilation2@56", "Conv2d", "nn.Conv2d(64, 64, 3, padding=2, dilation=2)", (64, 56, 56),
+    Workload("conv2d-32-32-3x3-dilation2@56", "Conv2d", "nn.Conv2d(32, 32, 3, padding=2, dilation=2)", (32, 56, 56),
              {4: COMPUTE}),
     Workload("conv2d-64-3x3-depthwise@56", "Conv2d", "nn.Conv2d(64, 64, 3, padding=1, groups=64)", (64, 56, 56),
              {4: MEMORY}),
@@ -154,8 +154,10 @@ def pose(cell: Cell, seed: int = 0) -> Problem:
         x = torch.randn(cell.batch, *workload.shape).clamp(LOW, HIGH)
         x = (x.relu() if cell.signs == NONNEGATIVE else x).to(**to)
         with torch.no_grad():
-            zeroed = RULES[cell.rule][1].get("zero_params") == "bias"
-            relevance = torch.randn(module(x).shape).to(**to) * _decided(module, x, without_bias=zeroed)
+            _, arguments = RULES.get(cell.rule, ("", {}))  # the gradient beside itself has no rule
+            relevance = torch.randn(module(x).shape).to(**to) * _decided(
+                module, x, without_bias="zero_params" in arguments
+            )
         return Problem(module, x.requires_grad_(), relevance, batched=True)
 
 

@@ -118,6 +118,7 @@ def example_facts() -> dict[str, Any]:
         "machine": _RUN["machine"],
         "commit": "0123456789abcdef",
         "command": "lrp-bench run --against zennit,captum --out example",
+        "subject": "lrp_rules",
         "seed": 0,
         "floor": {"overhead": 0.004, "compute": 0.004, "memory": 0.004},
         "facts": {

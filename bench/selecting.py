@@ -1,0 +1,86 @@
+"""Which cells of the suite a run measures, from what was asked on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench.session import FULL, QUICK, Plan
+from bench.workloads import Cell, all_cells, quick_cells
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class UnusableError(Exception):
+    """The call cannot be carried out; the message says why and what to do."""
+
+
+def select(
+    *,
+    subject: str,
+    against: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    device: str = "cpu",
+    threads: Sequence[int] = (),
+    seed: int = 0,
+    quick: bool = False,
+) -> Plan:
+    """Return the plan of a run.
+
+    Raises
+    ------
+    UnusableError
+        If a pattern matches nothing, or the device is not there.
+
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        msg = f"torch sees no CUDA device for --device {device}; use --device cpu, or a machine and a torch with one"
+        raise UnusableError(msg)
+    cells = quick_cells() if quick and not ids else all_cells()
+    if not ids and not dtypes and quick:
+        dtypes = ("float32",)
+    for name, patterns, values in (
+        ("--cell", ids, lambda cell: (cell.id,)),
+        ("--rule", rules, lambda cell: (cell.rule, cell.rule.partition("(")[0])),
+        ("--layer", layers, lambda cell: (cell.family, cell.workload)),
+        ("--dtype", dtypes, lambda cell: (cell.dtype,)),
+    ):
+        if name == "--cell" and ids:
+            cells = _by_id(cells, ids, device, threads)
+            continue
+        for pattern in patterns:
+            if not any(_matches(value, [pattern]) for cell in cells for value in values(cell)):
+                known = ", ".join(dict.fromkeys(value for cell in cells for value in values(cell)))
+                msg = f"{name} {pattern} matches nothing; there are {known}"
+                raise UnusableError(msg)
+        if patterns:
+            cells = [cell for cell in cells if any(_matches(value, patterns) for value in values(cell))]
+    if not ids:
+        counts = tuple(threads) or (torch.get_num_threads(),)
+        cells = [replace(cell, device=device, threads=count) for count in counts for cell in cells]
+    return Plan(tuple(cells), subject, tuple(against), QUICK if quick else FULL, seed, quick)
+
+
+def _matches(value: str, patterns: Sequence[str]) -> bool:
+    return any(value == pattern or fnmatchcase(value, pattern) for pattern in patterns)
+
+
+def _by_id(cells: Sequence[Cell], ids: Sequence[str], device: str, threads: Sequence[int]) -> list[Cell]:
+    """Return the cells of these ids, which name device and threads too."""
+    counts = tuple(threads) or (torch.get_num_threads(),)
+    known = {
+        cell.id: cell for count in counts for one in cells for cell in [replace(one, device=device, threads=count)]
+    }
+    if unknown := [id_ for id_ in ids if id_ not in known]:
+        msg = (
+            f"no cell has the id {unknown[0]}; expected one of `lrp-bench run --list`, for these --device and --threads"
+        )
+        raise UnusableError(msg)
+    return [known[id_] for id_ in ids]
