@@ -13,7 +13,8 @@ whose result underflows is off by at most tiny, half the smallest subnormal numb
           In half precision sums are in float32, and T - 1 partial results, the constant and at last d are stored:
               e_d = (gamma32(n_j + additions) (+) gamma(c + T)) M_j + u |d|,     a (+) b = (1 + a) (1 + b) - 1
           e_d = 0 where the sum is exact in any order: all products and the constant are multiples of one power of two
-          q, and M_j / q is at most 1 / u, so that every partial sum is a representable number.
+          q that is no smaller than the smallest subnormal number, and M_j / q is at most 1 / u, so that every partial
+          sum is a representable number.
     S     number: eps is rounded, the sum is rounded:    e_S = e_d + u eps + u (|S| + e_d + u eps)
           clip: max has Lipschitz constant 1:            e_S = max(e_d, u eps) near eps, e_d above it
           norm_scale: |rms(d') - rms(d)| <= rms(d' - d): u eps becomes eps0 rms(e_d) + gamma(m + 2 + 5) eps
@@ -152,7 +153,8 @@ class _Analysis:
         error += self.sum_tiny * products + self.tiny * (
             (sizes.roundings > 0) * products * largest + self.stored * (partial + 1)
         )
-        exact = (magnitude <= sizes.grain / self.coarsest) & ((magnitude > 0) | (products + constants == 0))
+        whole = (sizes.grain >= 2 * self.tiny) & (magnitude <= sizes.grain / self.coarsest) & (magnitude > 0)
+        exact = whole | (products + constants == 0)
         error = np.where(exact, 0.0, error)
         return error + self.stored * self.unit * (d + error), error[0] + error[2]
 

@@ -409,6 +409,29 @@ def test_integers_in_units_of_a_power_of_two_are_exact() -> None:
     assert not bound(rules.epsilon(large.affine()), np.ones(1), 0.5, FLOAT64).inconclusive.any()
 
 
+@pytest.mark.parametrize(("shift", "inconclusive"), [(0, True), (1, False)], ids=["underflows", "is-a-subnormal"])
+def test_multiples_of_a_power_of_two_that_underflows_are_not_exact(shift: int, inconclusive: bool) -> None:
+    """Of 2^-130 - (2^-130 + 2^-150), float32 has no 2^-150: the sum is 0, and its sign +. It has 2^-149."""
+    x = np.array([1.0, 1.0 + 2.0**-20]) * 2.0 ** (shift - 65)
+    p = Problem(2.0**-65 * np.array([[1.0, -1.0]], np.float32), np.zeros(1, np.float32), x, np.ones(1), 0.5)
+    p.x, p.R = p.x.astype(np.float32), p.R.astype(np.float32)
+    arithmetic, model = PRECISIONS["float32"]
+    assert (arithmetic.dot(p.W[None, 0], p.x) == 0) == inconclusive
+    limit, ratio = ratios(
+        p, rules.epsilon(p.affine()), plain_epsilon(arithmetic, p, lambda d: d + np.where(d < 0, -0.5, 0.5)), model
+    )
+    assert (ratio <= 1).all()
+    assert limit.inconclusive.all() == inconclusive
+
+
+def test_a_changed_parameter_that_underflows_is_not_exact() -> None:
+    """Gamma / 2 times 2^-149 is none in float32; an input that makes up for it comes too late."""
+    W, x = 2.0**-149 * np.array([[1.0, -1.0]]), 2.0**20 * np.array([1.0, 1.0])
+    p = Problem(W, np.zeros(1), x, np.ones(1))
+    (above, _) = _gamma(p.affine())
+    assert above.known_sizes.grain < 2 * FLOAT32.tiny
+
+
 def test_undecided_gate_of_gamma() -> None:
     """The sign of 0.1 + 0.2 - 0.3 decides between two branches, both far from zero; 1 - 1 is for neither."""
     W = np.array([[0.1, 0.2, 0.3], [1.0, 0.0, 1.0]])
