@@ -238,7 +238,7 @@ def gamma(layer: Affine, gamma: float = 0.25) -> Parts:
 
         def sizes() -> Sizes:
             # gamma itself, times the parameter, plus the parameter; or, in the other form, gamma / 2 and 1 + gamma / 2,
-            # their product with a sum, and the sum of the two. A changed parameter may underflow before it is multiplied.
+            # their product with a sum, and the sum of the two. A changed parameter may underflow before its product.
             grain = min(_grain(layer, layer.x), layer.weight_grain) * min(1.0, quantum(np.array(gamma / 2)))
             if gamma > 1:
                 known = direct.known_sizes

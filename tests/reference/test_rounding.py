@@ -425,10 +425,10 @@ def test_multiples_of_a_power_of_two_that_underflows_are_not_exact(shift: int, i
 
 
 def test_a_changed_parameter_that_underflows_is_not_exact() -> None:
-    """Gamma / 2 times 2^-149 is none in float32; an input that makes up for it comes too late."""
+    """Half of 2^-149 is none in float32; an input that makes up for it comes too late."""
     W, x = 2.0**-149 * np.array([[1.0, -1.0]]), 2.0**20 * np.array([1.0, 1.0])
     p = Problem(W, np.zeros(1), x, np.ones(1))
-    (above, _) = _gamma(p.affine())
+    above, _ = rules.gamma(p.affine(), 0.5)
     assert above.known_sizes.grain < 2 * FLOAT32.tiny
 
 
