@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bench.report_data import GRADIENT, OURS, measured, unique
+from bench.report_data import GRADIENT, measured, unique
 from bench.report_text import geometric_mean, interval, number, plural, ratio, seconds, size
 
 #: The curve that no implementation can be below.
@@ -93,11 +93,13 @@ class Chart:
         return unique(mark.subject for line in self.lines for mark in line.marks)
 
 
-def _mark(row: Row, subject: str) -> Mark:
+def _mark(row: Row) -> Mark:
     text = f"{ratio(row['ratio'])} {interval(row['ratio_low'], row['ratio_high'])} {row['verdict']}"
     times = f"{seconds(row['seconds'])} beside {seconds(row['baseline_seconds'])}"
     ends = row["ratio_low"], row["ratio_high"]
-    return Mark(subject, row["ratio"], *ends, f"{subject}: {text}, {times}", row["verdict"] == "ambiguous")
+    return Mark(
+        row["subject"], row["ratio"], *ends, f"{row['subject']}: {text}, {times}", row["verdict"] == "ambiguous"
+    )
 
 
 def _summary(subject: str, values: Sequence[float], write: Callable[[float | None], str] = ratio) -> Mark:
@@ -116,12 +118,17 @@ def where(row: Row) -> str:
 
 def peer_chart(rows: Iterable[Row], baseline: str) -> Chart:
     """Return our ratio to one peer: a line a rule, and below it one a cell."""
-    ours = [row for row in rows if (row["subject"], row["baseline"]) == (OURS, baseline) and measured(row)]
+    ours = [row for row in rows if row["baseline"] == baseline and measured(row)]
     lines = []
     for rule, group in _by(ours, "rule"):
-        parts = [Line(where(row), [_mark(row, OURS)], goal=row["goal"]) for row in group]
+        parts = [Line(where(row), [_mark(row)], goal=row["goal"]) for row in group]
         lines.append(
-            Line(rule, [_summary(OURS, [row["ratio"] for row in group])], plural(len(group), "cell"), parts=parts)
+            Line(
+                rule,
+                [_summary(group[0]["subject"], [row["ratio"] for row in group])],
+                plural(len(group), "cell"),
+                parts=parts,
+            )
         )
     return Chart(lines)
 
@@ -131,9 +138,9 @@ def model_chart(rows: Iterable[Row]) -> Chart:
     ours = [row for row in rows if row["kind"] == "model" and row["baseline"] == GRADIENT != row["subject"]]
     lines = []
     for label, group in _by(ours, "layer", "rule", "batch"):
-        marks = [_mark(row, row["subject"]) for row in group if measured(row)]
+        marks = [_mark(row) for row in group if measured(row)]
         missing = [f"{row['subject']}: {row['status']}" for row in group if not measured(row)]
-        goal = next((row["goal"] for row in group if row["subject"] == OURS), None)
+        goal = next((row["goal"] for row in group if row["goal"]), None)
         lines.append(
             Line(label.removesuffix(f", {group[0]['batch']}"), marks, f"batch {group[0]['batch']}", goal, missing)
         )
@@ -258,15 +265,15 @@ def plain(value: float) -> str:
     return f"{value:g}"
 
 
-def panels(rows: Iterable[Row]) -> list[Panel]:
-    """Return one panel for each scaling: every subject, the gradient, and the pass-count limit."""
+def panels(rows: Iterable[Row], own: str) -> list[Panel]:
+    """Return one panel for each scaling: every subject, ``own`` first, the gradient, and the pass-count limit."""
     scaling = [row for row in rows if row["kind"] == "scaling" and row["baseline"] == GRADIENT != row["subject"]]
     found = []
     for _, group in _by(scaling, "rule", "layer", "signs", "axis"):
         first = group[0]
         group.sort(key=lambda row: float(row["size"] or 0))
         timed = [row for row in group if measured(row) and row["size"]]
-        by_subject = sorted(_by(timed, "subject"), key=lambda item: item[0] != OURS)
+        by_subject = sorted(_by(timed, "subject"), key=lambda item: item[0] != own)
         curves = [
             Curve(subject, [(row["size"], row["seconds"]) for row in points], points[0]["exponent"])
             for subject, points in by_subject

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-OURS = "lrp_rules"
 GRADIENT = "gradient"
 
 #: What a row without the status ok never has: a time, or anything made of one.
@@ -49,6 +48,11 @@ class Setting:
         return re.sub(r"[^A-Za-z0-9-]+", "-", f"run{self.run_number}-{self.device}-{self.dtype}-{self.threads}")
 
     @property
+    def own(self) -> str:
+        """Whose rules the run is about: what stands beside peers too."""
+        return str(self.run.facts["subject"])
+
+    @property
     def name(self) -> str:
         """What it is, with its machine."""
         return f"{self.run_number}. {self.run.facts['machine']}: {self.label.partition('. ')[2]}"
@@ -60,9 +64,9 @@ class Setting:
 
     @property
     def subjects(self) -> list[str]:
-        """The subjects that stand beside the gradient, ours first."""
+        """The subjects that stand beside the gradient, our own first."""
         found = unique(row["subject"] for row in self.rows if row["baseline"] == GRADIENT)
-        return sorted((subject for subject in found if subject != GRADIENT), key=lambda subject: subject != OURS)
+        return sorted((subject for subject in found if subject != GRADIENT), key=lambda subject: subject != self.own)
 
 
 def load(folders: Sequence[Path]) -> list[Setting]:
@@ -103,7 +107,9 @@ def _check(run: Run) -> None:
                 f"{SCHEMA_VERSION} (bench.table); measure it again with this version"
             )
             raise TableError(msg)
-    if absent := [name for name in ("run_id", "started", "machine", "command", "floor") if name not in run.facts]:
+    if absent := [
+        name for name in ("run_id", "started", "machine", "command", "subject", "floor") if name not in run.facts
+    ]:
         msg = f"{run.folder}/run.json lacks {', '.join(absent)}; expected what `lrp-bench run --out` writes"
         raise TableError(msg)
     if run.table.empty:

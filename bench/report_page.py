@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from bench.report_charts import Chart, Panel, memory_chart, model_chart, panels, peer_chart, plain
-from bench.report_data import GRADIENT, OURS, problems, strips, unique
+from bench.report_data import GRADIENT, problems, strips, unique
 from bench.report_text import MARKS, MISSING, interval, number, percent, plural, ratio, seconds, size
 from bench.report_views import REGIMES, Goal, Heat, HeatCell, Peer, goals, heats, peers
 from bench.table import COLUMNS, ROW
@@ -63,7 +63,7 @@ def view(setting: Setting) -> View:
         {peer.baseline: peer_chart(rows, peer.baseline) for peer in beside},
         {subject: found for subject, found in maps.items() if found},
         model_chart(rows),
-        panels(rows),
+        panels(rows, setting.own),
         memory_chart(rows),
         problems(rows),
     )
@@ -83,6 +83,7 @@ def card(number_: int, setting: Setting) -> Card:
     """Return the card of a setting's run."""
     run = setting.run
     flat = dict(_flat(run.facts))
+    left_out = run.facts.get("left_out") or []
     versions = ", ".join(f"{name} {version}" for name, version in (run.facts.get("versions") or {}).items())
     floors = ", ".join(f"{name} {percent(value)}" for name, value in run.facts["floor"].items())
     first = {
@@ -93,6 +94,7 @@ def card(number_: int, setting: Setting) -> Card:
             unique(f"{row['device']}, {row['dtype']}, {row['threads']} threads" for row in _records(run.table))
         ),
         "noise floor": f"{floors} (the gradient beside itself, in this run)" if floors else f"{MISSING} not measured",
+        "not measured": f"{plural(len(left_out), 'cell')}, see below; --resume goes on" if left_out else "",
         "GPU": flat.get("facts.cuda.name") or flat.get("facts.cuda") or MISSING,
     }
     said = {"started", "commit", "machine", "command", "schema_version"}
@@ -101,7 +103,8 @@ def card(number_: int, setting: Setting) -> Card:
         for name, text in flat.items()
         if name not in said and not name.startswith(("versions.", "floor."))
     ]
-    return Card(f"{number_}. {run.facts['machine']}", list(first.items()), more, str(run.facts["command"]))
+    shown = [(name, text) for name, text in first.items() if text]
+    return Card(f"{number_}. {run.facts['machine']}", shown, more, str(run.facts["command"]))
 
 
 def _records(table: Any) -> list[dict[str, Any]]:
@@ -121,7 +124,7 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Overview:
-    """One subject in all settings: under each heading lines of a label, and a cell a setting."""
+    """What each run is about, in all settings: under each heading lines of a label, and a cell a setting."""
 
     subject: str
     groups: dict[str, list[tuple[str, list[HeatCell]]]]
@@ -132,7 +135,7 @@ def overview(settings: Sequence[Setting]) -> Overview:
     found: dict[tuple[Any, Any], list[list[Row]]] = {}
     for place, setting in enumerate(settings):
         for row in setting.rows:
-            if (row["subject"], row["baseline"]) == (OURS, GRADIENT) and row["kind"] != "scaling":
+            if (row["subject"], row["baseline"]) == (setting.own, GRADIENT) and row["kind"] != "scaling":
                 model = row["kind"] == "model"
                 heading = "whole models" if model else REGIMES.get(row["regime"], row["regime"])
                 label = f"{row['layer']}, {row['rule']}" if model else f"{row['rule']}, {row['signs']}"
@@ -144,7 +147,7 @@ def overview(settings: Sequence[Setting]) -> Overview:
         ]
         if lines:
             groups[heading] = lines
-    return Overview(OURS, groups)
+    return Overview(", ".join(unique(setting.own for setting in settings)), groups)
 
 
 # --- all cells --------------------------------------------------------------------------------------------------------

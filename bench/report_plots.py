@@ -47,7 +47,9 @@ def draw(view: View, folder: Path) -> list[Path]:
         for subject, heats in view.heats.items():
             drawn.append((f"heat-{subject}", _heat(heats, f"{subject}, in gradients ({legend})\n{title}")))
         for peer, chart in view.peer_charts.items():
-            text = f"lrp_rules beside {peer}: time / {peer}'s, mean and range over the cells of a rule\n{title}"
+            text = (
+                f"{view.setting.own} beside {peer}: time / {peer}'s, mean and range over the cells of a rule\n{title}"
+            )
             drawn.append((f"beside-{peer}", _chart(chart, view, text)))
         if view.models.lines:
             drawn.append(("models", _chart(view.models, view, f"Whole models, in gradients (dashed: goal)\n{title}")))

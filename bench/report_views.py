@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bench.report_data import GRADIENT, OURS, measured, unique
+from bench.report_data import GRADIENT, measured, unique
 from bench.report_text import geometric_mean, plural, ratio
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def peers(rows: Iterable[Row]) -> list[Peer]:
     """Return one entry a peer."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row["subject"] == OURS and row["baseline"] != GRADIENT and measured(row):
+        if row["baseline"] != GRADIENT and measured(row):
             groups.setdefault(row["baseline"], []).append(row)
     return [Peer(*item) for item in groups.items()]
 

@@ -79,7 +79,7 @@ def test_memory_is_in_units_of_the_gradients(example_run: Path) -> None:
 
 
 def test_time_against_size_has_gradient_and_limit(example_run: Path) -> None:
-    [panel] = panels(rows(example_run))
+    [panel] = panels(rows(example_run), "lrp_rules")
     curves = {curve.subject: curve for curve in panel.curves}
     assert list(curves) == ["lrp_rules", "gradient", "limit"]
     assert curves["lrp_rules"].exponent == 0.97
