@@ -9,12 +9,13 @@ Verdicts are those of the command, item by item:
 
     pass                    passed
     fail, error             failed; where it is only advised: xfailed, unless --lrp-strict or --runxfail is given
+    a known deviation       xfailed, with --lrp-deviations
     inconclusive            skipped, as nothing can be said; so are not-offered and skipped
     crash, timeout          there is none: cases run in the process of pytest, where a crash is a crash
 
-and so is what they come to: the session fails if more than the limit of all entries are undecided, and exits as an
-unusable call does if nothing could be asked. Neither torch nor anything of the verifier is imported without
-``--lrp-subject``.
+and so is what they come to: the session fails if more than the limit of all entries are undecided or a known deviation
+is not borne out, exits as an unusable call does if nothing could be asked, and says what explains the failures of a
+rule. Neither torch nor anything of the verifier is imported without ``--lrp-subject``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from verify.deviations import Deviations
     from verify.model import Case, Outcome
     from verify.report import Report
 
@@ -50,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--lrp-{name}", action="append", default=[], metavar="NAMES", help=text)
     group.addoption("--lrp-device", default="cpu", help="Where the subject computes: cpu, cuda, cuda:1.")
     group.addoption("--lrp-seed", type=int, default=0, help="Draws other data.")
+    group.addoption(
+        "--lrp-deviations", metavar="NAME_OR_FILE", help="Known deviations: zennit, captum, lxt, or a file."
+    )
     group.addoption("--lrp-strict", action="store_true", help="What is only advised decides too.")
 
 
@@ -63,7 +68,8 @@ class Cases:
     """The cases of one session."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415  imported when wanted alone
+        from verify import deviations  # noqa: PLC0415  imported when wanted alone
+        from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415
         from verify.selection import UnusableError, select  # noqa: PLC0415
         from verify.subjects import SubjectError  # noqa: PLC0415
         from verify.worker import Worker  # noqa: PLC0415
@@ -77,11 +83,13 @@ class Cases:
             check_itself()
             source, selected = select(request)
             self._selected = [case for case in selected if not wanted or _begins(case, wanted)]
+            given = config.getoption("lrp_deviations")
+            self._known: Deviations | None = deviations.load(given) if given else None
             self._worker = Worker(source, [self._spec], here=True)
             self._report = self._empty_report(source.dtypes)
         except UnusableError as error:
             raise pytest.UsageError(_in_our_words(str(error))) from None
-        except (SubjectError, ComparatorError) as error:
+        except (SubjectError, ComparatorError, deviations.DeviationError) as error:
             raise pytest.UsageError(str(error)) from None
         if not self._selected:
             names = ", ".join(f"{PREFIX}::{start}" for start in wanted)
@@ -89,7 +97,8 @@ class Cases:
             raise pytest.UsageError(msg)
         for check in dict.fromkeys(case.check for case in self._selected):
             config.addinivalue_line("markers", f"{_mark(check)}: a case of the check {check} of lrp-verify")
-        self._shares: list[tuple[bool, float | None]] = []
+        self._source = source
+        self._told: dict[str, dict[str, str]] = {}  # of each case that was asked, its properties
 
     def _request(self) -> Any:
         from verify.runner import TIME_LIMIT  # noqa: PLC0415  imported when wanted alone
@@ -133,15 +142,29 @@ class Cases:
 
         with _own_state():
             outcome = self._worker.answer(self._spec, item.case.id)
+            known = self._explaining(outcome)
         values = {name: getattr(outcome, name) for name in ("verdict", "ratio", "undecided")}
+        values["known"] = "; ".join(known) or None
         item.user_properties += [(f"lrp_{name}", str(value)) for name, value in values.items() if value is not None]
         reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
         if outcome.verdict in BAD:
+            if known:
+                pytest.xfail(f"known deviation, {reason}; {next(iter(known.values()))}")
             if not self._report.decides(outcome):
                 pytest.xfail(f"only advised, {reason}")
             pytest.fail(f"{reason}\n{self._reproduce(outcome)}", pytrace=False)
         if outcome.verdict is not Verdict.PASS:
             pytest.skip(reason)
+
+    def _explaining(self, outcome: Outcome) -> dict[str, str]:
+        """Return the entries of known deviations that explain an outcome: from place to reason."""
+        from verify.deviations import explaining  # noqa: PLC0415  imported when wanted alone
+
+        if self._known is None:
+            return {}
+        call, entries = self._report.call, self._known.entries
+        numbers = explaining(outcome, self._known, seed=call.seed, device=call.device)
+        return {entries[number].place: entries[number].reason for number in numbers}
 
     def _reproduce(self, outcome: Outcome) -> str:
         return self._report.call.reproduce(self._report.subject, outcome)
@@ -149,36 +172,76 @@ class Cases:
     # --- what all come to ---------------------------------------------------------------------------------------------
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what the share of undecided entries is made of; with xdist, it comes from the workers."""
-        known = dict(report.user_properties)
+        """Keep what was found of a case; with xdist, it comes from the workers."""
+        known = {name: str(value) for name, value in report.user_properties}
         if report.when == "call" and "lrp_verdict" in known:
-            verdict = known["lrp_verdict"]
-            compares = "lrp_ratio" in known or verdict == "inconclusive"
-            share = float(str(known["lrp_undecided"])) or float(verdict == "inconclusive")
-            self._shares.append((verdict not in {"not-offered", "skipped"}, share if compares else None))
+            self._told[report.nodeid.removeprefix(f"{PREFIX}::")] = known
 
-    def _complaint(self) -> tuple[int, str] | None:
+    def _complaints(self) -> Iterator[tuple[int, str]]:
         from verify.report import UNDECIDED_LIMIT, percent  # noqa: PLC0415  imported when wanted alone
 
-        shares = [share for _, share in self._shares if share is not None]
+        verdicts = [told["lrp_verdict"] for told in self._told.values()]
+        shares = [
+            float(told["lrp_undecided"]) or float(told["lrp_verdict"] == "inconclusive")
+            for told in self._told.values()
+            if "lrp_ratio" in told or told["lrp_verdict"] == "inconclusive"
+        ]
         undecided = sum(shares) / len(shares) if shares else 0.0
         if not undecided <= UNDECIDED_LIMIT:
             text = f"{percent(undecided)} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}"
-            return pytest.ExitCode.TESTS_FAILED, text
-        if self._shares and not any(asked for asked, _ in self._shares):
-            return pytest.ExitCode.USAGE_ERROR, f"nothing could be asked of {self._spec}"
-        return None
+            yield pytest.ExitCode.TESTS_FAILED, text
+        if verdicts and not set(verdicts) - {"not-offered", "skipped"}:
+            yield pytest.ExitCode.USAGE_ERROR, f"nothing could be asked of {self._spec}"
+        for entry in self._stale():
+            yield pytest.ExitCode.TESTS_FAILED, f"stale: {entry}"
+
+    def _stale(self) -> list[str]:
+        from verify.deviations import stale  # noqa: PLC0415  imported when wanted alone
+        from verify.model import Verdict  # noqa: PLC0415
+
+        if self._known is None:
+            return []
+        number = {entry.place: index for index, entry in enumerate(self._known.entries)}
+        asked = {
+            id_: (
+                Verdict(told["lrp_verdict"]),
+                [number[place] for place in filter(None, told.get("lrp_known", "").split("; "))],
+            )
+            for id_, told in self._told.items()
+        }
+        return [str(entry) for entry in stale(asked, self._known, ids=self._source.cases().keys())]
+
+    def _remarks(self) -> Iterator[str]:
+        """Yield what explains the failures of a rule, and a doubt about the known deviations."""
+        from verify.diagnosis import asking, diagnose  # noqa: PLC0415  imported when wanted alone
+        from verify.model import Finding, Verdict  # noqa: PLC0415
+        from verify.subjects import load  # noqa: PLC0415
+        from verify.worker import outcome_of  # noqa: PLC0415
+
+        if self._known is not None and (doubt := self._known.doubt(self._report.subject.version)):
+            yield doubt
+        cases = {case.id: case for case in self._selected}
+        outcomes = [
+            outcome_of(cases[id_], Finding(Verdict(told["lrp_verdict"])), 0.0)
+            for id_, told in self._told.items()
+            if "lrp_known" not in told
+        ]
+        with _own_state():
+            yield from map(str, diagnose(outcomes, cases, asking(load(self._spec))))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Exit as the command would."""
         here = not hasattr(session.config, "workerinput")  # a worker of xdist has seen a part
-        if here and session.exitstatus == pytest.ExitCode.OK and (complaint := self._complaint()):
+        if here and session.exitstatus == pytest.ExitCode.OK and (complaint := next(self._complaints(), None)):
             session.exitstatus = complaint[0]
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    def pytest_terminal_summary(self, terminalreporter: Any, exitstatus: int) -> None:
         """Say why."""
-        if complaint := self._complaint():
-            terminalreporter.write_line(f"lrp-verify: {complaint[1]}", red=True)
+        for _, text in self._complaints():
+            terminalreporter.write_line(f"lrp-verify: {text}", red=True)
+        if exitstatus != pytest.ExitCode.INTERRUPTED:
+            for remark in self._remarks():
+                terminalreporter.write_line(f"lrp-verify: {remark}", bold=True)
 
     def pytest_report_header(self) -> str:
         """Say what is tried."""

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -175,6 +175,80 @@ def test_a_comparator_that_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "ERROR: the comparator finds ratio" in result.stderr.str()
 
 
+# --- known deviations -------------------------------------------------------------------------------------------------
+
+ENTRY = """[[deviation]]
+pattern = "{pattern}"
+verdict = "{verdict}"
+reason = "they do it so"
+"""
+
+
+@pytest.fixture
+def deviations(pytester: pytest.Pytester) -> Callable[..., Path]:
+    """Write a file of known deviations, an entry for each pattern and verdict."""
+
+    def write(**entries: str) -> Path:
+        text = [ENTRY.format(pattern=pattern, verdict=verdict) for pattern, verdict in entries.items()]
+        path = pytester.path / "known.toml"
+        path.write_text("\n".join(['library = "behaving_here"\nversions = ["1", "2"]', *text]))
+        return path
+
+    return write
+
+
+ALL = {"is-wrong/*/*": "fail", "raises/must/*": "error", "raises/should/*": "error"}
+
+
+def test_known_deviations_are_xfailed_with_their_reason(run: Run, deviations: Callable[..., Path]) -> None:
+    result = run("-rx", "--lrp-check", "passes,is-wrong,raises", "--lrp-deviations", str(deviations(**ALL)))
+    result.assert_outcomes(passed=4, xfailed=8)
+    assert result.ret == 0
+    text = result.stdout.str()
+    assert "known deviation, fail: because; they do it so" in text
+    assert "the deviations of known were read from behaving_here 1 to 2, and this is unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"no-such-check/*": "fail"}, "known.toml, deviation 4: no-such-check/* matches no case"),
+        ({"passes/must/*": "fail"}, "known.toml, deviation 4: passes/must/* matches 2 pass, expected fail"),
+    ],
+    ids=["no case", "mended"],
+)
+def test_an_entry_that_matches_nothing_fails_as_in_the_command(
+    entry: dict[str, str], says: str, run: Run, deviations: Callable[..., Path]
+) -> None:
+    path = str(deviations(**ALL, **entry))
+    words = ["--lrp-check", "passes,is-wrong,raises", "--lrp-deviations", path]
+    result = run(*words)
+    result.assert_outcomes(passed=4, xfailed=8)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert f"lrp-verify: stale: {says}" in result.stdout.str()
+    done = CliRunner().invoke(
+        cli.app, ["--subject", "behaving_here", "--workers", "0", *_in_words_of_the_command(words)]
+    )
+    assert done.exit_code == 1
+    assert f"stale: {says}" in done.stdout
+
+
+def _in_words_of_the_command(words: Sequence[str]) -> list[str]:
+    return [word.replace("--lrp-", "--") for word in words]
+
+
+def test_what_is_not_asked_is_not_stale(run: Run, deviations: Callable[..., Path]) -> None:
+    result = run("lrp::is-wrong", "--lrp-deviations", str(deviations(**ALL, **{"passes/must/*": "fail"})))
+    result.assert_outcomes(xfailed=4)
+    assert result.ret == 0
+
+
+def test_a_file_of_deviations_that_cannot_be_read(run: Run) -> None:
+    result = run("--lrp-deviations", "no_such")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: deviations 'no_such' cannot be read" in result.stderr.str()
+
+
 # --- what is selected -------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +338,27 @@ def _pytest(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_real_rules_in_an_empty_folder(tmp_path: Path) -> None:
     done = _pytest(tmp_path, "--lrp-subject", "lrp_rules", "lrp::agreement/Flat/linear-5-4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "46 passed" in done.stdout
+    listed = CliRunner().invoke(cli.app, ["--list", "--check", "agreement", "--rule", "Flat"]).stdout.split()
+    assert f" {sum('/linear-5-4/' in id_ for id_ in listed)} passed" in done.stdout
+
+
+def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text(
+        "from types import SimpleNamespace\n"
+        "class Pass:\n"
+        "    def register(self, module):\n"
+        "        return SimpleNamespace(remove=lambda: None)\n"
+    )
+    known = 'library = "nothing"\nversions = ["1", "1"]\n'
+    for pattern in ("agreement/Pass/relu/*/*/float64", "agreement/Pass/identity/*/*/*"):
+        known += ENTRY.format(pattern=pattern, verdict="fail")
+    (tmp_path / "known.toml").write_text(known)
+    words = ["--lrp-subject", "nothing", "-n", "2", "--lrp-rule", "Pass", "--lrp-check", "agreement"]
+    done = _pytest(tmp_path, *words, "--lrp-deviations", "known.toml")
+    assert done.returncode == 1
+    assert "3 xfailed" in done.stdout
+    assert done.stdout.count("stale: known.toml, deviation 2: agreement/Pass/identity/*/*/* matches") == 1
+    assert done.stdout.count("lrp-verify: Pass matches `gradient`: the rule is not applied") == 1
 
 
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:

@@ -32,9 +32,20 @@ from typing import TYPE_CHECKING, Any
 from verify.model import BAD, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["Deviation", "DeviationError", "Deviations", "Stale", "apply", "available", "is_known", "load"]
+__all__ = [
+    "Deviation",
+    "DeviationError",
+    "Deviations",
+    "Stale",
+    "apply",
+    "available",
+    "explaining",
+    "is_known",
+    "load",
+    "stale",
+]
 
 #: The detail of an outcome that a known deviation explains.
 KNOWN = "known deviation"
@@ -163,29 +174,37 @@ def apply(
     ``ids`` is all there are: a pattern is judged if every case that it matches was asked. Outcomes that an entry
     matches and does not explain stay what they are. ``seed`` and ``device`` are those of the run.
     """
-    matched: dict[tuple[int, str], Counter[Verdict | None]] = {}
-    by: dict[str, Deviation] = {}
+    found = {outcome.id: explaining(outcome, deviations, seed=seed, device=device) for outcome in outcomes}
+    entries = deviations.entries
+    marked = tuple(_marked(o, entries[found[o.id][0]]) if found[o.id] else o for o in outcomes)
+    return marked, stale({o.id: (o.verdict, found[o.id]) for o in outcomes}, deviations, ids=ids)
+
+
+def explaining(outcome: Outcome, deviations: Deviations, *, seed: int = 0, device: str = "cpu") -> tuple[int, ...]:
+    """Return the numbers, from 0, of the entries that match an outcome and explain it."""
+    return tuple(
+        number
+        for number, entry in enumerate(deviations.entries)
+        if any(expression.fullmatch(outcome.id) for expression in entry.expressions.values())
+        and entry.explains(outcome, seed=seed, device=device)
+    )
+
+
+def stale(
+    asked: Mapping[str, tuple[Verdict, Collection[int]]], deviations: Deviations, *, ids: Collection[str] | None = None
+) -> tuple[Stale, ...]:
+    """Return the patterns that are stale, see `apply`; of each case asked, its verdict and what was `explaining` it."""
+    left = [] if ids is None else [id_ for id_ in ids if id_ not in asked]
+    found = []
     for number, entry in enumerate(deviations.entries):
         for single, expression in entry.expressions.items():
-            counter = matched.setdefault((number, single), Counter())
-            for outcome in outcomes:
-                if expression.fullmatch(outcome.id) is None:
-                    continue
-                known = by.get(outcome.id) is entry or entry.explains(outcome, seed=seed, device=device)
-                counter[None if known else outcome.verdict] += 1
-                if known:
-                    by.setdefault(outcome.id, entry)
-    asked = {outcome.id for outcome in outcomes}
-    left = [] if ids is None else [id_ for id_ in ids if id_ not in asked]
-    stale = tuple(
-        Stale(entry, single, _why(entry, matched[number, single]))
-        for number, entry in enumerate(deviations.entries)
-        for single, expression in entry.expressions.items()
-        if not matched[number, single][None]
-        and not (entry.sometimes and matched[number, single])
-        and not any(map(expression.fullmatch, left))
-    )
-    return tuple(_marked(outcome, by.get(outcome.id)) for outcome in outcomes), stale
+            matched = [asked[id_] for id_ in asked if expression.fullmatch(id_)]
+            # None stands for what the entry says
+            counter = Counter(None if number in numbers else verdict for verdict, numbers in matched)
+            borne_out = counter[None] or (entry.sometimes and matched)
+            if not borne_out and not any(map(expression.fullmatch, left)):
+                found.append(Stale(entry, single, _why(entry, counter)))
+    return tuple(found)
 
 
 def is_known(outcome: Outcome) -> bool:
@@ -193,9 +212,7 @@ def is_known(outcome: Outcome) -> bool:
     return KNOWN in outcome.details
 
 
-def _marked(outcome: Outcome, entry: Deviation | None) -> Outcome:
-    if entry is None:
-        return outcome
+def _marked(outcome: Outcome, entry: Deviation) -> Outcome:
     known = {"reason": entry.reason, "link": entry.link, "entry": entry.place}
     return replace(outcome, details={**outcome.details, KNOWN: known})
 
