@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import os
+import resource
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from verify.model import Case
 
 SOURCE = Source(("float64", "float32"))
+#: Seconds of work for one mutant: unlike those of the clock, they do not depend on what else the machine does.
+CPU_LIMIT = 60
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def cases() -> dict[str, Case]:
 def judge(answer: Connection, texts: Mapping[str, str], ids: Sequence[str], tests: Sequence[Tests] = ()) -> None:
     """Send the Fate of the package made of ``texts``, or a Trouble that is not the package's."""
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
         _prepare(texts)
     except Exception as error:  # noqa: BLE001  sent to where it is raised
         answer.send(Trouble(f"{type(error).__name__}: {error}"))
