@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import sys
 import time
 import warnings
 from collections import defaultdict
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +27,7 @@ import lrp_rules
 from verify.model import BAD, Case, Finding, Level, Verdict
 from verify.mutants import MUTANTS, Mutant
 from verify.mutants.registry import found
+from verify.spreading import spread
 from verify.subjects import NotOfferedError, Subject
 from verify.worker import Source
 
@@ -163,30 +162,6 @@ class Judge:
 
 def _place(check: str) -> int:
     return ORDER.index(check) if check in ORDER else len(ORDER)
-
-
-def spread(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases so that the first of them differ as much as can be, and the next in pairs of what they combine.
-
-    A case comes early if it has a layer, a kind of data, an argument that none before it has: a part of its id. float64
-    comes first, where rounding hides least; the order is the same in each run.
-    """
-    order = list(cases)
-    random.Random(0).shuffle(order)
-    order.sort(key=lambda case: case.dtype == "float32")
-    for parts in (_pairs, lambda case: case.id.split("/")):
-        seen: set[object] = set()
-        tiers: tuple[list[Case], list[Case]] = ([], [])
-        for case in order:
-            own = set(parts(case))
-            tiers[own <= seen].append(case)
-            seen |= own
-        order = tiers[0] + tiers[1]
-    return order
-
-
-def _pairs(case: Case) -> list[object]:
-    return list(pairwise(case.id.split("/")))
 
 
 # --- over processes ---------------------------------------------------------------------------------------------------

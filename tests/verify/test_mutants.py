@@ -14,6 +14,7 @@ import lrp_rules
 from verify import selftest
 from verify.model import Case, Finding, Level, Verdict
 from verify.mutants import MUTANTS, Mutant, subject
+from verify.spreading import spread
 from verify.subjects import RULES, load
 
 if TYPE_CHECKING:
@@ -178,9 +179,9 @@ def test_a_mutant_that_survives_is_asked_everything() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_cases_are_spread_and_none_is_lost(rule: str) -> None:
     cases = [case for case in selftest.SOURCE.cases().values() if case.rule == rule and case.check == "agreement"]
-    order = selftest.spread(cases)
+    order = spread(cases)
     assert sorted(case.id for case in order) == sorted(case.id for case in cases)
-    assert order == selftest.spread(cases)
+    assert order == spread(cases)
     assert _parts(order[: selftest.ENOUGH]) == _parts(cases), "each layer, argument and kind of data is tried early"
 
 

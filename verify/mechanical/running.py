@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from verify.mechanical import equivalents, mutator, processes, sources, trial
 from verify.mechanical.trial import Fate, Seen, Tests, Trouble
+from verify.spreading import spread
 from verify.subjects import RULES
 
 if TYPE_CHECKING:
@@ -124,9 +125,6 @@ def run(
 
 def _pool(cases: Iterable[Case]) -> Iterator[str]:
     """Yield ids of cases: the first of every check before the second of any."""
-    # imports lrp_rules, which a process that imports this module for a mutant must not have done
-    from verify.selftest import spread  # noqa: PLC0415
-
     checks: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         checks[case.check].append(case)
