@@ -175,6 +175,8 @@ def answer(
     """Print the answers of an implementation in Python, as `verify` reads them."""
 
     def run() -> Status:
+        import torch  # noqa: PLC0415  seconds, for nothing in the other commands
+
         from verify.subjects import SubjectError, load  # noqa: PLC0415  torch
         from verify.vectors.asking import answers  # noqa: PLC0415  torch
 
@@ -184,6 +186,7 @@ def answer(
             found = load(subject)
         except SubjectError as error:
             raise UnusableError(str(error)) from error
+        torch.set_num_threads(1)  # the tensors are small: threads would wait for each other
         for one in answers(documents.values(), found, wanted):
             typer.echo(json_.dumps(one, allow_nan=False))
         return Status.HELD
