@@ -209,6 +209,23 @@ def _shift(by: float) -> Callable[[nn.Module], None]:
     return shift
 
 
+#: Ways there and back that give another number for some.
+INEXACT: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda w: w.float().to(w.dtype),
+    "plus-minus-one": lambda w: w + 1 - 1,
+    "minus-plus-delta": lambda w: (w - 1e-3) + 1e-3,
+    "scaled": lambda w: w * 1.1 / 1.1,
+    "clamped": lambda w: w.clamp(min=0),
+    "halved": lambda w: w / 2 * 2,
+    "negative-and-positive": lambda w: (w + 0.25 * w.clamp(min=0)) / 1.25,
+}
+
+
+def _there_and_back(module: nn.Module, way: Callable[[Tensor], Tensor]) -> None:
+    for parameter in module.parameters():
+        parameter.data.copy_(way(parameter.data))
+
+
 def _write_and_write_back(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
@@ -489,6 +506,13 @@ PLANTS: dict[str, dict[str, type | tuple[type, tuple[str, ...]]]] = {
             in_backward(lambda _self, call, _inputs, _R: _write_and_write_back(call.module)),
             WEIGHED,
         ),
+        **{
+            f"restored-but-for-rounding-{name}": (
+                in_backward(lambda _self, call, _inputs, _R, way=way: _there_and_back(call.module, way)),
+                (*WEIGHED, "Pass"),
+            )
+            for name, way in INEXACT.items()
+        },
         "flags-set": in_backward(_set_flags),
         "gradients-added-to": in_backward(_add_gradients),
         "gradients-replaced": in_backward(_new_gradients),

@@ -20,7 +20,6 @@ from verify.checks.conduct_probing import (
     X,
     arguments,
     attached,
-    batch_norm,
     complain,
     differs,
     fresh,
@@ -44,20 +43,39 @@ if TYPE_CHECKING:
 
 def _parameters(rule: str, subject: Subject) -> Iterator[str]:
     """Nothing of a parameter or buffer moves: before, between and after forward and backward, and after remove()."""
-    modules = (linear(), batch_norm()) if rule in (*WEIGHED, "Pass") else (nn.PReLU(dtype=torch.float64),)
-    for module in modules:
+    # with many numbers, as a way there and back that rounds is exact for most
+    n = 32
+    weighted: tuple[nn.Module, ...] = (nn.Linear(n, n), nn.BatchNorm1d(n).eval())
+    for module in weighted if rule in (*WEIGHED, "Pass") else (nn.PReLU(n),):
+        module.double()
         name = type(module).__name__
+        _fill_all_bits(module)
         for index, parameter in enumerate(module.parameters()):
             parameter.grad = torch.ones_like(parameter)
             parameter.requires_grad_(index == 0)  # one of each, so that flags set to either value are seen
-        values, x = Values(module), leaf(X)
+        values, x = Values(module), leaf(torch.cos(torch.arange(2.0 * n).double()).reshape(2, n))
         with attached(make(subject, rule), module):
             yield from complain(values.changes(), f"{name}, registered")
             y = module(x)
             yield from complain(values.changes(), f"{name}, after forward")
-            grad(y, x, R)
+            grad(y, x, torch.ones_like(y))
             yield from complain(values.changes(), f"{name}, after backward")
         yield from complain(values.changes(), f"{name}, after remove()")
+
+
+def _fill_all_bits(module: nn.Module) -> None:
+    """Give parameters and buffers numbers that use every bit, and a subnormal one: a way there and back is seen."""
+    with torch.no_grad():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(1.5 + _cosines(buffer))  # positive, as a variance has to be
+        for parameter in module.parameters():
+            parameter.copy_(_cosines(parameter))
+            parameter.view(-1)[0] = 3 * 2.0**-1074
+
+
+def _cosines(like: Tensor) -> Tensor:
+    return torch.cos(torch.arange(like.numel(), dtype=like.dtype)).reshape(like.shape)
 
 
 class _Logged(dict[str, Any]):
