@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PART = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass
 class WindowLayer(WeightedLayer):
     """What convolutions and transposed convolutions have in common."""
 
@@ -71,7 +71,7 @@ def _spread(v: Tensor, count: int, groups: int, dim: int) -> Tensor:
     return v if groups == 1 else v.repeat_interleave(count, dim)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConvLayer(WindowLayer):
     """:class:`torch.nn.Conv1d`, Conv2d and Conv3d, with every option they have."""
 
@@ -132,7 +132,7 @@ def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: st
     return torch.autograd.grad(padded, v, g, create_graph=create_graph)[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConvTransposeLayer(WindowLayer):
     """:class:`torch.nn.ConvTranspose1d`, ConvTranspose2d and ConvTranspose3d, also with ``output_size`` in the call."""
 

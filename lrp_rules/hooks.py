@@ -83,9 +83,9 @@ class Hook:
         """
         return Registration(self, module)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the tensors that the call will need, and those that may be overwritten behind the module."""
-        return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), ()
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
+        """Return the tensors that the call will need, and whether it is worth to keep the output's values."""
+        return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), False
 
     def _kept(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Run ``forward`` on a copy that is this call's own, and return the tensors that it has set there."""
@@ -249,7 +249,7 @@ class BasicHook(Hook):
             cls.samples_apart = vars(cls).get("samples_apart", False)
             cls.outputs_apart = vars(cls).get("outputs_apart", False)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors]:
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
         module = call.module
         parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
         call.names = tuple(parameters)
@@ -261,27 +261,28 @@ class BasicHook(Hook):
         if call.kind is TracedLayer:
             # the last are only watched: a call cannot be repeated once parameters below the module have changed
             below = [p for child in module.children() for p in child.parameters()]
-            return (*state, *outputs, *below), ()
+            return (*state, *outputs, *below), False
         # under autocast, the output has fewer digits than the rule computes with
-        exact = self.uses_output and outputs[0].dtype == inputs[0].dtype
-        return state, (outputs[0].detach(),) if exact else ()
+        return state, self.uses_output and outputs[0].dtype == inputs[0].dtype
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
         hook, saved = self._private(call, saved)
         given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
         given.update(zip(call.names, saved, strict=False))
         buffers = dict(zip(call.kind.used_buffers, saved[len(call.names) :], strict=False))
-        known = len(call.names) + len(buffers)
-        outputs: Tensors | None = saved[known : known + len(relevance)]
-        shape = relevance[0].shape
+        outputs: Tensors | None = None
+        if call.kind is TracedLayer:
+            outputs = saved[len(call.names) : len(call.names) + len(relevance)]
+        elif call.output is not None and not torch.is_grad_enabled():  # a mere value has no derivative
+            value = call.output.value
+            outputs = None if value is None else (value,)
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
             inputs = tuple(x.to(dtype) for x in inputs)
             relevance = tuple(R.to(dtype) for R in relevance)
             given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
             outputs = None
-        if call.kind is not TracedLayer and (torch.is_grad_enabled() or not outputs or outputs[0].shape != shape):
-            outputs = None  # the saved output is a mere value, or was overwritten
+        shape = relevance[0].shape
         layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
         if type(self).backward is BasicHook.backward:
             return self.relevances(layer, relevance)
@@ -301,7 +302,8 @@ class BasicHook(Hook):
             return torch.float32 if own == torch.float16 else None
         dtype = torch.float32 if own == torch.float16 else own
         for value in given.values():
-            dtype = dtype if value is None else torch.promote_types(dtype, value.dtype)
+            if value is not None and value.dtype != dtype:
+                dtype = torch.promote_types(dtype, value.dtype)
         return None if dtype == own else dtype
 
 

@@ -16,15 +16,13 @@ from lrp_rules.params import zeroed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lrp_rules.rerun import Rerun
-
     #: Elementwise; as torch's own functions, it takes ``out``.
     Change = Callable[..., Tensor]
     Parameters = Mapping[str, Tensor | None]
     Formula = Callable[["Layer", Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Matrix:
     """A matrix known by what it does: ``A @ v`` and ``A.T @ s``."""
 
@@ -40,7 +38,7 @@ class Matrix:
         return Matrix(self.transposed, self.forward)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """One call of a module, as rules see it: z = A(w) x + b.
 
@@ -71,7 +69,7 @@ class Layer:
     shape: torch.Size
     given: Parameters
     zero_params: tuple[str, ...] = ()
-    run: Rerun = field(kw_only=True)
+    run: Callable[..., tuple[Tensor, ...]] = field(kw_only=True)
     buffers: Parameters = field(kw_only=True, default_factory=dict)
 
     #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
@@ -152,7 +150,7 @@ class Layer:
         return self.parameters.get("weight") is not None
 
 
-@dataclass(frozen=True)
+@dataclass
 class WeightedLayer(Layer):
     """What the layers with one weight and at most one bias have in common.
 

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LinearLayer(WeightedLayer):
     """:class:`torch.nn.Linear`, over the last dimension of inputs of any rank."""
 
@@ -88,7 +88,7 @@ def _sum(v: Tensor) -> Tensor:
     return v.sum(-1, keepdim=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchNormLayer(Layer):
     """:class:`torch.nn.BatchNorm1d`, 2d and 3d in eval mode: a scale and a constant for each channel."""
 

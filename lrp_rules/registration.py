@@ -8,7 +8,6 @@ graph goes.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,11 +19,23 @@ from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
 
     Tensors = tuple[Tensor, ...]
+
+
+class _Watched:
+    """The values of a tensor, until somebody overwrites them."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    @property
+    def value(self) -> Tensor | None:
+        return self._tensor if self._tensor._version == self._version else None
 
 
 @dataclass
@@ -34,10 +45,17 @@ class Call:
     hook: Hook
     module: nn.Module
     kind: type[Layer]
-    run: Rerun
     shapes: tuple[torch.Size, ...]
+    rerun: Rerun | None = None
     names: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    output: _Watched | None = None
+
+    def run(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
+        """Repeat the call with other parameters or inputs."""
+        # what is known as a matrix does not depend on train or eval mode, or is in eval mode
+        rerun = Rerun(self.module, modes={self.module: False}) if self.rerun is None else self.rerun
+        return rerun(parameters, *inputs)
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -74,7 +92,7 @@ class _Node(torch.autograd.Function):
         else:
             answer = call.hook._propagate(call, inputs, saved, relevance)
         got = [None if r is None else r.shape for r in answer]
-        if len(got) != len(call.shapes) or any(a not in {None, b} for a, b in zip(got, call.shapes, strict=True)):
+        if len(got) != len(call.shapes) or any(a is not None and a != b for a, b in zip(got, call.shapes, strict=True)):
             msg = (
                 f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, "
                 f"expected one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes "
@@ -163,7 +181,13 @@ class Registration:
         """Put the node in the place of the call's own graph."""
         if not torch.is_grad_enabled():
             return None
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+        kind = layer_type(module)
+        plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+        if plain and len(self._handles) == 1 and kind is not TracedLayer and output.is_floating_point():
+            # one tensor in, one out, and nothing done before the call: the quick way
+            (x,) = args
+            return self._put(Call(self.hook, module, kind, (x.shape,)), args, (output,))[0] if x.requires_grad else None
+        if plain:
             leaves, structure, positions, results, shell = [args[0]], None, [0], [output], None
             several = False
         else:
@@ -192,10 +216,7 @@ class Registration:
             )
             raise TypeError(msg)
 
-        kind = layer_type(module)
-        call = Call(
-            self.hook, module, kind, Rerun(module, modes={module: module.training}), tuple(x.shape for x in inputs)
-        )
+        call = Call(self.hook, module, kind, tuple(x.shape for x in inputs))
         if kind is TracedLayer:
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
             arguments = None if structure is None else Arguments(rest, structure, positions)
@@ -203,16 +224,8 @@ class Registration:
             modes = {part: part.training for part in module.modules()}
             device = inputs[0].device.type
             cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            call.run = Rerun(module, arguments, modes, random, cast)
-        saved, fragile = self.hook._record(call, inputs, outputs)
-        # a module behind may write into what it gets, but not into what a graph that is kept goes through
-        returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
-        made = _Node.apply(call, (*saved, *fragile), returned, *inputs)  # type: ignore[no-untyped-call]
-        made = made if isinstance(made, tuple) else (made,)
-        if fragile:
-            # the last saved tensor is a value: where it was overwritten since, an empty one says so
-            with suppress(RuntimeError):  # under saved_tensors_hooks, those decide what is kept
-                made[0].grad_fn._raw_saved_tensors[-1].register_hooks(_pack, _unpack)
+            call.rerun = Rerun(module, arguments, modes, random, cast)
+        made = self._put(call, inputs, outputs)
         for own in owned:
             if own is not None and own.overwritten is not None and len(made) == 1:
                 # whoever else holds the input sees it overwritten, as without the rule
@@ -221,6 +234,16 @@ class Registration:
             return made[0]
         nodes = iter(made)
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
+
+    def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
+        """Return the outputs behind a node, in place of the graph that they have."""
+        saved, keep = self.hook._record(call, inputs, outputs)
+        # a module behind may write into what it gets, but not into what a graph that is kept goes through
+        returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
+        if keep:
+            call.output = _Watched(returned[0].detach())
+        made = _Node.apply(call, saved, returned, *inputs)  # type: ignore[no-untyped-call]
+        return made if isinstance(made, tuple) else (made,)
 
     def _check_known(self, module: nn.Module, leaves: list[Any]) -> None:
         """Refuse what relevance cannot be found in; without a word, it would become the gradient."""
@@ -278,12 +301,3 @@ class _Own:
         """Take what is known off a tensor, if it was made here: what is kept of the call must not hold it."""
         found: _Own | None = vars(leaf).pop("_lrp_own", None)
         return found
-
-
-def _pack(value: Tensor) -> tuple[Tensor, int]:
-    return value.detach(), value._version
-
-
-def _unpack(packed: tuple[Tensor, int]) -> Tensor:
-    value, version = packed
-    return value if value._version == version else value.new_empty(0)

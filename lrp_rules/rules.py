@@ -26,9 +26,9 @@ from lrp_rules.params import parameter_names
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from lrp_rules.layer import Layer, Matrix
+    from lrp_rules.layer import Change, Layer, Matrix
 
     Names = str | Iterable[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
@@ -52,7 +52,12 @@ def increased(v: Tensor, g: float, part: Callable[..., Tensor], out: Tensor | No
 
 def nonnegative(x: Tensor) -> bool:
     """Whether x- is known to vanish. Asked on the CPU alone: elsewhere the answer would have to be waited for."""
-    return x.device.type == "cpu" and x.numel() > 0 and bool(x.amin() >= 0)
+    return x.device.type == "cpu" and x.numel() > 0 and x.amin().item() >= 0
+
+
+def terms(layer: Layer, changes: Sequence[Change | None], vectors: Sequence[Tensor]) -> list[Term]:
+    """Return (A(change(w)), v) for each change and vector, as far as there are vectors."""
+    return [(layer.matrix(change), v) for change, v in zip(changes, vectors, strict=False)]
 
 
 def split(x: Tensor) -> tuple[Tensor, ...]:
@@ -60,9 +65,9 @@ def split(x: Tensor) -> tuple[Tensor, ...]:
     return (x,) if nonnegative(x) else (positive(x), negative(x))
 
 
-def propagate(terms: Iterable[Term], bias: Tensor | None, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
+def propagate(parts: Sequence[Term], bias: Tensor | None, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
     """Return r = sum v * A^T s over the terms (A, v), with s = R / S(d) and d = sum A v + bias."""
-    (A, v), *others = terms
+    (A, v), *others = parts
     d = A @ v
     for B, u in others:
         d = d + B @ u
@@ -170,8 +175,8 @@ class ZPlus(BasicHook):
         self.zero_params = parameter_names(zero_params)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        terms = zip((layer.matrix(positive), layer.matrix(negative)), split(layer.x), strict=False)
-        return propagate(terms, positive(layer.bias), R, self.stabilizer)
+        parts = terms(layer, (positive, negative), split(layer.x))
+        return propagate(parts, positive(layer.bias), R, self.stabilizer)
 
 
 class AlphaBeta(BasicHook):
@@ -218,11 +223,11 @@ class AlphaBeta(BasicHook):
         self.zero_params = parameter_names(zero_params)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        plus, minus, xs = layer.matrix(positive), layer.matrix(negative), split(layer.x)
-        ra = propagate(zip((plus, minus), xs, strict=False), positive(layer.bias), R, self.stabilizer)
+        xs, b = split(layer.x), layer.bias
+        ra = propagate(terms(layer, (positive, negative), xs), positive(b), R, self.stabilizer)
         if self.beta == 0:
             return self.alpha * ra
-        rb = propagate(zip((minus, plus), xs, strict=False), negative(layer.bias), R, self.stabilizer)
+        rb = propagate(terms(layer, (negative, positive), xs), negative(b), R, self.stabilizer)
         return self.alpha * ra - self.beta * rb
 
 
@@ -286,9 +291,9 @@ class Gamma(BasicHook):
     def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:
         z, g = layer.z, self.gamma
         up, down = (partial(increased, g=g, part=part) for part in (positive, negative))
-        plus, minus, b, xs = layer.matrix(up), layer.matrix(down), layer.bias, split(layer.x)
-        above = propagate(zip((plus, minus), xs, strict=False), up(b), R * (z > 0), self.stabilizer)
-        below = propagate(zip((minus, plus), xs, strict=False), down(b), R * (z < 0), self.stabilizer)
+        xs, b = split(layer.x), layer.bias
+        above = propagate(terms(layer, (up, down), xs), up(b), R * (z > 0), self.stabilizer)
+        below = propagate(terms(layer, (down, up), xs), down(b), R * (z < 0), self.stabilizer)
         return above + below
 
 
@@ -340,14 +345,13 @@ class ZBox(BasicHook):
         low, high = (_expand(bound, layer, name) for bound, name in ((self.low, "low"), (self.high, "high")))
         if self.low.ndim > 0 and self.high.ndim > 0 and self.low.shape != self.high.shape:
             self._check_order(low, high)
-        plus, minus = layer.matrix(positive), layer.matrix(negative)
         if layer.additive:
             # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing
             # cancels
-            terms = [(plus, x - low), (minus, x - high)]
+            parts = terms(layer, (positive, negative), (x - low, x - high))
         else:
-            terms = [(layer.matrix(), x), (plus, -low.expand_as(x)), (minus, -high.expand_as(x))]
-        return propagate(terms, None, R, self.stabilizer)
+            parts = terms(layer, (None, positive, negative), (x, -low.expand_as(x), -high.expand_as(x)))
+        return propagate(parts, None, R, self.stabilizer)
 
     @staticmethod
     def _check_order(low: Tensor, high: Tensor) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lrp_rules.layer import Change
 
 
-@dataclass(frozen=True)
+@dataclass
 class TracedLayer(Layer):
     """Any other module, linearised at its inputs: A is its Jacobian there, through the graph of the call.
 
