@@ -141,7 +141,7 @@ def code(cell: Cell, subject: str) -> str:
             f"x = torch.randn({cell.batch}, *{MODELS[cell.workload].shape}).clamp({LOW}, {HIGH}).requires_grad_()",
             "R = torch.nn.functional.one_hot(model(x).argmax(1), model(x).shape[1]).float()",
         ]
-        call = "relevance = torch.autograd.grad(model(x), x, R)"
+        call = "(relevance,) = torch.autograd.grad(model(x), x, R)"
     else:
         workload = LAYERS[cell.workload]
         shape = ", ".join(map(str, (cell.batch, *workload.shape)))
@@ -152,7 +152,7 @@ def code(cell: Cell, subject: str) -> str:
             f"x = torch.randn({shape}).clamp({LOW}, {HIGH}){signs}.to(torch.{cell.dtype}).requires_grad_()",
             "R = torch.randn_like(layer(x))",
         ]
-        call = "relevance = torch.autograd.grad(layer(x), x, R)"
+        call = "(relevance,) = torch.autograd.grad(layer(x), x, R)"
     if GRADIENT in {subject, cell.rule}:
         return "\n".join(["import torch", *lines, call, ""])
     spec = SPECS.get(subject, subject)
