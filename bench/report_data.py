@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.report_text import plural
-from bench.table import COLUMNS, ROW, SAMPLE_COLUMNS, SCHEMA_VERSION, Run, TableError, read
+from bench.table import CELL, COLUMNS, ROW, SAMPLE_COLUMNS, SCHEMA_VERSION, Run, TableError, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def load(folders: Sequence[Path]) -> list[Setting]:
             raise TableError(msg)
         seen[run_id] = folder
         groups: dict[tuple[str, str, int], list[Row]] = {}
-        for row in _rows(run.table):
+        for row in _blamed(_rows(run.table)):
             groups.setdefault((row["device"], row["dtype"], row["threads"]), []).append(row)
         for key, rows in groups.items():
             settings.append(Setting(len(settings) + 1, run, number, *key, rows))
@@ -135,6 +135,19 @@ def _published(row: Row) -> Row:
     return row
 
 
+def _blamed(rows: list[Row]) -> list[Row]:
+    """Add to each row whose fault it is that it has no time: a pair has none where either of the two was refused."""
+    refused = {(_cell(row), row["subject"]) for row in rows if row["baseline"] == GRADIENT and row["status"] != "ok"}
+    for row in rows:
+        others = (_cell(row), row["baseline"]) in refused and (_cell(row), row["subject"]) not in refused
+        row["refused"] = "" if row["status"] == "ok" else row["baseline"] if others else row["subject"]
+    return rows
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in CELL)
+
+
 def shown(settings: Iterable[Setting]) -> pd.DataFrame:
     """Return the rows as they are shown, of all settings, as one table."""
     table = pd.DataFrame([row for setting in settings for row in setting.rows], columns=list(COLUMNS))
@@ -152,10 +165,15 @@ def measured(row: Row) -> bool:
 
 
 def problems(rows: Iterable[Row]) -> list[tuple[Row, list[Row]]]:
-    """Return what has no time: one row of each subject, rule, status and reason, and all rows that it stands for."""
+    """Return what has no time: one row of each subject, rule, status and reason, and all rows that it stands for.
+
+    A pair of which one was refused beside the gradient too is not told again.
+    """
+    rows = [row for row in rows if not measured(row)]
+    told = {(_cell(row), row["subject"]) for row in rows if row["baseline"] == GRADIENT}
     groups: dict[tuple[str, ...], list[Row]] = {}
     for found in rows:
-        if not measured(found):
+        if found["baseline"] == GRADIENT or (_cell(found), found["refused"]) not in told:
             row = found if found["status"] != "ok" else {**found, "status": "failed", "reason": "no ratio was recorded"}
             groups.setdefault(tuple(row[name] for name in ("subject", "status", "rule", "reason")), []).append(row)
     order = ("wrong", "failed", "out-of-memory", "unsupported")

@@ -43,11 +43,12 @@ class View:
     problems: list[tuple[Row, list[Row]]]
 
     @property
-    def statuses(self) -> dict[str, int]:
-        """How many rows there are of each status other than ok."""
-        found: dict[str, int] = {}
+    def refused(self) -> dict[str, dict[str, int]]:
+        """How many rows of each subject have no time, by status."""
+        found: dict[str, dict[str, int]] = {}
         for first, rows in self.problems:
-            found[first["status"]] = found.get(first["status"], 0) + len(rows)
+            counts = found.setdefault(first["subject"], {})
+            counts[first["status"]] = counts.get(first["status"], 0) + len(rows)
         return found
 
 
@@ -84,24 +85,27 @@ def card(number_: int, setting: Setting) -> Card:
     run = setting.run
     flat = dict(_flat(run.facts))
     left_out = run.facts.get("left_out") or []
+    commit = str(run.facts.get("commit") or MISSING)
     versions = ", ".join(f"{name} {version}" for name, version in (run.facts.get("versions") or {}).items())
     floors = ", ".join(f"{name} {percent(value)}" for name, value in run.facts["floor"].items())
     first = {
         "started": str(run.facts["started"]).replace("T", " ").replace("+00:00", " UTC"),
-        "commit": str(run.facts.get("commit") or MISSING)[:12],
+        "commit": f"{commit[:12]}{', with changes' if commit.endswith('+') else ''}",
         "versions": versions or MISSING,
         "settings": "; ".join(
-            unique(f"{row['device']}, {row['dtype']}, {row['threads']} threads" for row in _records(run.table))
+            unique(
+                f"{row['device']}, {row['dtype']}, {plural(row['threads'], 'thread')}" for row in _records(run.table)
+            )
         ),
         "noise floor": f"{floors} (the gradient beside itself, in this run)" if floors else f"{MISSING} not measured",
-        "not measured": f"{plural(len(left_out), 'cell')}, see below; --resume goes on" if left_out else "",
+        "not measured": f"{plural(len(left_out), 'cell')}: the run ended before them" if left_out else "",
         "GPU": flat.get("facts.cuda.name") or flat.get("facts.cuda") or MISSING,
     }
     said = {"started", "commit", "machine", "command", "schema_version"}
     more = [
         (name.removeprefix("facts."), text)
         for name, text in flat.items()
-        if name not in said and not name.startswith(("versions.", "floor."))
+        if name not in said and not name.startswith(("versions.", "floor.", "plan."))
     ]
     shown = [(name, text) for name, text in first.items() if text]
     return Card(f"{number_}. {run.facts['machine']}", shown, more, str(run.facts["command"]))
@@ -193,7 +197,8 @@ class Cells:
 def cells(settings: Sequence[Setting]) -> Cells:
     """Return the table of all rows."""
     columns = (*((Column("setting", "run", "wide"),) if len(settings) > 1 else ()), *_CELLS)
-    names = [name for name in COLUMNS if name not in _ELSEWHERE]
+    docs = {name: doc for name, (_, doc) in COLUMNS.items() if name not in _ELSEWHERE}
+    docs["refused"] = "who has no time, and because of whom there is no ratio"
     pool: dict[str, int] = {}  # code and commands repeat: each is written once
     rows, data = [], []
     for setting in settings:
@@ -202,15 +207,14 @@ def cells(settings: Sequence[Setting]) -> Cells:
             rows.append((row["baseline"] != GRADIENT, [_cell(column.name, setting, row) for column in columns]))
             values = [
                 pool.setdefault(value, len(pool)) if name in {"code", "command", "reason"} else _short(value)
-                for name, value in ((name, row[name]) for name in names)
+                for name, value in ((name, row[name]) for name in docs)
             ]
             sides = {
                 side: [_short(value) for value in found]
                 for side, found in strip.get(tuple(row[name] for name in ROW), {}).items()
             }
             data.append([setting.slug, values, sides])
-    docs = {name: COLUMNS[name][1] for name in names}
-    return Cells(columns, rows, {"names": names, "docs": docs, "texts": list(pool), "rows": data})
+    return Cells(columns, rows, {"names": list(docs), "docs": docs, "texts": list(pool), "rows": data})
 
 
 def _short(value: Any) -> Any:
@@ -218,12 +222,15 @@ def _short(value: Any) -> Any:
 
 
 def _cell(name: str, setting: Setting, row: Row) -> str:
+    others = row["refused"] not in {"", row["subject"]}
     texts: dict[str, Callable[[Any], str]] = {
         "setting": lambda _: setting.slug,
         "seconds": seconds,
         "ratio": ratio,
         "ratio_low": lambda low: interval(low, row["ratio_high"]),
-        "verdict": lambda verdict: str(verdict if row["status"] == "ok" else row["status"]),
+        "verdict": lambda verdict: (
+            " ".join((row["refused"], row["status"])) if others else str(verdict or row["status"])
+        ),
     }
     return texts.get(name, str)(row.get(name))
 

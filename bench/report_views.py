@@ -70,8 +70,8 @@ def goals(rows: Iterable[Row]) -> list[Goal]:
     """Return the goals of the table, peers and models first: for each rule, kind of input and regime, and each peer."""
     groups: dict[tuple[tuple[int, str], str, float], list[Row]] = {}
     for row in rows:
-        if row["goal"] is None:
-            continue
+        if row["goal"] is None or row["refused"] not in {"", row["subject"]}:
+            continue  # there is no telling whether we are faster than what does not work
         if row["baseline"] != GRADIENT:
             where, what = (0, "beside others"), f"{row['baseline']}, {row['kind']}s, every rule"
         elif row["kind"] == "model":

@@ -56,7 +56,10 @@
   const table = document.getElementById("table");
   const body = table.tBodies[0];
   all("tr", body).forEach((line, index) => { rows[index].line = line; });
-  const verdict = (row) => (row.get("status") === "ok" ? row.get("verdict") : row.get("status"));
+  const verdict = (row) => {
+    if (row.get("status") === "ok") return row.get("verdict");
+    return row.get("refused") === row.get("subject") ? row.get("status") : `${row.get("refused")} ${row.get("status")}`;
+  };
   const value = (row, name) => {
     if (name === "setting") return row.setting;
     if (name === "verdict") return verdict(row);

@@ -12,6 +12,7 @@ from bench import report, table
 from bench.report_data import load, problems, shown, strips
 from bench.report_page import context, html, markdown, view
 from bench.report_plots import draw
+from bench.report_views import goals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,6 +254,25 @@ def test_several_runs_stand_side_by_side(example_run: Path, other_run: Path) -> 
 def test_a_view_of_a_run_with_nothing_but_failures_can_be_drawn(example_run: Path, tmp_path: Path) -> None:
     folder = changed(example_run, tmp_path / "b", lambda frame: frame.__setitem__("status", "failed"))
     found = view(load([folder])[0])
-    assert found.statuses == {"failed": len(rows(folder))}
+    assert found.refused["lrp_rules"] == {
+        "failed": sum(one["subject"] == "lrp_rules" and one["baseline"] == "gradient" for one in rows(folder))
+    }
     draw(found, tmp_path)
     assert page(folder).count("no time was measured") == 1  # in place of the curves
+
+
+def test_a_peer_that_was_refused_is_not_laid_to_our_charge(example_run: Path, tmp_path: Path) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        pair = (frame.subject == "zennit") | (frame.baseline == "zennit")
+        frame.loc[(frame.rule == "ZPlus()") & (frame.kind == "layer") & pair, ["status", "reason"]] = (
+            "wrong",
+            "not ours",
+        )
+
+    found = rows(changed(example_run, tmp_path / "b", change))
+    [pair] = [row for row in found if row["rule"] == "ZPlus()" and row["baseline"] == "zennit"]
+    assert (pair["subject"], pair["refused"]) == ("lrp_rules", "zennit")
+    assert [first["subject"] for first, _ in problems(found) if first["reason"] == "not ours"] == ["zennit"]
+    [goal] = [goal for goal in goals(found) if "zennit" in goal.what]
+    assert (goal.met, len(goal.rows), goal.held) == (1, 1, True)
+    assert ">zennit wrong</td>" in page(tmp_path / "b")
