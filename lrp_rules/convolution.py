@@ -10,15 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrp_rules.layer import Matrix, WeightedLayer
+from lrp_rules.parts import parts
 
 if TYPE_CHECKING:
     from torch.nn.modules.conv import _ConvNd
 
     from lrp_rules.layer import Change, Formula
-
-#: How many bytes a part of a call takes, in each of the tensors between its input and its relevance, for each thread.
-#: What fits into a core's own cache is written and read there; large tensors would come from the system anew each time.
-PART = 2**20
 
 
 @dataclass
@@ -44,16 +41,12 @@ class WindowLayer(WeightedLayer):
         )
 
     def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
-        x, count = self.x, len(R)
-        if not self.batched or x.device.type != "cpu" or torch.is_grad_enabled() or count < 2:
-            return formula(self, R)
-        size = max(R.numel(), x.numel()) * R.element_size()
-        step = max(1, PART * torch.get_num_threads() * count // max(size, 1))
-        if step >= count:
+        x = self.x
+        cuts = parts(len(R), x, R) if self.batched else None
+        if cuts is None:
             return formula(self, R)
         r = torch.empty_like(x)
-        for start in range(0, count, step):
-            part = slice(start, start + step)
+        for part in cuts:
             outputs = None if self.outputs is None else (self.outputs[0][part],)
             layer = replace(self, inputs=(x[part],), outputs=outputs, shape=R[part].shape)
             r[part] = formula(layer, R[part])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lrp_rules.hooks import BasicHook, Hook
 from lrp_rules.params import parameter_names
+from lrp_rules.parts import elementwise
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -465,7 +466,8 @@ class ReLUGuidedBackprop(Hook):
         self, module: nn.Module, grad_input: tuple[Tensor, ...], grad_output: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Return the module's gradient where the relevance is positive."""
-        return (grad_input[0] * (grad_output[0] > 0),)
+        # named after what it is used for otherwise: the first tensor where the second is above 0, and 0 elsewhere
+        return (torch.ops.aten.threshold_backward(grad_input[0], grad_output[0], 0),)
 
 
 class ReLUBetaSmooth(Hook):
@@ -500,4 +502,4 @@ class ReLUBetaSmooth(Hook):
 
     def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the relevance, scaled by the sigmoid of the input."""
-        return (torch.sigmoid(self.beta_smooth * self.input) * grad_output[0],)
+        return (elementwise(lambda x, R: torch.sigmoid(self.beta_smooth * x) * R, self.input, grad_output[0]),)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Stabilizer, ZBox, ZPlus, convolution, linear_map
+from lrp_rules import Epsilon, Stabilizer, ZBox, ZPlus, linear_map, parts
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class PowerOfTwo(Stabilizer):
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "PART", 1)
+    monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
 
 
@@ -41,7 +41,7 @@ def test_parts_add_up(rule: str, layer: str) -> None:
     assert torch.equal(relevance(hook, module, x, R), whole)
 
 
-def parts(rule: Any, module: nn.Module, x: Tensor) -> int:
+def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
     """How many parts a rule's formula is given."""
     counted = 0
     original = type(rule).relevance
@@ -64,9 +64,9 @@ def parts(rule: Any, module: nn.Module, x: Tensor) -> int:
 def test_large_layers_are_done_in_parts() -> None:
     linear, x = nn.Linear(4, 6), torch.randn(5, 4)
     conv, image = nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3)
-    assert parts(ZPlus(), linear, x) == len(linear.weight)
-    assert parts(Epsilon(), linear, x) == 1  # it reads each weight once as it is
-    assert parts(ZPlus(), conv, image) == parts(Epsilon(), conv, image) == len(image)
+    assert count_parts(ZPlus(), linear, x) == len(linear.weight)
+    assert count_parts(Epsilon(), linear, x) == 1  # it reads each weight once as it is
+    assert count_parts(ZPlus(), conv, image) == count_parts(Epsilon(), conv, image) == len(image)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -74,8 +74,8 @@ def test_large_layers_are_done_in_parts() -> None:
     "stabilizer", [Stabilizer(norm_scale=True), lambda d: d + 1e-3 * d.abs().max()], ids=["norm-scale", "callable"]
 )
 def test_a_stabilizer_that_may_look_around_is_given_the_whole(stabilizer: Any) -> None:
-    assert parts(ZPlus(stabilizer), nn.Linear(4, 6), torch.randn(5, 4)) == 1
-    assert parts(ZPlus(stabilizer), nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3)) == 1
+    assert count_parts(ZPlus(stabilizer), nn.Linear(4, 6), torch.randn(5, 4)) == 1
+    assert count_parts(ZPlus(stabilizer), nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3)) == 1
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -101,3 +101,19 @@ def test_bounds_of_each_sample_stay_with_their_samples() -> None:
     for i in range(5):
         alone = relevance(ZBox(float(low[i]), 4.0), module, image[i : i + 1], R[i : i + 1])
         assert torch.equal(together[i : i + 1], alone)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "mixed-dtypes"])
+def test_elementwise_formulas_in_parts(layout: str) -> None:
+    x, R = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    x = {"contiguous": x, "transposed": torch.randn(4, 5).double().T, "mixed-dtypes": x.float()}[layout]
+    called: list[int] = []
+
+    def formula(v: Tensor, s: Tensor) -> Tensor:
+        called.append(v.numel())
+        return v.clamp(min=0) * s
+
+    with torch.no_grad():
+        assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
+    assert called == ([1] * 20 if layout == "contiguous" else [20])

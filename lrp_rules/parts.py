@@ -1,0 +1,41 @@
+"""Large tensors part by part, so that what lies between input and result stays in a core's own cache.
+
+It is never written to main memory then, and no fresh memory is asked of the system for it, which can cost more than the
+arithmetic. On other devices than the CPU, and where a derivative will be asked for, everything is done at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How many bytes a part has in the largest tensor, for each thread.
+PART = 2**20
+
+
+def parts(size: int, *tensors: Tensor) -> list[slice] | None:
+    """Return how to cut ``size`` equal things, which the tensors hold together; None if they are better left whole."""
+    if size < 2 or torch.is_grad_enabled() or any(t.device.type != "cpu" for t in tensors):
+        return None
+    largest = max(t.numel() * t.element_size() for t in tensors)
+    step = max(1, PART * torch.get_num_threads() * size // max(largest, 1))
+    return None if step >= size else [slice(start, start + step) for start in range(0, size, step)]
+
+
+def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Return ``formula(*tensors)``, for an elementwise formula of tensors that are alike."""
+    first = tensors[0]
+    alike = all(t.is_contiguous() and t.shape == first.shape and t.dtype == first.dtype for t in tensors)
+    cuts = parts(first.numel(), *tensors) if alike else None
+    if cuts is None:
+        return formula(*tensors)
+    result = torch.empty_like(first)
+    into, flat = result.view(-1), [t.view(-1) for t in tensors]
+    for cut in cuts:
+        into[cut] = formula(*(t[cut] for t in flat))
+    return result
