@@ -9,7 +9,7 @@ import pytest
 
 from verify.mechanical import mutator, processes, running, sources, trial
 from verify.mechanical.mutator import Mutant
-from verify.mechanical.trial import Fate, Seen, Tests
+from verify.mechanical.trial import Fate, Seen, Step, Tests
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,7 +202,8 @@ AS_IT_IS = of_rules(TEXTS["rules.py"])
 
 def judged(mutant: Mutant, cases: tuple[str, ...] = (), tests: tuple[Tests, ...] = (), limit: float = 120) -> Any:
     """Return the answer of a process."""
-    task = processes.Task(mutant.id, trial.judge, ({**TEXTS, mutant.file: mutant.source}, cases, tests))
+    steps = [Step(cases), *(Step(tests=part) for part in tests)]
+    task = processes.Task(mutant.id, trial.judge, ({**TEXTS, mutant.file: mutant.source}, steps))
     ((id_, answer),) = processes.run([task], 1, limit, running.WARM)
     assert id_ == mutant.id
     return answer
@@ -225,6 +226,10 @@ def test_a_mutant_that_hangs_or_ends_the_process_is_killed() -> None:
     assert judged(hanging, limit=1) == "no answer in 1 s"
     ending = of_rules("import os\nos._exit(3)")
     assert judged(ending) == "the process ended with exit status 3"
+
+
+def test_a_mistake_of_the_run_is_no_kill() -> None:
+    assert judged(AS_IT_IS, ("agreement/of-nothing",)) == trial.Trouble("KeyError: 'agreement/of-nothing'")
 
 
 def test_what_is_right_survives() -> None:
@@ -286,12 +291,30 @@ def test_those_that_run_the_changed_block_are_asked() -> None:
     }
     choice = running._Choice(seen, [id_ for id_ in seen if "::" not in id_])
     changed = Mutant("rules.py:Epsilon.f: a -> b", "rules.py", "Epsilon.f", "x", "")
-    assert choice.cases(changed) == ["agreement/Epsilon/a", "agreement/Gamma/a"]
-    assert choice.tests(changed) == (Tests(("t/test_a.py",), frozenset({"t/test_a.py::test[1]"})),)
+    steps = choice.steps(changed, everything=False)
+    assert steps[0] == Step(("agreement/Epsilon/a", "agreement/Gamma/a"))
+    assert steps[1] == Step(tests=Tests(("t/test_a.py",), frozenset({"t/test_a.py::test[1]"})))
     anywhere = Mutant("rules.py:<module>: a -> b", "rules.py", "<module>", "", "")
-    assert choice.cases(anywhere) == ["agreement/Gamma/a", "agreement/Epsilon/a", "laws/Epsilon/c"]
+    assert choice.steps(anywhere, everything=False)[0].cases == (
+        "agreement/Gamma/a",
+        "agreement/Epsilon/a",
+        "laws/Epsilon/c",
+    )
     assert choice.runs("y")
     assert not choice.runs("z")
+
+
+def test_who_is_not_listed_is_asked_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CASES", 1)
+    monkeypatch.setattr(running, "TESTS", (1, 2))
+    tests = [f"t/test_a.py::test_{k}" for k in range(4)]
+    seen = {id_: Seen(False, frozenset({"x"})) for id_ in ("a/Gamma/1", "a/Gamma/2", *tests)}
+    choice = running._Choice(seen, ["a/Gamma/1", "a/Gamma/2"])
+    changed = Mutant("rules.py:Gamma.f: a -> b", "rules.py", "Gamma.f", "x", "")
+    some, all_ = (choice.steps(changed, everything=everything) for everything in (False, True))
+    assert [step.cases for step in all_] == [("a/Gamma/1",), (), (), ("a/Gamma/2",)]
+    assert [sorted(step.tests.ids or ()) for step in all_ if step.tests] == [tests[:1], tests[1:2], tests[2:]]
+    assert some == all_[:3]
 
 
 def test_a_part_is_the_same_whatever_else_there_is() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from verify.mechanical import equivalents, running, sources
@@ -38,7 +39,11 @@ def main(
         return
     try:
         reasons = equivalents.load()
-        fates, seen, never_run = running.run(mutants, texts, workers=workers, tests=tests)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("mutants", total=len(mutants))
+            fates, seen, never_run = running.run(
+                mutants, texts, listed=reasons, workers=workers, tests=tests, told=lambda: bar.advance(task)
+            )
     except (equivalents.EquivalentsError, running.UnusableError) as error:
         console.print(f"verify.mechanical: {error}")
         raise typer.Exit(2) from None

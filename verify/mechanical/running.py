@@ -7,22 +7,22 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verify.mechanical import equivalents, mutator, processes, sources, trial
-from verify.mechanical.trial import Fate, Seen, Tests, Trouble
+from verify.mechanical.trial import Fate, Seen, Step, Tests, Trouble
 from verify.spreading import spread
 from verify.subjects import RULES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from verify.mechanical.mutator import Mutant
     from verify.model import Case
 
 #: Of checks with many cases or slow ones, so many are in the pool that mutants are asked from; of the others all.
 POOL = {"agreement": 800, "conservation": 100, "laws": 150, "second-order": 30, "network": 12}
-#: How many cases a mutant must survive; of those that run the changed block, the most different ones.
+#: How many cases a listed mutant must survive; of those that run the changed block, the most different ones.
 CASES = 300
 #: The same of tests: first some that run little else, then more.
 TESTS = (25, 200)
@@ -93,11 +93,16 @@ def run(
     mutants: Sequence[Mutant],
     texts: Mapping[str, str],
     *,
+    listed: Collection[str] = (),
     workers: int = 2,
     tests: Path = Path(TEST_FILES),
-    progress: Any = None,
+    told: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Fate], dict[str, Seen], frozenset[str]]:
-    """Return what became of each mutant, what ``lrp_rules`` itself does, and the mutants whose block nothing runs."""
+    """Return what became of each mutant, what ``lrp_rules`` itself does, and the mutants whose block nothing runs.
+
+    One that is not ``listed`` as equivalent survives only if it survives everything that runs its block. ``told`` is
+    called after each mutant.
+    """
     pool = list(_pool(trial.cases().values()))
     files = tuple(sorted(str(path) for path in tests.glob("test_*.py")))
     if not files:
@@ -110,7 +115,9 @@ def run(
     def tasks() -> Iterator[processes.Task[str]]:
         for mutant in mutants:
             changed = {**texts, mutant.file: mutant.source}
-            yield processes.Task(mutant.id, trial.judge, (changed, choice.cases(mutant), choice.tests(mutant)))
+            yield processes.Task(
+                mutant.id, trial.judge, (changed, choice.steps(mutant, everything=mutant.id not in listed))
+            )
 
     fates: dict[str, Fate] = {}
     for id_, answer in processes.run(tasks(), workers, TIME_LIMIT, WARM):
@@ -118,8 +125,7 @@ def run(
             msg = f"{id_} could not be tried: {answer.reason}"
             raise UnusableError(msg)
         fates[id_] = answer if isinstance(answer, Fate) else Fate("verify", "the process", answer)
-        if progress:
-            progress(id_, fates[id_])
+        told()
     return {m.id: fates[m.id] for m in mutants}, seen, never_run
 
 
@@ -167,23 +173,20 @@ class _Choice:
         """Whether any case or test runs the block."""
         return block in self._running
 
-    def cases(self, mutant: Mutant) -> list[str]:
-        """Return ids of cases."""
-        among = self._among(self._all, mutant)
+    def steps(self, mutant: Mutant, *, everything: bool) -> list[Step]:
+        """Return what a mutant is asked, in the order that costs least."""
+        cases, tests = self._among(self._all, mutant), self._among(self._tests, mutant)
         rule = mutant.scope.partition(".")[0]
         if rule in RULES:
-            among.sort(key=lambda id_: f"/{rule}/" not in id_)
-        return among[:CASES]
-
-    def tests(self, mutant: Mutant) -> tuple[Tests, ...]:
-        """Return tests, in the parts in which they are run."""
-        among = self._among(self._tests, mutant)
-        bounds = (0, *TESTS)
-        return tuple(_of_files(part) for k, end in enumerate(TESTS) if (part := among[bounds[k] : end]))
+            cases.sort(key=lambda id_: f"/{rule}/" not in id_)
+        few, some = TESTS
+        steps = [_step(cases[:CASES]), _step(tests=tests[:few]), _step(tests=tests[few:some])]
+        return [*steps, _step(cases[CASES:], tests[some:])] if everything else steps
 
     def _among(self, ids: Sequence[str], mutant: Mutant) -> list[str]:
         return [id_ for id_ in ids if not mutant.block or id_ in self._running[mutant.block]]
 
 
-def _of_files(ids: Sequence[str]) -> Tests:
-    return Tests(tuple(sorted({id_.partition("::")[0] for id_ in ids})), frozenset(ids))
+def _step(cases: Sequence[str] = (), tests: Sequence[str] = ()) -> Step:
+    files = tuple(sorted({id_.partition("::")[0] for id_ in tests}))
+    return Step(tuple(cases), Tests(files, frozenset(tests)) if tests else None)

@@ -42,6 +42,14 @@ class Tests:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a mutant is asked before the next step, if it survives this one."""
+
+    cases: tuple[str, ...] = ()
+    tests: Tests | None = None
+
+
+@dataclass(frozen=True)
 class Fate:
     """Who killed a mutant: ``by`` is verify, tests, or what ended the process; empty if nothing did."""
 
@@ -71,31 +79,31 @@ def cases() -> dict[str, Case]:
     return SOURCE.cases()
 
 
-def judge(answer: Connection, texts: Mapping[str, str], ids: Sequence[str], tests: Sequence[Tests] = ()) -> None:
+def judge(answer: Connection, texts: Mapping[str, str], steps: Sequence[Step]) -> None:
     """Send the Fate of the package made of ``texts``, or a Trouble that is not the package's."""
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
         _prepare(texts)
-    except Exception as error:  # noqa: BLE001  sent to where it is raised
+        answer.send(_fate(steps))
+    except Exception as error:  # noqa: BLE001  what a mutant raises is caught below
         answer.send(Trouble(f"{type(error).__name__}: {error}"))
-    else:
-        answer.send(_fate(ids, tests))
 
 
-def _fate(ids: Sequence[str], tests: Sequence[Tests]) -> Fate:
+def _fate(steps: Sequence[Step]) -> Fate:
     try:
         subject = _subject()
     except Exception as error:  # noqa: BLE001  whatever a mutant raises is its end
         return Fate("verify", f"import {PACKAGE}", f"{type(error).__name__}: {error}")
-    for id_ in ids:
-        outcome = ask(cases()[id_], subject, SOURCE.seed, here=False)
-        if outcome.verdict in BAD:
-            return Fate("verify", id_, outcome.reason)
-    for part in tests:
-        watch = _Watch(part.ids)
-        _run_tests(watch, part.files, "-x")
-        if watch.failed:
-            return Fate("tests", *watch.failed[0])
+    for step in steps:
+        for id_ in step.cases:
+            outcome = ask(cases()[id_], subject, SOURCE.seed, here=False)
+            if outcome.verdict in BAD:
+                return Fate("verify", id_, outcome.reason)
+        if step.tests is not None:
+            watch = _Watch(step.tests.ids)
+            _run_tests(watch, step.tests.files, "-x")
+            if watch.failed:
+                return Fate("tests", *watch.failed[0])
     return Fate()
 
 
