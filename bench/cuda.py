@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 FLUSHED_BYTES = 256 * 2**20
 
 
+def full_precision() -> None:
+    """Switch off TF32, which torch allows in convolutions by default: rules are held to float32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 class EventClock:
     """Times a call by two events on the current stream, after the L2 cache was overwritten."""
 

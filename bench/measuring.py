@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.cuda import EventClock, graph_seconds
+from bench.cuda import EventClock, full_precision, graph_seconds
 from bench.memory import peak_bytes
 from bench.pairing import Effort, paired, wall_clock
 from bench.subjects import GRADIENT, Contender, Gate, contender
@@ -79,6 +79,7 @@ def settle(standings: dict[str, Standing], later: Mapping[str, Standing]) -> Non
 def measure(task: Task) -> Answer:
     """Answer a task in this process."""
     torch.set_num_threads(task.cell.threads)
+    full_precision()
     answer = Answer()
     subjects: dict[str, Contender] = {}
     for name in dict.fromkeys(name for pair in task.comparisons for name in pair):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.cuda import full_precision
 from bench.session import FULL, QUICK, Plan
 from bench.workloads import Cell, all_cells, quick_cells
 
@@ -43,6 +44,7 @@ def select(
     if device.startswith("cuda") and not torch.cuda.is_available():
         msg = f"torch sees no CUDA device for --device {device}; use --device cpu, or a machine and a torch with one"
         raise UnusableError(msg)
+    full_precision()  # in this process for the record alone: it is the workers that measure
     cells = quick_cells() if quick and not ids else all_cells()
     if not ids and not dtypes and quick:
         dtypes = ("float32",)

@@ -61,7 +61,8 @@ class Plan:
         for cell in self.cells:
             if cell.regime not in seen:
                 seen.add(cell.regime)
-                cells.append(replace(cell, rule=GRADIENT, axis=""))
+                kind = "model" if cell.kind == "model" else "layer"
+                cells.append(replace(cell, rule=GRADIENT, kind=kind, axis=""))
             cells.append(cell)
         return cells
 

@@ -177,6 +177,12 @@ def noted(device: Device) -> Callable[[], None]:
     return lambda: device.log.append("call")
 
 
+def test_tf32_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
+    cuda.full_precision()
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_call_stands_between_two_events_and_the_device_is_waited_for() -> None:
     device = Device()
     clock = cuda.EventClock(device)

@@ -134,6 +134,26 @@ def test_the_table_of_a_run(tmp_path: Path) -> None:
     assert not found.duplicated(table.ROW).any()
 
 
+def test_the_exponent_of_a_scaling_is_fitted_over_its_cells(tmp_path: Path) -> None:
+    class Growing(Fake):
+        def ask(self, index: int, task: Task) -> Answer:
+            answer = super().ask(index, task)
+            scale = task.cell.batch**0.5
+            answer.quads = {
+                pair: [[scale * seconds for seconds in quad] for quad in quads] for pair, quads in answer.quads.items()
+            }
+            return answer
+
+    cells = tuple(replace(TINY, batch=batch, kind="scaling", axis="batch") for batch in (1, 4, 16))
+    session = Session(tmp_path, Plan((TINY, *cells), effort=EFFORT), "lrp-bench run")
+    run(session, Growing())
+    found, _, _ = table_of(session)
+    scaled = found[found.kind == "scaling"]
+    assert scaled.exponent.tolist() == pytest.approx([0.5] * 3)
+    assert scaled["size"].tolist() == [1.0, 4.0, 16.0]
+    assert found[found.kind == "layer"].exponent.isna().all()
+
+
 def test_every_finished_cell_is_kept_and_resumed_runs_are_the_same(tmp_path: Path) -> None:
     whole = Session(tmp_path / "whole", PLAN, "lrp-bench run")
     ids = run(whole, Fake())
