@@ -61,6 +61,12 @@ class Goal:
         return sum(bool(row["goal_met"]) for row in self.timed)
 
     @property
+    def unsure(self) -> bool:
+        """Whether the interval of a row holds the goal."""
+        ends = ((row["ratio_low"], row["ratio_high"]) for row in self.timed)
+        return any(low is not None and high is not None and low <= self.goal <= high for low, high in ends)
+
+    @property
     def held(self) -> bool:
         """Whether every row that it is set for was measured and meets it."""
         return self.met == len(self.rows)

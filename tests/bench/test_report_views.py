@@ -27,6 +27,7 @@ def test_goals_stand_beside_what_was_measured(example_run: Path) -> None:
     found = {goal.what: goal for goal in goals(rows(example_run))}
     assert list(found)[0] == "zennit, layers, every rule"  # noqa: RUF015  the order is what is asked
     assert (found["ZPlus(), x>=0"].held, found["AlphaBeta(2, 1), signed"].held) == (True, False)
+    assert [what for what, goal in found.items() if goal.unsure] == ["VGG16, EpsilonPlus"]  # 1.7, 1 % to both sides
     assert found["ZPlus(), x>=0"].mean == pytest.approx(1.62)
     assert found["VGG16, EpsilonPlus"].goal == 1.7
 
