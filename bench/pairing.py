@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ORDER = "ABBA"
 #: A call that takes less than this many readings of the clock is repeated within a sample.
 CLOCK_READINGS = 100
+#: Seconds of a pair from which on its calls may hold so much memory that garbage is collected before each quad.
+_HEAVY = 0.01
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,11 @@ def paired(a: Call, b: Call, effort: Effort, clock: Clock = wall_clock) -> NDArr
         calls = max(1, math.ceil(CLOCK_READINGS * clock_cost() / (pair / 2))) if clock is wall_clock else 1
         times = np.empty((effort.quads(pair * calls), len(ORDER)))
         sides = {"A": _repeated(a, calls), "B": _repeated(b, calls)}
-        for quad, position in np.ndindex(times.shape):
-            times[quad, position] = clock(sides[ORDER[position]])
+        for quad in times:
+            if pair > _HEAVY:
+                gc.collect(1)  # what cycles a subject leaves would pile up; only new objects are looked at
+            for position, side in enumerate(ORDER):
+                quad[position] = clock(sides[side])
     return times / calls
 
 

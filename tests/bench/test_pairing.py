@@ -71,6 +71,28 @@ def test_the_collector_is_off_inside_and_as_before_after() -> None:
     assert gc.isenabled()
 
 
+def test_cycles_of_heavy_calls_do_not_pile_up() -> None:
+    class Cycle:
+        alive = 0
+
+        def __init__(self) -> None:
+            self.itself = self
+            Cycle.alive += 1
+            most[0] = max(most[0], Cycle.alive)
+
+        def __del__(self) -> None:
+            Cycle.alive -= 1
+
+    most = [0]
+
+    def heavy(call: pairing.Call) -> float:
+        call()
+        return 0.1
+
+    paired(Cycle, Cycle, Effort(processes=1, pairs_fast=40, pairs_slow=40, seconds=1e9, warm_up=0), heavy)
+    assert most[0] <= 6 + 4  # warming, and one quad
+
+
 def test_an_error_in_a_call_leaves_the_collector_on() -> None:
     def broken() -> None:
         raise RuntimeError
