@@ -23,12 +23,23 @@ if TYPE_CHECKING:
 _COMPARED = frozenset({"agreement", "conservation", "laws", "second-order", "network"})
 _HEAD = """# Conformance
 
-Which implementation of which rule is what the reference says, on which layers. Generated; `lrp-verify --subject S
---json FILE` for each subject, then `python -m verify.conformance FILES > docs/conformance.md`.
+Which implementation of which rule is what the reference says, on which layers. Generated, from all there is to ask:
 
-✓ every case holds; the number is the largest |got - expected| / bound. ✗ n of m: n of m cases do not hold. (✗) only
-what is advised (level *should*) does not hold. An empty cell: not offered, or no case.
+```
+lrp-verify --subject lrp_rules --json ours.json
+lrp-verify --subject zennit.rules --json zennit.json
+lrp-verify --subject verify.adapters.captum --json captum.json
+lrp-verify --subject verify.adapters.lxt --json lxt.json
+python -m verify.conformance ours.json zennit.json captum.json lxt.json > docs/conformance.md
+```
+
+✓ every case holds; the number is the largest |got - expected| / bound. ✗ n of m: n of m cases do not hold. ≠ n of m: n
+of m cases do not hold, because the rule follows another published convention, which is named below the table. (✗) only
+what is advised (level *should*) does not hold. An empty cell: not offered, or no case. What is known of the cases that
+do not hold, and where it was reported, is in `verify/deviations`.
 """
+#: What another formula changes.
+_OF_CONVENTIONS = frozenset({"agreement", "conservation"})
 
 
 def load(path: Path) -> Run:
@@ -55,26 +66,33 @@ def load(path: Path) -> Run:
 def render(runs: Sequence[Run]) -> str:
     """Return the page in Markdown."""
     columns = ("implementation", "version", "torch", "date", "cases", "held", "inconclusive", "did not hold")
-    lines = [_HEAD, "| " + " | ".join((*columns, "advised only", "not offered")) + " |"]
-    lines.append("|---|---|---|---|--:|--:|--:|--:|--:|--:|")
+    more = ("other convention", "advised only", "not offered")
+    lines = [_HEAD, "| " + " | ".join((*columns, *more)) + " |"]
+    lines.append("|---|---|---|---|" + "--:|" * 7)
     lines += [_summary(run) for run in runs]
     for rule in RULES:
         lines += ["", f"## {rule}", "", "| implementation | " + " | ".join((*FAMILIES, "no layer")) + " |"]
         lines.append("|---|" + ":-:|" * (len(FAMILIES) + 1))
         for run in runs:
-            cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            cells: dict[str, list[str | float]] = defaultdict(list)
             for case in run["cases"]:
                 if case["rule"] == rule:
-                    cells[case["layer"]].append(case)
-            name = f"{run['subject']['spec']} {run['subject']['version']}"
-            lines.append(f"| {name} | " + " | ".join(_cell(cells[family]) for family in (*FAMILIES, "-")) + " |")
+                    cells[case["layer"]].append(_told(case, run))
+            lines.append(f"| {_name(run)} | " + " | ".join(_cell(cells[family]) for family in (*FAMILIES, "-")) + " |")
+        told = [f"- {_name(run)} {one['sentence']}" for run in runs for one in run["diagnoses"] if one["rule"] == rule]
+        lines += ["", *dict.fromkeys(told)] if told else []
     return "\n".join(lines) + "\n"
+
+
+def _name(run: Run) -> str:
+    return f"{run['subject']['spec']} {run['subject']['version']}"
 
 
 def _summary(run: Run) -> str:
     subject, environment = run["subject"], run["environment"]
-    counts = Counter(_kind(case) for case in run["cases"])
-    numbers = (len(run["cases"]), counts["held"], counts["open"], counts["wrong"], counts["advice"], counts["missing"])
+    counts = Counter(_kind(case, run) for case in run["cases"])
+    kinds = ("held", "open", "wrong", "convention", "advice", "missing")
+    numbers = (len(run["cases"]), *(counts[kind] for kind in kinds))
     return (
         f"| {subject['spec']} | {subject['version']} | {environment['torch']} | {environment['date'][:10]} | "
         + " | ".join(map(str, numbers))
@@ -82,26 +100,43 @@ def _summary(run: Run) -> str:
     )
 
 
-def _kind(case: dict[str, Any]) -> str:
+def _kind(case: dict[str, Any], run: Run) -> str:
     verdict = Verdict(case["verdict"])
     if verdict in BAD:
+        if any(_explains(one, case) for one in run["diagnoses"]):
+            return "convention"
         return "advice" if case["level"] == Level.SHOULD else "wrong"
     if verdict is Verdict.INCONCLUSIVE:
         return "open"
     return "missing" if verdict in {Verdict.NOT_OFFERED, Verdict.SKIPPED} else "held"
 
 
-def _cell(cases: Iterable[dict[str, Any]]) -> str:
-    asked = [case for case in cases if _kind(case) != "missing"]
-    if not asked:
-        return ""
-    counts = Counter(_kind(case) for case in asked)
-    if counts["wrong"]:
-        return f"✗ {counts['wrong']} of {len(asked)}"
-    if counts["advice"]:
-        return f"(✗) {counts['advice']} of {len(asked)}"
-    ratios = [float(case["ratio"]) for case in asked if case["ratio"] is not None and case["check"] in _COMPARED]
-    return f"✓ {max(ratios):.2g}" if ratios else "✓"
+def _explains(diagnosis: dict[str, Any], case: dict[str, Any]) -> bool:
+    """Whether a case fails because its rule follows another published convention."""
+    return (
+        case["check"] in _OF_CONVENTIONS
+        and case["verdict"] == Verdict.FAIL
+        and all(variant["published"] for variant in diagnosis["variants"])
+        and (diagnosis["rule"], diagnosis["level"]) == (case["rule"], case["level"])
+        and (not diagnosis["layers"] or case["id"].split("/")[2] in diagnosis["layers"])
+    )
+
+
+def _told(case: dict[str, Any], run: Run) -> str | float:
+    """What became of a case, or its ratio where it holds and has one."""
+    kind = _kind(case, run)
+    compared = kind == "held" and case["ratio"] is not None and case["check"] in _COMPARED
+    return float(case["ratio"]) if compared else kind
+
+
+def _cell(told: Iterable[str | float]) -> str:
+    asked = [one for one in told if one != "missing"]
+    counts = Counter(one for one in asked if isinstance(one, str))
+    for kind, sign in (("wrong", "✗"), ("convention", "≠"), ("advice", "(✗)")):
+        if counts[kind]:
+            return f"{sign} {counts[kind]} of {len(asked)}"
+    ratios = [one for one in asked if isinstance(one, float)]
+    return f"✓ {max(ratios):.2g}" if ratios else "✓" if asked else ""
 
 
 def main() -> int:

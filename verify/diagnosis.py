@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 #: How many cases that a rule fails, and as many that it passes, are asked again.
 ENOUGH = 40
-#: Seconds for all rules together.
-SECONDS = 10.0
+#: Seconds of work for all rules together, and how many times as long it may take: other processes' load says nothing.
+SECONDS, _WAITING = 10.0, 6
 #: More variants than these that cannot be told apart explain nothing.
 _ALTERNATIVES = 3
 _DTYPES = ("float64", "float32")
@@ -77,12 +77,18 @@ def diagnose(
             passing.append(case)
     asked = [(key, *group) for key, group in groups.items() if group[0]]
     found: list[Diagnosis] = []
-    end = time.perf_counter() + seconds
+    clock = _clock()
     for index, ((rule, level), failing, passing) in enumerate(asked):
-        now = time.perf_counter()
-        search = _Search(rule, ask, now + max(0.0, end - now) / (len(asked) - index))
+        now = clock()
+        search = _Search(rule, ask, clock, now + max(0.0, seconds - now) / (len(asked) - index))
         found.extend(search.diagnose(level, failing, passing))
     return [_narrowed(one, found) for one in found]
+
+
+def _clock() -> Callable[[], float]:
+    """Return what tells the seconds of work since now."""
+    own, all_ = time.process_time(), time.perf_counter()
+    return lambda: max(time.process_time() - own, (time.perf_counter() - all_) / _WAITING)
 
 
 def _narrowed(one: Diagnosis, found: Sequence[Diagnosis]) -> Diagnosis:
@@ -175,8 +181,8 @@ class _Asked:
 class _Search:
     """Leaves out one variant of a rule after the other, by the answers of a subject."""
 
-    def __init__(self, rule: str, ask: Ask, end: float) -> None:
-        self._rule, self._ask, self._end = rule, ask, end
+    def __init__(self, rule: str, ask: Ask, clock: Callable[[], float], end: float) -> None:
+        self._rule, self._ask, self._clock, self._end = rule, ask, clock, end
         self._known: dict[str, _Asked] = {}
 
     def diagnose(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Iterator[Diagnosis]:
@@ -202,12 +208,12 @@ class _Search:
         left = list(of_rule(self._rule))
         evidence: dict[int, set[str]] = defaultdict(set)
         for case in (*failing[:ENOUGH], *passing[:ENOUGH]):
-            if not left or time.perf_counter() > self._end:
+            if not left or self._clock() > self._end:
                 return ()
             left = self._agreeing(left, case, evidence)
         # what is left may differ in other cases
         for case in (*failing[ENOUGH:], *passing[ENOUGH:]):
-            if len({one.name for one in left}) <= 1 or time.perf_counter() > self._end:
+            if len({one.name for one in left}) <= 1 or self._clock() > self._end:
                 break
             if _differ(left, _questions(case)):
                 left = self._agreeing(left, case, evidence)
@@ -225,7 +231,7 @@ class _Search:
         alike = {_beside_layer(case) for case in failing}
         left = list(found)
         for case in [case for case in elsewhere if _beside_layer(case) in alike][:ENOUGH]:
-            if not left or time.perf_counter() > self._end:
+            if not left or self._clock() > self._end:
                 break
             asked = self._asked(case)
             left = [one for one in left if _agreement(one, asked) is not None]

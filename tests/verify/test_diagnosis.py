@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 import lrp_rules
 from lrp_rules.layer import Layer
-from lrp_rules.rules import negative, positive, propagate, split
+from lrp_rules.rules import negative, positive
 from verify import diagnosis
 from verify.cases import all_cases
-from verify.diagnoses import Diagnosis
 from verify.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Verdict
 from verify.subjects import Subject, SubjectError, load
 from verify.worker import outcome_of
+
+if TYPE_CHECKING:
+    from verify.diagnoses import Diagnosis
 
 Relevance = Callable[[Any, Layer, Tensor], Tensor]
 
@@ -89,6 +91,21 @@ def following(rule: str, relevance: Relevance) -> Subject:
 
 
 # --- rules that follow a known variant --------------------------------------------------------------------------------
+
+
+def propagate(terms: Sequence[tuple[Any, Tensor]], bias: Any, R: Tensor, S: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return sum v * A^T s over the terms (A, v), with s = R / S(sum A v + bias)."""
+    d = bias
+    for A, v in terms:
+        d = d + A @ v
+    s, r = R / S(d), torch.zeros(())
+    for A, v in terms:
+        r = r + v * (A.T @ s)
+    return r
+
+
+def split(x: Tensor, plus: Any, minus: Any) -> list[tuple[Any, Tensor]]:
+    return [(plus, positive(x)), (minus, negative(x))]
 
 
 def separate(rule: Any, layer: Layer, R: Tensor) -> Tensor:
