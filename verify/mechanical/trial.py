@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SOURCE = Source(("float64", "float32"))
 #: Seconds of work for one mutant: unlike those of the clock, they do not depend on what else the machine does.
 CPU_LIMIT = 60
+#: Bytes for one mutant, so that one that takes all there is does not take it from others.
+MEMORY_LIMIT = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def judge(answer: Connection, texts: Mapping[str, str], steps: Sequence[Step]) -
     """Send the Fate of the package made of ``texts``, or a Trouble that is not the package's."""
     try:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
         _prepare(texts)
         answer.send(_fate(steps))
     except Exception as error:  # noqa: BLE001  what a mutant raises is caught below

@@ -4,10 +4,12 @@ import contextlib
 
 import pytest
 
+# each process imports the main module again: then it costs nothing
+from verify.mechanical import __main__ as command
 from verify.mechanical.trial import cases
 from verify.subjects import load
 
 cases()
 with contextlib.suppress(Exception):  # a test that needs zennit says so itself
     load("zennit.rules")
-__all__ = ["pytest"]
+__all__ = ["command", "pytest"]
