@@ -91,6 +91,13 @@ def test_relevance_has_both_signs_and_zeros_and_is_not_the_output(documents: dic
     assert 0.2 < np.mean(given < 0) < 0.6
 
 
+def test_an_empty_batch_and_relevance_of_every_size(documents: dict[str, Json]) -> None:
+    for rule in set(RULES) - set(GRADIENT_RULES):
+        given = [decode(case["tensors"]["R"]) for d, _, case in each(documents) if d["rule"] == rule]
+        assert any(array.size == 0 for array in given)
+        assert max(np.abs(array).max(initial=0) for array in given) > 1e6
+
+
 def test_few_entries_are_inconclusive(documents: dict[str, Json]) -> None:
     valid = [case for _, _, case in each(documents) if case["result"] == "valid"]
     assert 0 < sum(case["inconclusive"] for case in valid) < 0.01 * sum(decode(c["bound"]).size for c in valid)

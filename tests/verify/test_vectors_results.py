@@ -185,6 +185,16 @@ def test_a_number_where_none_is_expected(
         assert report.held is (expected == "pass" or not (decides or strict))
 
 
+def test_a_constant_that_not_everyone_shares_is_advised(
+    documents: dict[str, Json], case: Callable[[str], Json]
+) -> None:
+    id_ = "zplus-default-batchnorm-images-signed-float64"
+    content = lines({"id": id_, "relevance": case(id_)["tensors"]["x"]})
+    assert case(id_)["flags"] == ["ConstantOfBatchNorm"]
+    assert not judge("port", content, documents, [id_], strict=False).failures
+    assert judge("port", content, documents, [id_], strict=True).failures
+
+
 @pytest.mark.parametrize(
     ("array", "says"),
     [

@@ -14,8 +14,8 @@ from reference.windows import Array
 from verify.tensor_json import decode, encode, widen
 from verify.vectors import CORPUS_VERSION, SCHEMA_VERSION, headers
 from verify.vectors.answers import SINKS, expected
-from verify.vectors.parameters import Parameters, resolved
-from verify.vectors.questions import Question, affine_of, questions
+from verify.vectors.parameters import GRADIENT_RULES, Parameters, resolved
+from verify.vectors.questions import Question, layer_at, questions
 
 #: The JSON Schema of the files of vectors, which lies beside them.
 SCHEMA_NAME = "vectors-1.schema.json"
@@ -108,7 +108,7 @@ def case_of(question: Question) -> Json:
         answer = {"error": question.error} if question.must else {"advice": question.error}
         return head | body | {"result": "invalid" if question.must else "implementation-defined"} | answer
     x, R = question.tensors["x"], question.tensors["R"]
-    layer = affine_of(question.layer.options, question.tensors, 0).layer
+    layer = layer_at(question.layer.options, question.tensors)
     found = expected(question.rule, layer, resolved(question.parameters, x.shape), x, R, question.dtype)
     if found.poles:
         return head | {"flags": [*question.flags, "Pole"]} | body | {"result": "implementation-defined"}
@@ -122,7 +122,7 @@ def case_of(question: Question) -> Json:
         "bound": _tensor(found.bound.astype(np.float32)),
         "inconclusive": found.inconclusive,
     }
-    if found.sinks:
+    if question.rule not in GRADIENT_RULES:
         answer["ledger"] = {name: [one[name] for one in found.sinks] for name in SINKS}
     return head | body | answer
 

@@ -121,9 +121,7 @@ def _families(rule: str) -> dict[str, dict[str, Parameters]]:
         keys = [key for key in _STABILIZERS if rule != "Gamma" or "norm-scale" not in key]
         found["stabilizer"] = {f"{name}-{key}": {name: _STABILIZERS[key]} for key in keys}
     if "zero_params" in DEFAULTS[rule]:
-        names = {"bias": ["bias"], "weight": ["weight"], "both": ["weight", "bias"], "other": ["bias_weight"]}
-        if rule == "Flat":
-            del names["weight"], names["both"]
+        names = {"bias": ["bias"], "weight": ["weight"], "other": ["bias_weight"], "several": ["bias_weight", "bias"]}
         found["zero-params"] = {f"zero-params-{key}": {"zero_params": value} for key, value in names.items()}
     return {
         family: {name: {**DEFAULTS[rule], **given} for name, given in variants.items()}
@@ -205,6 +203,7 @@ def neighbours(rule: str) -> dict[str, Parameters]:
         # the difference is 1 but for rounding
         pairs = ((1.4, 0.4), (2.2, 1.2), (2.3, 1.3), (1.15, 0.15), (1.1, 0.1), (11.3, 10.3), (1.0, 0.0))
         found |= {f"{a:g}-{b:g}": {"alpha": a, "beta": b} for a, b in pairs}
+        found["integers"] = {"alpha": 3, "beta": 2}
     if rule not in GRADIENT_RULES:
         found["integer"] = {stabilizer_name(rule): 1}
     if rule == "Gamma":

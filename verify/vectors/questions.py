@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from reference.layers import Affine, affine
+from reference.layers import Layer as LayerOfReference
 from reference.windows import Array
 from verify.layer_json import layer_of
 from verify.vectors.layers import CORE, LAYERS, Layer, named
@@ -21,6 +22,8 @@ KINDS = {
     "nonnegative": "inputs as after a ReLU, exact zeros among them",
     "nonpositive": "no input above zero",
     "zeros": "small integers: exact zeros and -0.0, a dead unit, an output that cancels to zero exactly",
+    "wide": "relevance from 2^-30 to 2^30",
+    "empty": "a batch without a sample",
     "undecided": "an output so close to zero that rounding decides its sign",
 }
 
@@ -65,6 +68,8 @@ def _grid(rule: str, family: str, variant: str) -> Iterator[tuple[Layer, str, st
     for layer in _tried_on(rule, variant):
         yield from ((layer, kind, "float64") for kind in ("signed", "zeros"))
         yield layer, "signed", "float32"
+    if family == "zero-params":
+        yield named("batchnorm-images"), "signed", "float64"
     if family in {"gamma", "alpha-beta", "bounds"}:
         yield from ((named(name), "signed", "float64") for name in ("conv2d-circular", "convtranspose2d-s2-p1-op1"))
 
@@ -90,6 +95,9 @@ def _data(rule: str, layer: Layer) -> Iterator[tuple[str, str]]:
         yield "zeros", "float32"
         yield "nonnegative", "float64"
         yield "nonpositive", "float64"
+    if layer.name in CORE[:2] and rule not in GRADIENT_RULES:
+        yield "wide", "float64"
+        yield "empty", "float64"
     if layer.name == "linear-5-4" and rule in {"Epsilon", "Norm", "Gamma"}:
         yield "undecided", "float64"
         yield "undecided", "float32"
@@ -98,19 +106,23 @@ def _data(rule: str, layer: Layer) -> Iterator[tuple[str, str]]:
 def _valid(
     rule: str, family: str, variant: str, parameters: Parameters, layer: Layer, kind: str, dtype: str
 ) -> Question:
-    samples = 2 if kind == "signed" else 1
+    # two samples of zeros: an output that is zero in one of them only
+    samples = 0 if kind == "empty" else 2 if kind == "signed" or (kind, layer.name) == ("zeros", "linear-5-4") else 1
     tensors = draw(f"{layer.name}/{kind}", layer, kind, dtype, samples)
     comment = f"{rule} on {layer.name}: {KINDS[kind]}"
     id_ = f"{rule.lower()}-{variant}-{layer.name}-{kind}-{dtype}"
-    return Question(rule, family, parameters, layer, id_, comment, dtype, tensors, _flags(rule, kind, layer))
+    return Question(rule, family, parameters, layer, id_, comment, dtype, tensors, _flags(rule, family, kind, layer))
 
 
-def _flags(rule: str, kind: str, layer: Layer) -> tuple[str, ...]:
+def _flags(rule: str, family: str, kind: str, layer: Layer) -> tuple[str, ...]:
+    of_output = (
+        rule in {"Epsilon", "Norm", *GRADIENT_RULES} and family != "zero-params"
+    )  # what b is made of is not seen
     holds = {
         "ExactZeros": kind == "zeros",
         "OneSign": kind in {"nonnegative", "nonpositive"},
         "Gathering": layer.options.get("padding_mode", "zeros") != "zeros",
-        "ConstantOfBatchNorm": layer.type == "BatchNorm",
+        "ConstantOfBatchNorm": layer.type == "BatchNorm" and not of_output,
         "Linearised": layer.smooth and rule in {"Epsilon", "Norm"},
         "Ties": layer.type.startswith("MaxPool") and kind == "zeros",
     }
@@ -124,8 +136,10 @@ def draw(name: str, layer: Layer, kind: str, dtype: str, samples: int) -> dict[s
     if kind == "undecided":
         return _undecided(dtype, source)
     if kind == "zeros":
-        x = source.integers(shape)
-        if "AvgPool" in layer.type and affine_of(layer.options, {"x": x}, 0).layer.roundings:
+        x = source.integers(shape, 1 if layer.type.startswith("MaxPool") else 2)
+        if x.size > 1 and x.all():
+            x.ravel()[-1] = 0.0
+        if "AvgPool" in layer.type and layer_at(layer.options, {"x": x}).roundings:
             x = np.abs(x)  # where shares such as 1/3 are rounded, a sum that cancels is not zero but undecided
         tensors = {"x": x}
         tensors |= {key: source.integers(size) for key, size in layer.tensors.items()}
@@ -138,8 +152,10 @@ def draw(name: str, layer: Layer, kind: str, dtype: str, samples: int) -> dict[s
     if kind == "zeros":
         _cancel(layer, tensors)
         tensors["x"] = with_negative_zeros(tensors["x"])
-    outputs = affine_of(layer.options, tensors, 0).layer.output_shape
-    tensors["R"] = with_negative_zeros(source.relevance((samples, *outputs)))
+    shape = (samples, *layer_at(layer.options, tensors).output_shape)
+    tensors["R"] = with_negative_zeros(source.relevance(shape))
+    if kind == "wide":
+        tensors["R"] = np.ldexp(tensors["R"], source.integers(shape, 30).astype(np.int64))
     return {key: rounded(values, dtype) for key, values in tensors.items()}
 
 
@@ -181,11 +197,15 @@ def _undecided(dtype: str, source: Source) -> dict[str, Array]:
     return {name: rounded(values, dtype) for name, values in given.items()}
 
 
+def layer_at(options: dict[str, Any], tensors: dict[str, Array]) -> LayerOfReference:
+    """Return the layer as the reference knows it."""
+    own = {name: values for name, values in tensors.items() if name not in {"x", "R"}}
+    return layer_of(options, own, tensors["x"].shape[1:])
+
+
 def affine_of(options: dict[str, Any], tensors: dict[str, Array], sample: int, zero: tuple[str, ...] = ()) -> Affine:
     """Return the layer at one sample, as the rules of the reference take it."""
-    own = {name: values for name, values in tensors.items() if name not in {"x", "R", "low", "high"}}
-    layer = layer_of(options, own, tensors["x"].shape[1:])
-    return affine(layer, tensors["x"][sample], zero)
+    return affine(layer_at(options, tensors), tensors["x"][sample], zero)
 
 
 def _arguments(rule: str) -> Iterator[Question]:

@@ -93,7 +93,7 @@ def _ledger(case: Json) -> Table:
     table = _table("sample", *(name.replace("_", " ") for name in SINKS), "sum")
     rows: Sequence[tuple[float, ...]] = list(zip(*(case["ledger"][name] for name in SINKS), strict=True))
     for sample, row in enumerate(rows):
-        table.add_row(str(sample), *(f"{value:.9g}" for value in (*row, sum(row))))
+        table.add_row(str(sample), *(f"{value:.6g}" for value in (*row, sum(row))))
     return table
 
 
