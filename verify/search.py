@@ -7,6 +7,7 @@ breaks: zeros of both signs, subnormal, huge, tiny and nearly cancelling ones.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -183,12 +184,40 @@ def _round(
         run()
     except (_FoundError, Flaky):
         # the last that failed is the smallest
-        example, finding = wrong[-1]
+        example, finding = _simplest(*wrong[-1], subject)
         return _outcome(example.id, rule, finding, time.perf_counter() - begun, example)
     finally:
         progress(count)
     name = f"{CHECK}/{rule}/seed-{seed}/{count}-examples"
     return _outcome(name, rule, Finding(Verdict.PASS, best), time.perf_counter() - begun)
+
+
+def _simplest(example: Example, finding: Finding, subject: Subject) -> tuple[Example, Finding]:
+    """Go on where Hypothesis stops: it changes one number, or the length of one list, and here both have to change."""
+    left = _simpler(example)
+    while (simpler := next(left, None)) is not None:
+        if (found := _finding(simpler, subject)).verdict is finding.verdict:
+            example, finding = simpler, found
+            left = _simpler(example)
+    return example, finding
+
+
+def _simpler(example: Example) -> Iterator[Example]:
+    """Yield the example with one number in place of a list, and with fewer features."""
+    for name in ("weight", "bias", "x", "relevance"):
+        values: tuple[float, ...] = getattr(example, name)
+        for value in dict.fromkeys(values) if len(values) > 1 else ():
+            yield replace(example, **{name: (value,)})
+    if example.kind == "Linear":
+        n, features = example.shape
+        for options, shape in (
+            ({"out_features": 1}, (n, features)),
+            ({"in_features": 1}, (n, 1)),
+            ({}, (1, features)),
+        ):
+            simpler = replace(example, options=example.options | options, shape=shape)
+            if simpler != example:
+                yield simpler
 
 
 def _finding(example: Example, subject: Subject) -> Finding:

@@ -10,7 +10,7 @@ import lrp_rules
 from lrp_rules.layer import Layer
 from verify.examples import Example
 from verify.model import Verdict
-from verify.search import search
+from verify.search import _simplest, search
 from verify.subjects import Subject
 
 
@@ -38,6 +38,27 @@ def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str,
     assert max(len(example.x), len(example.weight), len(example.relevance)) <= 3
     assert example.case().run(planted).verdict is Verdict.FAIL
     assert example.case().run(subject()).verdict is Verdict.PASS
+
+
+def test_what_is_found_is_simplified_where_several_numbers_have_to_change_at_once() -> None:
+    found = Example(
+        rule="ZPlus",
+        arguments={},
+        kind="Linear",
+        options={"in_features": 2, "out_features": 4, "bias": False},
+        shape=(2, 2),
+        weight=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+        bias=(0.0,),
+        x=(1.0,),
+        relevance=(0.0, 0.0, 0.0, 1e12),
+        dtype="float64",
+    )
+    planted = subject(ZPlus=Clips)
+    simple, finding = _simplest(found, found.case().run(planted), planted)
+    assert (simple.weight, simple.relevance) == ((1.0,), (1e12,))
+    assert (simple.options["in_features"], simple.options["out_features"], simple.shape) == (1, 1, (1, 1))
+    assert finding.verdict is simple.case().run(planted).verdict is Verdict.FAIL
+    assert simple.case().run(subject()).verdict is Verdict.PASS
 
 
 def test_correct_rules_are_left_alone() -> None:

@@ -58,6 +58,34 @@ def test_a_find_is_told_with_the_line_that_reproduces_it(command: Command, tmp_p
     assert command("--case", find["id"], subject="lrp_rules").exit_code == 0
 
 
+#: Mistakes that numbers of moderate size do not show.
+UNUSUAL = {
+    "clipped-at-a-large-value": ("ZPlus", "super().relevance(layer, R).clamp(-1e7, 1e7)"),
+    "cast-to-float32-inside": ("WSquare", "super().relevance(layer, R.float().to(R.dtype))"),
+}
+
+
+@pytest.mark.parametrize(("rule", "relevance"), UNUSUAL.values(), ids=UNUSUAL)
+def test_what_only_unusual_numbers_show_is_found_and_shrunk(
+    rule: str, relevance: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "CASES", Source.function)
+    name, path = f"unusual_{rule.lower()}", tmp_path / "run.json"
+    (tmp_path / f"{name}.py").write_text(
+        "import lrp_rules\n"
+        f"class {rule}(lrp_rules.{rule}):\n"
+        "    def relevance(self, layer, R):\n"
+        f"        return {relevance}\n"
+    )
+    words = ["--check", "search", "--examples", "600", "--rule", rule, "--json", path]
+    assert command(*words, subject=name).exit_code == 1
+    [id_] = [case["id"] for case in json.loads(path.read_text())["cases"] if case["verdict"] == "fail"]
+    example = Example.from_id(id_)
+    assert max(map(len, (example.x, example.weight, example.bias, example.relevance))) <= 3
+    assert command("--case", id_, subject=name).exit_code == 1
+    assert command("--case", id_, subject="lrp_rules").exit_code == 0
+
+
 def test_a_find_is_asked_in_a_worker_too(command: Command) -> None:
     id_ = Example(
         "Flat", {}, "Linear", {"in_features": 1, "out_features": 1}, (1, 1), (1.0,), (), (1.0,), (1.0,), "float64"
