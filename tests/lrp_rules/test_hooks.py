@@ -255,6 +255,25 @@ def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> No
     assert torch.equal(relevance(Own(), nn.Linear(3, 2), torch.randn(2, 3), torch.randn(2, 2)), torch.full((2, 3), 7.0))
 
 
+def test_backward_of_a_subclass_may_change_what_the_rule_answers() -> None:
+    class Twice(Epsilon):
+        def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
+            (r,) = super().backward(module, grad_input, grad_output)
+            return (2 * r,)
+
+    x, R, module = integers((2, 4), 1), integers((2, 3), 2), CASES["linear"].module()
+    assert torch.equal(relevance(Twice(power_of_two), module, x, R), 2 * relevance(Epsilon(power_of_two), module, x, R))
+    with pytest.raises(RuntimeError, match=r"Twice\.backward belongs to a call of the module"):
+        Twice().backward(module, (None,), (R,))
+
+
+def test_a_tensor_that_a_modifier_returns_is_left_as_it_is() -> None:
+    constant = integers((2, 4), 3)
+    relevance(BasicHook([lambda _: constant]), nn.Linear(4, 3), torch.randn(2, 4), torch.randn(2, 3))
+    assert not constant.requires_grad
+    assert constant.grad_fn is None
+
+
 def test_forward_of_a_subclass_of_a_rule_is_called() -> None:
     calls = []
 

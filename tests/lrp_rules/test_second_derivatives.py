@@ -50,6 +50,7 @@ SMOOTH: dict[str, Callable[[], Hook]] = {
     "Flat": lambda: Flat(0.5),
     "norm_scale": lambda: Epsilon(Stabilizer(0.5, norm_scale=True)),
     "BasicHook": lambda: BasicHook(stabilizer=0.5),
+    "BasicHook-same-input-twice": lambda: BasicHook([lambda x: x] * 2, stabilizer=0.5),
 }
 DIFFERENTIABLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(4, 3), (2, 4)),
