@@ -134,6 +134,7 @@ def test_a_file_dropped(corpus: Path) -> None:
     problems, _ = check(corpus, floor=0)
     assert f"{FILE}: is missing, though the manifest names it" in said(problems)
     assert f"{FILE}, case {CASE.replace('linear-5-4', 'batchnorm-images')}: was released, and is gone" in said(problems)
+    assert f"{MANIFEST}: counts.rule.Flat is 28, and in the files None" in said(problems)
     assert f"{FILE}: 23 more cases were released, and are gone" in said(problems)
 
 

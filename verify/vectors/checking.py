@@ -250,11 +250,23 @@ def _counts(read: _Folder, cases: int, floor: int) -> Iterator[Problem]:
         own = manifest(read.vectors(), {name: read.contents[name] for name in read.contents if name != MANIFEST})
     except (LookupError, TypeError, AttributeError):
         return  # the schema has said what is missing
-    for part in ("corpus_version", "schema_version", "counts"):
-        if given.get(part) != own[part]:
-            yield Problem(MANIFEST, "", f"{part} is {given.get(part)}, expected {own[part]}")
+    said, found = _flat(given), _flat(own)
+    for part in dict.fromkeys([*said, *found]):
+        if said.get(part) != found.get(part):
+            yield Problem(MANIFEST, "", f"{part} is {said.get(part)!r}, and in the files {found.get(part)!r}")
     for name, entry in own["files"].items():
-        said = given.get("files", {}).get(name)
+        listed = given.get("files", {}).get(name)
         for part in ("bytes", "cases"):  # of the digest it was said when the file was read
-            if said is not None and said.get(part) != entry.get(part):
-                yield Problem(name, "", f"has {entry.get(part)} {part}, in the manifest {said.get(part)}")
+            if listed is not None and listed.get(part) != entry.get(part):
+                yield Problem(name, "", f"has {entry.get(part)} {part}, in the manifest {listed.get(part)}")
+
+
+def _flat(whole: Json, head: str = "") -> dict[str, Any]:
+    """What a manifest says beside its files, by name: `counts.rule.Norm`."""
+    found: dict[str, Any] = {}
+    for name, value in whole.items():
+        if isinstance(value, dict) and name != "files":
+            found |= _flat(value, f"{head}{name}.")
+        elif name != "files":
+            found[f"{head}{name}"] = value
+    return found
