@@ -194,7 +194,7 @@ def test_a_rule_that_runs_the_forward_twice_is_called_slower_and_the_same_code_i
         "        module.register_forward_pre_hook(again)\n"
         "        return super().register(module)\n"
     )
-    options = ["--layer", "conv2d-64-64-3x3@56", "--rule", "Epsilon()", "--quick", "--threads", "1"]
+    options = ["--layer", "linear-512-512", "--rule", "Epsilon()", "--quick", "--threads", "1"]
     options += ["--subject", "rules_under_test"]
     for name, source in (("old", same), ("new", same), ("planted", twice)):
         (tmp_path / name).mkdir()
@@ -202,6 +202,9 @@ def test_a_rule_that_runs_the_forward_twice_is_called_slower_and_the_same_code_i
         command = [sys.executable, "-c", PROGRAM, "run", *options, "--out", "run"]
         subprocess.run(command, cwd=tmp_path / name, check=True)
     old, new, planted = (tmp_path / name / "run" for name in ("old", "new", "planted"))
+    floor = max(table.read(folder).table.floor.max() for folder in (old, new, planted))
+    if floor > 0.1:  # the planted third is to be far beyond it
+        pytest.skip(f"the noise floor is {100 * floor:.0f} %: this machine is doing something else")
     assert invoke("compare", old, new).exit_code == 0
     found = invoke("compare", old, planted)
     assert found.exit_code == 1
