@@ -60,12 +60,17 @@ def resampled(processes: Sequence[Array], draw: np.random.Generator, resamples: 
     Quads of one process share its memory layout and its neighbours on the machine: to resample them alone would take
     what they share for the truth.
     """
-    medians = np.empty(resamples)
-    for index in range(resamples):
-        chosen = draw.integers(len(processes), size=len(processes))
-        values = [processes[p][draw.integers(len(processes[p]), size=len(processes[p]))] for p in chosen]
-        medians[index] = np.median(np.concatenate(values))
-    return medians
+    lengths = np.array([len(values) for values in processes])
+    longest = np.arange(lengths.max())
+    padded = np.stack([np.resize(values, len(longest)) for values in processes])
+    chosen = draw.integers(len(processes), size=(resamples, len(processes)))
+    taken = lengths[chosen][:, :, None]
+    quads = (draw.random((*chosen.shape, len(longest))) * taken).astype(np.intp)
+    # a shorter process fills its row with infinities, which lie behind all medians
+    values = np.where(longest < taken, padded[chosen[:, :, None], quads], np.inf).reshape(resamples, -1)
+    values.sort(axis=1)
+    count, row = lengths[chosen].sum(1), np.arange(resamples)
+    return np.asarray((values[row, (count - 1) // 2] + values[row, count // 2]) / 2)
 
 
 def estimate(processes: Sequence[Array], seed: int = 0) -> Estimate:

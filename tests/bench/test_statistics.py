@@ -69,6 +69,18 @@ def test_effects_that_a_process_shares_widen_the_interval() -> None:
     assert both > 3 * quads_alone
 
 
+def test_resampling_is_that_of_processes_and_then_of_their_quads() -> None:
+    # three processes of different lengths, each of one value: a median is decided by which were chosen
+    values = [np.full(length, value) for length, value in ((2, 1.0), (3, 10.0), (4, 100.0))]
+    medians = resampled(values, np.random.default_rng(0), 20000)
+    chosen = np.random.default_rng(1).integers(3, size=(20000, 3))
+    expected = [np.median(np.concatenate([values[p] for p in row])) for row in chosen]
+    for value in (1.0, 10.0, 55.0, 100.0):
+        share = np.mean(medians == value)
+        assert share == pytest.approx(np.mean(np.array(expected) == value), abs=0.015)
+    assert set(np.unique(medians)) == set(np.unique(expected))
+
+
 @pytest.mark.parametrize(
     ("found", "noise", "expected"),
     [
