@@ -37,6 +37,7 @@ def browser() -> Iterator[Browser]:
     if program is None:
         pytest.skip("no Chromium on this machine; install one, or name it in BENCH_BROWSER")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=30_000)  # milliseconds: a busy machine is no mistake
         chromium = playwright.chromium.launch(executable_path=program, args=_FLAGS)
         yield chromium
         chromium.close()
@@ -137,6 +138,12 @@ def test_a_row_unfolds_its_code_and_samples(page: Page) -> None:
     expect(detail.locator(".strip circle")).to_have_count(50)
     button.press("Enter")
     expect(detail).to_have_count(0)
+
+
+def test_hostile_code_is_shown_and_not_run(page: Page) -> None:
+    page.get_by_label("Filter").fill("run2 onerror conv2d zennit gradient")
+    page.locator(_SHOWN).get_by_role("button").first.click()
+    expect(page.locator("#table .detail pre").first).to_have_text(_HOSTILE)
 
 
 def test_a_row_without_a_time_says_why(page: Page) -> None:
