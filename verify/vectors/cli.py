@@ -72,10 +72,11 @@ def generate(
             message = f"{folder} holds no corpus that could be compared with: {type(error).__name__}: {error}"
             raise UnusableError(message) from error
         lines = differences(folder, contents)
-        typer.echo("\n".join([*lines, _generated(contents, folder, len(lines), wrote=not compare)]))
         if compare:
+            typer.echo("\n".join([*lines, _generated(contents, folder, len(lines), wrote=False)]))
             return Status.DID_NOT_HOLD if lines else Status.HELD
         write(folder, contents)
+        typer.echo(_generated(contents, folder, len(lines), wrote=True))
         return Status.HELD
 
     _exit(run)
