@@ -62,7 +62,7 @@ class Connection:
     def __init__(self, command: str) -> None:
         self.command = command
         self.case = ""
-        self.left = _SECONDS
+        self.left: float | None = None  # None: this is no case, and each request has its own seconds
         self.started: Started | None = None
         self._process: Process | None = None
         self._seq = 0
@@ -94,6 +94,8 @@ class Connection:
                 if self._failures >= GIVE_UP:
                     self._gone = f"{GIVE_UP} cases in a row ended the process, the last one {case}"
             raise
+        finally:
+            self.case, self.left = "", None
         if self._process is not None:
             self._failures = 0
 
@@ -117,8 +119,9 @@ class Connection:
         request = messages.case(self._seq, self.case, rule, parameters, layer, tensors)
         try:
             asked = time.monotonic()
-            line = self._process.ask(request, self.left)
-            self.left = max(0.0, self.left - (time.monotonic() - asked))
+            line = self._process.ask(request, _SECONDS if self.left is None else self.left)
+            if self.left is not None:
+                self.left = max(0.0, self.left - (time.monotonic() - asked))
             answer = messages.read_case(line, self._seq)
         except Trouble as trouble:
             raise self._failed(_VERDICTS[trouble.kind], str(trouble)) from trouble
