@@ -105,7 +105,10 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
 
 
 def diagnosed(report: Report, request: Request, source: Source) -> Report:
-    """Name the known variant of a rule that explains its failures, if one does."""
+    """Name the known variant of a rule that explains its failures, if one does.
+
+    An interrupt ends the search for names alone: all cases were run, and their report is not lost.
+    """
     from verify.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
     from verify.subjects import load  # noqa: PLC0415  imports torch
 
@@ -113,5 +116,8 @@ def diagnosed(report: Report, request: Request, source: Source) -> Report:
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
     # its prints are not the report's
     with contextlib.redirect_stdout(sys.stderr):
-        found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
+        try:
+            found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
+        except KeyboardInterrupt:
+            return replace(report, notes=(*report.notes, "interrupted: what explains the failures was not found out"))
     return replace(report, diagnoses=tuple(found))

@@ -264,6 +264,17 @@ def test_an_interrupted_run_prints_what_it_has(workers: int, tmp_path: Path) -> 
         os.kill(int(started.read_text()), 0)
 
 
+def test_an_interrupted_diagnosis_leaves_the_report(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verify.diagnosis.diagnose", interrupted)
+    result = command("--check", "passes,raises")
+    assert result.exit_code == 1
+    assert "interrupted: what explains the failures was not found out" in result.stdout
+    assert "did not hold: 4 cases; 2 pass, 2 error" in result.stdout
+
+
 def test_an_interrupt_waits_for_the_import_of_torch() -> None:
     done = []
 
