@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 if TYPE_CHECKING:
@@ -238,11 +239,11 @@ def relevance(rule: str, layer: Layer, tensors: Mapping[str, Array], x: Array, R
         raise TypeError(message)
     given = _checked(rule, {**defaults, **parameters}, x)
     zero = given.pop("zero_params", ())
-    zeroed = {name: jnp.zeros_like(value) if name in zero else value for name, value in tensors.items()}
+    zeroed = {name: np.zeros(value.shape, value.dtype) if name in zero else value for name, value in tensors.items()}
     if given.get("beta") == 0:
         given["beta"] = None
     # numbers in the dtype of x; what they are is no reason to compile anew
-    arrays = jax.tree.map(lambda value: jnp.asarray(value, x.dtype), given)
+    arrays = jax.tree.map(lambda value: np.asarray(value, x.dtype), given)
     return _compiled(function, layer, dict(tensors), zeroed, x, R, arrays)
 
 
@@ -303,18 +304,18 @@ def _finite(what: str, value: Any) -> float:
     return float(value)
 
 
-def _bound(what: str, value: Any, x: Array) -> Array:
+def _bound(what: str, value: Any, x: Array) -> np.ndarray:
     """A bound of ZBox for each entry of x: trailing ones, cut to the batch, broadcast."""
     if value is None or isinstance(value, str):
         message = f"{what}: given {value!r}, expected a number or an array"
         raise TypeError(message)
-    bound = jnp.asarray(value, x.dtype)
+    bound = np.asarray(value, x.dtype)
     if bound.ndim:
         bound = bound.reshape(*bound.shape, *(1,) * (x.ndim - bound.ndim))
     if bound.ndim == x.ndim:
         bound = bound[: len(x)] if len(bound) > 1 else bound
     try:
-        return jnp.broadcast_to(bound, x.shape)
+        return np.broadcast_to(bound, x.shape)
     except ValueError:
-        message = f"{what}: given an array of shape {jnp.shape(value)}, expected one that broadcasts to {x.shape}"
+        message = f"{what}: given an array of shape {np.shape(value)}, expected one that broadcasts to {x.shape}"
         raise ValueError(message) from None
