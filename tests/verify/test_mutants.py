@@ -6,14 +6,14 @@ import inspect
 import re
 from functools import cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import lrp_rules
 from verify import selftest
 from verify.model import Case, Finding, Level, Verdict
-from verify.mutants import MUTANTS, Mutant, subject
+from verify.mutants import MUTANTS, Mutant, registry, subject
 from verify.spreading import spread
 from verify.subjects import RULES, load
 
@@ -69,6 +69,18 @@ def test_is_a_subject_like_any_other() -> None:
     assert not found.is_ours
     with pytest.raises(KeyError):
         subject("zbox-is-right")
+
+
+def test_what_mutants_are_written_with_is_right() -> None:
+    class Plain(lrp_rules.ZPlus):
+        def relevance(self, layer: Any, R: Any) -> Any:
+            terms = registry.split(layer.x, layer.matrix(registry.positive), layer.matrix(registry.negative))
+            return registry.propagate(terms, registry.positive(layer.bias), R, self.stabilizer)
+
+    plain = Mutant("zplus-plain", "ZPlus", "It has no mistake.", Plain).subject()
+    cases = [case for id_, case in selftest.SOURCE.cases().items() if id_.startswith("agreement/ZPlus/linear-5-4/")]
+    assert cases
+    assert {case.run(plain).verdict for case in cases} == {Verdict.PASS}
 
 
 def test_keeps_the_signature_where_that_is_not_the_mistake() -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
-from lrp_rules.rules import negative, positive, propagate, split
-from verify.mutants.registry import mutant, with_bias, without_bias
+from verify.mutants.registry import mutant, negative, positive, propagate, split, with_bias, without_bias
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from lrp_rules import ZBox
 from lrp_rules.linear_map import ConvLayer
-from lrp_rules.rules import negative, positive, propagate
-from verify.mutants.registry import mutant
+from verify.mutants.registry import mutant, negative, positive, propagate
 
 if TYPE_CHECKING:
     from torch import Tensor

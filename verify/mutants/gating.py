@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import softplus
 
 from lrp_rules import Gamma, Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
-from lrp_rules.rules import negative, positive, propagate, split
-from verify.mutants.registry import mutant
+from verify.mutants.registry import mutant, negative, positive, propagate, split
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 from lrp_rules.linear_map import BatchNormLayer, ConvLayer, ConvTransposeLayer, LinearLayer, Matrix, TracedLayer
 from lrp_rules.params import twin
-from lrp_rules.rules import propagate
-from verify.mutants.registry import entrywise, mutant, traced
+from verify.mutants.registry import entrywise, mutant, propagate, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +68,7 @@ class ZPlusPaddingModeIgnored(ZPlus):
         return super().relevance(replace(layer, module=module, outputs=None), R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _SameInFront(ConvLayer):
     def _pads(self) -> list[tuple[int, int]]:
         return [(after, before) for before, after in super()._pads()]
@@ -83,7 +82,7 @@ class EpsilonSamePaddingInFront(Epsilon):
         return super().relevances(_as(_SameInFront, layer) if isinstance(layer, ConvLayer) else layer, R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _LeftoverInFront(ConvLayer):
     def matrix(self, change: Change | None = None) -> Matrix:
         A = super().matrix(change)
@@ -105,7 +104,7 @@ class AlphaBetaLeftoverInFront(AlphaBeta):
         return super().relevance(_as(_LeftoverInFront, layer) if isinstance(layer, ConvLayer) else layer, R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _OutputPaddingInFront(ConvTransposeLayer):
     def matrix(self, change: Change | None = None) -> Matrix:
         A = super().matrix(change)
@@ -125,7 +124,7 @@ class ZBoxOutputPaddingInFront(ZBox):
         return super().relevance(_as(_OutputPaddingInFront, layer) if known else layer, R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _KernelFlipped(ConvTransposeLayer):
     def _weight(self, change: Change | None) -> Tensor:
         return super()._weight(change).flip(tuple(range(-self._dims, 0)))
@@ -139,7 +138,7 @@ class GammaTransposedKernelFlipped(Gamma):
         return super().relevance(_as(_KernelFlipped, layer) if isinstance(layer, ConvTransposeLayer) else layer, R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Flipped(ConvLayer):
     def matrix(self, change: Change | None = None) -> Matrix:
         A, weight = super().matrix(change), self._weight(change)
@@ -236,7 +235,7 @@ class NormMaxPoolAveraged(Norm):
         return super().relevances(traced(layer, nn.AvgPool3d(module.kernel_size, module.stride)), R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _WithoutMean(BatchNormLayer):
     @property
     def bias(self) -> Tensor:
@@ -260,7 +259,7 @@ class ZPlusBatchNormUnscaled(ZPlus):
         return super().relevance(_as(_Unscaled, layer) if isinstance(layer, BatchNormLayer) else layer, R)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Unscaled(BatchNormLayer):
     def matrix(self, change: Change | None = None) -> Matrix:
         A = super().matrix(change)

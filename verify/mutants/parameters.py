@@ -20,8 +20,7 @@ from lrp_rules import (
     ZBox,
     ZPlus,
 )
-from lrp_rules.rules import propagate
-from verify.mutants.registry import Stabilized, mutant, signed
+from verify.mutants.registry import Stabilized, mutant, propagate, signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

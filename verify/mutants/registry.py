@@ -18,7 +18,7 @@ from lrp_rules.linear_map import TracedLayer
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -54,6 +54,37 @@ class Mutant:
     def subject(self) -> Subject:
         """Return the subject, as ``verify.subjects.load(self.spec)`` does."""
         return Subject(self.spec, self.namespace(), lrp_rules.__version__)
+
+
+# What mutants are written with: the formulas' plain parts, so that a mutant does not change with the way in which
+# `lrp_rules` computes them.
+
+
+def positive(v: Tensor) -> Tensor:
+    """v+."""
+    return v.clamp(min=0)
+
+
+def negative(v: Tensor) -> Tensor:
+    """v-."""
+    return v.clamp(max=0)
+
+
+def split(x: Tensor, of_positive: Matrix, of_negative: Matrix) -> list[tuple[Matrix, Tensor]]:
+    """Return the terms (A, x+) and (A', x-)."""
+    return [(of_positive, positive(x)), (of_negative, negative(x))]
+
+
+def propagate(
+    terms: Sequence[tuple[Matrix, Tensor]],
+    bias: Tensor | float,
+    R: Tensor,
+    stabilizer: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return r = sum v * A^T s over the terms (A, v), with s = R / S(d) and d = sum A v + bias."""
+    d = sum((A @ v for A, v in terms), start=torch.as_tensor(bias))
+    s = R / stabilizer(d.expand_as(R))
+    return torch.stack([v * (A.T @ s) for A, v in terms]).sum(0)
 
 
 found: dict[str, Mutant] = {}

@@ -9,8 +9,7 @@ import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZPlus
 from lrp_rules.linear_map import ConvLayer
-from lrp_rules.rules import negative, positive, propagate, split
-from verify.mutants.registry import entrywise, mutant
+from verify.mutants.registry import entrywise, mutant, negative, positive, propagate, split
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Stabilizer, WSquare, ZBox, ZPlus
-from lrp_rules.rules import negative, positive, propagate, split
-from verify.mutants.registry import Stabilized, mutant, signed
+from verify.mutants.registry import Stabilized, mutant, negative, positive, propagate, signed, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
