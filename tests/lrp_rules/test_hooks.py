@@ -267,6 +267,23 @@ def test_backward_of_a_subclass_may_change_what_the_rule_answers() -> None:
         Twice().backward(module, (None,), (R,))
 
 
+@pytest.mark.parametrize("create_graph", [False, True], ids=["once", "differentiable"])
+def test_an_input_may_get_no_relevance(create_graph: bool) -> None:
+    class ToTheRight(Hook):
+        needs_grad_input = False
+
+        def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> tuple[None, Tensor]:
+            return None, grad_output[0]
+
+    left, right = (integers((2, 3), seed).requires_grad_() for seed in (1, 2))
+    R, module = integers((2, 3), 3), Add()
+    with ToTheRight().register(module):
+        output = module(left, right)
+    of_left, of_right = torch.autograd.grad(output, (left, right), R, create_graph=create_graph, allow_unused=True)
+    assert of_left is None
+    assert torch.equal(of_right, R)
+
+
 def test_a_tensor_that_a_modifier_returns_is_left_as_it_is() -> None:
     constant = integers((2, 4), 3)
     relevance(BasicHook([lambda _: constant]), nn.Linear(4, 3), torch.randn(2, 4), torch.randn(2, 3))

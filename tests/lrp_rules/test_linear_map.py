@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import BasicHook
+from lrp_rules import BasicHook, Norm
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from tests.lrp_rules.cases import (
     CASES,
@@ -197,3 +197,12 @@ def test_planted_transposes_are_caught() -> None:
     assert not torch.equal(((layer.matrix() @ v) * s).sum(), (v * (wrong.T @ s)).sum())
     assert not torch.equal(wrong.T @ s, layer.matrix().T @ s)
     assert not torch.equal(layer.matrix(torch.abs).T @ s, layer.matrix().T @ s)
+
+
+def test_no_relevance_where_no_gradient_flows() -> None:
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach() * 2
+
+    x, R = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.equal(relevance(Norm(), Detached(), x, R), torch.zeros(2, 3))
