@@ -99,7 +99,8 @@ def card(number_: int, setting: Setting) -> Card:
         ),
         "noise floor": f"{floors} (the gradient beside itself, in this run)" if floors else f"{MISSING} not measured",
         "not measured": f"{plural(len(left_out), 'cell')}: the run ended before them" if left_out else "",
-        "GPU": flat.get("facts.cuda.name") or flat.get("facts.cuda") or MISSING,
+        "GPU": ", driver ".join(flat[name] for name in ("facts.cuda.card", "facts.cuda.driver_version") if name in flat)
+        or MISSING,
     }
     said = {"started", "commit", "machine", "command", "schema_version"}
     more = [

@@ -276,3 +276,11 @@ def test_a_peer_that_was_refused_is_not_laid_to_our_charge(example_run: Path, tm
     [goal] = [goal for goal in goals(found) if "zennit" in goal.what]
     assert (goal.met, len(goal.rows), goal.held) == (1, 1, True)
     assert ">zennit wrong</td>" in page(tmp_path / "b")
+
+
+def test_a_run_on_a_card_names_it(example_run: Path, tmp_path: Path) -> None:
+    facts = {"facts": {"cuda": {"card": "Example Card", "memory_bytes": 2**34, "driver_version": "570.1"}}}
+    folder = changed(example_run, tmp_path / "b", lambda _: None, **facts)
+    assert "| GPU | Example Card, driver 570.1 |" in text(folder)
+    assert "| GPU | \N{EM DASH} |" in text(example_run)
+    assert "16.0 GiB" in page(folder)
