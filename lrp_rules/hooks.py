@@ -237,9 +237,14 @@ class BasicHook(Hook):
         """Return the relevance of each input; rules that allow several override this instead."""
         return (self._in_parts(layer, R[0]),)
 
+    @property
+    def stabilizes_entries(self) -> bool:
+        """Whether S is known to take each entry of a denominator by itself."""
+        return isinstance(self.stabilizer, Stabilizer) and not self.stabilizer.norm_scale
+
     def _in_parts(self, layer: Layer, R: Tensor) -> Tensor:
-        if not (isinstance(self.stabilizer, Stabilizer) and not self.stabilizer.norm_scale):
-            return self.relevance(layer, R)  # it may look at all of a denominator
+        if not self.stabilizes_entries:
+            return self.relevance(layer, R)
         formula = _outputs_apart(self.relevance) if self.outputs_apart else self.relevance
         return layer.by_samples(formula, R) if self.samples_apart else formula(layer, R)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from lrp_rules.params import zeroed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     #: Elementwise; as torch's own functions, it takes ``out``.
     Change = Callable[..., Tensor]
@@ -36,6 +37,40 @@ class Matrix:
     def T(self) -> Matrix:
         """The transpose."""
         return Matrix(self.transposed, self.forward)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Matrices side by side, [A B]: ``row @ (v, u)`` is A v + B u, and ``row.T @ s`` is (A^T s, B^T s)."""
+
+    forward: Callable[[Sequence[Tensor]], Tensor]
+    transposed: Callable[[Tensor], Sequence[Tensor]]
+
+    @classmethod
+    def of(cls, matrices: Sequence[Matrix]) -> Row:
+        """Return the row of these matrices."""
+        return cls(
+            lambda vectors: reduce(torch.add, (A @ v for A, v in zip(matrices, vectors, strict=True))),
+            lambda s: [A.T @ s for A in matrices],
+        )
+
+    def __matmul__(self, vectors: Sequence[Tensor]) -> Tensor:
+        return self.forward(vectors)
+
+    @property
+    def T(self) -> Column:
+        """The transposes, one below the other."""
+        return Column(self.transposed)
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a :class:`Row` is transposed to."""
+
+    forward: Callable[[Tensor], Sequence[Tensor]]
+
+    def __matmul__(self, vector: Tensor) -> Sequence[Tensor]:
+        return self.forward(vector)
 
 
 @dataclass
@@ -78,6 +113,10 @@ class Layer:
     def matrix(self, change: Change | None = None) -> Matrix:
         """Return A(w), or A(change(w))."""
         raise NotImplementedError
+
+    def row(self, changes: Sequence[Change | None]) -> Row:
+        """Return [A(change(w)) ...], one matrix for each change."""
+        return Row.of([self.matrix(change) for change in changes])
 
     def matrix_of_ones(self) -> Matrix:
         """Return A(1). What it gives may have one channel for all that are the same."""
