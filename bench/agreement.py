@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from bench.models import Residual
+from bench.workloads import decided
 from verify.checks.agreement import Expected, gradient_agrees, judge, rows
 from verify.layers import LayerCase
 from verify.model import Finding, Verdict
@@ -292,11 +293,13 @@ def module_part(module: Any, x: Tensor, draw: torch.Generator) -> tuple[Tensor, 
     else:
         msg = f"given {type(module).__name__}, of which no part can be taken; add it to bench.agreement.module_part"
         raise TypeError(msg)
-    relevance[chosen] = random(tuple(relevance[chosen].shape))
-    part = Problem(narrowed, x[taken], relevance[chosen], batched=True)
-    if isinstance(module, Residual):
-        pairs = (1, -1, 2)
-        part = Problem(narrowed, part.x.reshape(pairs), part.relevance.reshape(1, -1, 1), batched=True)
+    shape = tuple(relevance[chosen].shape)
+    inputs = x[taken].reshape(1, -1, 2) if isinstance(module, Residual) else x[taken]
+    with torch.no_grad():
+        clear = decided(narrowed, inputs)
+    wanted = random(tuple(clear.shape)) * clear
+    relevance[chosen] = wanted.reshape(shape)
+    part = Problem(narrowed, inputs, wanted, batched=True)
     keep = torch.ones_like(part.x, dtype=torch.bool)
     return relevance, Part("", part, lambda r: r[taken].reshape(part.x.shape), keep)
 

@@ -119,7 +119,9 @@ class Gate:
             x = x[:1].clone().requires_grad_()
             (r,) = torch.autograd.grad(part(x), x, R)
             agreement = Reference([piece], rule, arguments, self._cell.device).judge(r)
-            found.append(replace(agreement, reason=f"{names[part]}, {rule}: {agreement.reason}"))
+            # what no entry speaks for is not right by the others' leave
+            ratio = agreement.ratio if agreement.entries else float("nan")
+            found.append(replace(agreement, ratio=ratio, reason=f"{names[part]}, {rule}: {agreement.reason}"))
         worst = joined(found)
         return worst if not worst.holds else replace(worst, reason="")
 

@@ -155,13 +155,13 @@ def pose(cell: Cell, seed: int = 0) -> Problem:
         x = (x.relu() if cell.signs == NONNEGATIVE else x).to(**to)
         with torch.no_grad():
             _, arguments = RULES.get(cell.rule, ("", {}))  # the gradient beside itself has no rule
-            relevance = torch.randn(module(x).shape).to(**to) * _decided(
+            relevance = torch.randn(module(x).shape).to(**to) * decided(
                 module, x, without_bias="zero_params" in arguments
             )
         return Problem(module, x.requires_grad_(), relevance, batched=True)
 
 
-def _decided(module: nn.Module, x: Tensor, *, without_bias: bool) -> Tensor:
+def decided(module: nn.Module, x: Tensor, *, without_bias: bool = False) -> Tensor:
     """Where an output is larger than rounding: twice n u times the sum of the magnitudes behind it."""
     if isinstance(module, nn.ReLU):
         return torch.ones_like(x)
@@ -171,12 +171,14 @@ def _decided(module: nn.Module, x: Tensor, *, without_bias: bool) -> Tensor:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if without_bias and bias is not None:
         getattr(plain, "bias").zero_()  # noqa: B009  a module's attributes are not known to the type checker
-    terms = 1 if weight is None or bias is None else weight.numel() // bias.numel() + 2
+    output = plain(x)
+    outputs = output[0].numel() if weight is None else output.shape[-1 if isinstance(module, nn.Linear) else 1]
+    terms = (x[0].numel() if weight is None else weight.numel()) // outputs + 2
     # half precision stores finished sums, and adds in float32
     stored = torch.finfo(x.dtype).eps
     unit = terms * min(stored, torch.finfo(torch.float32).eps) + 2 * (stored if stored > 1e-5 else 0)
-    decided: Tensor = plain(x).abs() > 2 * unit * sizes(x.abs())
-    return decided.to(x.dtype)
+    clear: Tensor = output.abs() > 2 * unit * sizes(x.abs())
+    return clear.to(x.dtype)
 
 
 def multiply_adds(cell: Cell) -> float:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench.agreement import LARGEST_MATRIX, Agreement, joined, layer_parts, module_part
+from bench.agreement import LARGEST_MATRIX, Agreement, Reference, joined, layer_parts, module_part
 from bench.models import COMPOSITES, MODELS, Residual
 from bench.subjects import Contender, Gate, contender
 from bench.workloads import LAYERS, NONNEGATIVE, SIGNED, Cell, pose, rules_of
+from verify.checks.probing import relevance_of
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
@@ -155,6 +156,17 @@ def test_a_part_of_a_module_holds_all_that_its_relevance_reaches(module: nn.Modu
     inner = part.problem.x.clone().requires_grad_()
     (own,) = torch.autograd.grad(part.problem.module(inner), inner, part.problem.relevance)
     torch.testing.assert_close(own, part.where(r))
+
+
+def test_a_wide_layer_within_a_model_is_decided_in_single_precision() -> None:
+    x = torch.randn(1, 20000).relu()
+    layer = nn.Linear(20000, 64)
+    _, part = module_part(layer, x, torch.Generator().manual_seed(0))
+    rule = OURS.subject.get("Epsilon")() if OURS.subject else None
+    posed = part.problem
+    found = Reference([part], "Epsilon", {}).judge(relevance_of(rule, posed.module, posed.x, posed.relevance))
+    assert found.holds
+    assert found.entries > 9000  # of 20,000 inputs, half of which are zero
 
 
 def test_a_module_of_which_no_part_is_known_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Self
@@ -170,7 +171,10 @@ def test_one_sided_timing_by_pytest_benchmark(tmp_path: Path) -> None:
     out = tmp_path / "one-sided.json"
     words = ["-q", "--pyargs", "bench.test_layers", "-k", "linear-16-16-Norm", "-p", "no:cacheprovider"]
     words += [f"--benchmark-json={out}", "--benchmark-max-time=0.01", "--benchmark-min-rounds=2"]
-    found = subprocess.run([sys.executable, "-m", "pytest", *words], capture_output=True, text=True, check=False)
+    # pytest-benchmark measures nothing under pytest-xdist, under which this test itself may run
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", "pytest", *words]
+    found = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
     data = json.loads(out.read_text())
     (one,) = data["benchmarks"]
