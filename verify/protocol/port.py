@@ -15,6 +15,7 @@ from verify.protocol import COMMAND, START_LIMIT, messages
 from verify.protocol.messages import Errored, MessageError, Skipped, Started
 from verify.protocol.process import Kind, Process, Trouble
 from verify.subjects import NotOfferedError, Subject, SubjectError, UnansweredError
+from verify.worker import TIME_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 ASKED = frozenset({"agreement", "conservation", "errors", "laws", "search", "protocol"})
 #: Cases in a row that may cost a port its process: a port that always hangs would take days.
 GIVE_UP = 10
-#: Seconds for one case where nobody says how many there are.
-_SECONDS = 20.0
 _VERDICTS = {Kind.ENDED: Verdict.CRASH, Kind.LATE: Verdict.TIMEOUT, Kind.RUBBISH: Verdict.ERROR}
 _GOODBYE = 1.0
 
@@ -36,17 +35,25 @@ _GOODBYE = 1.0
 class InvalidError(Exception):
     """The port says that the question is at fault; its subclasses are the exceptions of the API."""
 
+    kind = "error"
+
 
 class InvalidValueError(InvalidError, ValueError):
     """``error`` of kind "value"."""
+
+    kind = "error 'value'"
 
 
 class InvalidTypeError(InvalidError, TypeError):
     """``error`` of kind "type"."""
 
+    kind = "error 'type'"
+
 
 class MissingError(InvalidError, RuntimeError):
     """``error`` of kind "missing"."""
+
+    kind = "error 'missing'"
 
 
 _INVALID: dict[str, type[InvalidError]] = {
@@ -88,6 +95,8 @@ class Connection:
         try:
             yield
             self._check_quiet()
+        except InvalidError as error:  # no check expected it
+            raise UnansweredError(Finding(Verdict.ERROR, reason=f"the port answers {error.kind}: {error}")) from error
         except UnansweredError as error:
             if error.finding.verdict in {Verdict.CRASH, Verdict.TIMEOUT, Verdict.ERROR} and self._process is None:
                 self._failures += 1
@@ -119,7 +128,7 @@ class Connection:
         request = messages.case(self._seq, self.case, rule, parameters, layer, tensors)
         try:
             asked = time.monotonic()
-            line = self._process.ask(request, _SECONDS if self.left is None else self.left)
+            line = self._process.ask(request, TIME_LIMIT if self.left is None else self.left)
             if self.left is not None:
                 self.left = max(0.0, self.left - (time.monotonic() - asked))
             answer = messages.read_case(line, self._seq)
