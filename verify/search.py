@@ -207,7 +207,7 @@ def _simpler(example: Example) -> Iterator[Example]:
     for name in ("weight", "bias", "x", "relevance"):
         values: tuple[float, ...] = getattr(example, name)
         for value in dict.fromkeys(values) if len(values) > 1 else ():
-            yield replace(example, **{name: (value,)})
+            yield replace(example, **{name: (value,)})  # type: ignore[arg-type]  # names of tuples
     if example.kind == "Linear":
         n, features = example.shape
         for options, shape in (

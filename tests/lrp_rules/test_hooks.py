@@ -258,8 +258,9 @@ def test_backward_of_a_subclass_of_a_rule_is_called(base: type[BasicHook]) -> No
 def test_backward_of_a_subclass_may_change_what_the_rule_answers() -> None:
     class Twice(Epsilon):
         def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-            (r,) = super().backward(module, grad_input, grad_output)
-            return (2 * r,)
+            answer = super().backward(module, grad_input, grad_output)
+            assert isinstance(answer, tuple)
+            return (2 * answer[0],)
 
     x, R, module = integers((2, 4), 1), integers((2, 3), 2), CASES["linear"].module()
     assert torch.equal(relevance(Twice(power_of_two), module, x, R), 2 * relevance(Epsilon(power_of_two), module, x, R))
@@ -279,8 +280,12 @@ def test_an_input_may_get_no_relevance(create_graph: bool) -> None:
     R, module = integers((2, 3), 3), Add()
     with ToTheRight().register(module):
         output = module(left, right)
-    of_left, of_right = torch.autograd.grad(output, (left, right), R, create_graph=create_graph, allow_unused=True)
+    given: tuple[Tensor | None, ...] = torch.autograd.grad(
+        output, (left, right), R, create_graph=create_graph, allow_unused=True
+    )
+    of_left, of_right = given
     assert of_left is None
+    assert of_right is not None
     assert torch.equal(of_right, R)
 
 

@@ -312,3 +312,32 @@ def test_functional_reference_of_the_cases_is_right() -> None:
         A, b = Dense(module, x, x).A(), Dense(module, x, x).b
         assert torch.equal(A, J), name
         assert torch.equal(A @ x.flatten() + b, output_of(module, x).flatten()), name
+
+
+@pytest.mark.parametrize("gamma", [0.25, 1.0, 2.0])
+def test_gamma_where_the_output_is_zero_gives_nothing_even_without_a_stabilizer(gamma: float) -> None:
+    module, x = nn.Linear(4, 3).double(), integers((2, 4), seed=1)
+    with torch.no_grad():
+        module.weight[1], module.bias[1] = 0, 0
+    R = integers((2, 3), seed=2)
+    elsewhere = R.clone()
+    elsewhere[:, 1] = 0
+    r = relevance(Gamma(gamma, stabilizer=0.0), module, x, R)
+    assert torch.isfinite(r).all()
+    assert torch.equal(r, relevance(Gamma(gamma, stabilizer=1e-300), module, x, elsewhere))
+
+
+def test_gamma_scales_its_stabilizer_by_the_denominators_of_one_sign() -> None:
+    # z = (1, -1); where z > 0, d = ((1 + g) 2 - 1, 1 (1 + g) - 2), and where z < 0, d = (2 - (1 + g), 1 - 2 (1 + g))
+    module = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[2.0, -1], [1, -2]]))
+    x, R = torch.ones(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0]], dtype=torch.float64)
+    g = 0.5
+    above = torch.tensor([(1 + g) * 2 - 1, (1 + g) - 2], dtype=torch.float64)
+    s = 1 / (above[0] + 0.1 * above.square().mean().sqrt())
+    expected = torch.stack([(1 + g) * 2 * s, -s])
+    stabilizer = Stabilizer(0.1, norm_scale=True)
+    for way in (stabilizer, stabilizer.__call__):
+        (r,) = relevance(Gamma(g, stabilizer=way), module, x, R)
+        torch.testing.assert_close(r, expected, rtol=4 * torch.finfo(torch.float64).eps, atol=0)

@@ -226,6 +226,10 @@ def _there_and_back(module: nn.Module, way: Callable[[Tensor], Tensor]) -> None:
         parameter.data.copy_(way(parameter.data))
 
 
+def _restoring(way: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Any, Any], None]:
+    return lambda _self, call, _inputs, _R: _there_and_back(call.module, way)
+
+
 def _write_and_write_back(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
@@ -508,7 +512,7 @@ PLANTS: dict[str, dict[str, type | tuple[type, tuple[str, ...]]]] = {
         ),
         **{
             f"restored-but-for-rounding-{name}": (
-                in_backward(lambda _self, call, _inputs, _R, way=way: _there_and_back(call.module, way)),
+                in_backward(_restoring(way)),
                 (*WEIGHED, "Pass"),
             )
             for name, way in INEXACT.items()

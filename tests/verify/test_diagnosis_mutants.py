@@ -11,7 +11,6 @@ import pytest
 
 from verify import diagnosis
 from verify.cases import all_cases
-from verify.diagnoses import Diagnosis
 from verify.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Outcome, Verdict
 from verify.mutants import MUTANTS, Mutant
@@ -19,6 +18,8 @@ from verify.worker import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from verify.diagnoses import Diagnosis
 
 
 pytestmark = pytest.mark.selftest

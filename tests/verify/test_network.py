@@ -16,13 +16,13 @@ from matplotlib.text import Text
 from rich.console import Console
 
 import lrp_rules
-from lrp_rules.rules import negative, positive, propagate, split
 from reference.precision import model_for
 from reference.rules import Part
 from verify import network
 from verify.digits import load_model
 from verify.layers import FAMILIES
 from verify.model import Level, Verdict
+from verify.mutants.registry import negative, positive, propagate, split
 from verify.subjects import NotOfferedError, Subject, load
 
 if TYPE_CHECKING:

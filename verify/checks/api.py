@@ -75,9 +75,9 @@ def cases() -> Iterator[Case]:
     for name, arguments, d, wanted in _STABILIZERS:
         yield _case(f"Stabilizer/{name}", "Stabilizer", partial(_stabilizer, arguments, d, wanted), Level.SHOULD)
     yield _case("Stabilizer/ensure", "Stabilizer", _ensure, Level.SHOULD)
-    for name, value, expected in _REFUSED:
+    for name, value, error in _REFUSED:
         for of, prefix in (("Stabilizer", ""), ("Stabilizer.ensure", "ensure-")):
-            run = partial(_refuses, of, value, expected)
+            run = partial(_refuses, of, value, error)
             yield _case(f"Stabilizer/{prefix}refuses-{name}", "Stabilizer", run, Level.SHOULD)
     yield _case("BasicHook/default-is-epsilon", "BasicHook", _basic_default, Level.SHOULD)
     yield _case("BasicHook/modifiers-make-zplus", "BasicHook", _basic_zplus, Level.SHOULD)
