@@ -50,7 +50,7 @@ def main() -> int:
     if given.jax:
         words = [given.jax, str(HERE / "jax" / "main.py")]
         # each of its questions is compiled first
-        status = max(status, check(words, words, None if given.whole else "1/40"))
+        status = max(status, check(words, words, None if given.whole else "1/80"))
     else:
         print("skipped: the port in JAX needs an interpreter that has jax; name it by --jax", flush=True)
     return status
