@@ -292,7 +292,8 @@ class Gamma(BasicHook):
         z_abs = A_abs @ x_abs + layer.bias.abs()
         d = torch.addcmul((1 + half) * layer.linear_outputs[0], sign, z_abs, value=half)
         s = gated(R / self.stabilizer(d), z.abs())
-        return torch.addcmul((1 + half) * x * (A.T @ s), x_abs, A_abs.T @ (sign * s), value=half)
+        # the products first: half of a tiny x is nothing, and the other factor may be huge
+        return torch.add((1 + half) * (x * (A.T @ s)), x_abs * (A_abs.T @ (sign * s)), alpha=half)
 
     def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:
         z, g = layer.z, self.gamma
