@@ -1,0 +1,179 @@
+"""What the rule cards say and nobody writes by hand: read from the code, its results and its lists, as Markdown."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reference import rules as formulas
+from reference.conventions import of_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+#: Each rule and its function in `reference.rules`, in the order of the cards.
+FUNCTIONS = {
+    "Epsilon": "epsilon",
+    "Gamma": "gamma",
+    "ZPlus": "zplus",
+    "AlphaBeta": "alpha_beta",
+    "ZBox": "zbox",
+    "Norm": "norm",
+    "Pass": "pass_",
+    "WSquare": "wsquare",
+    "Flat": "flat",
+    "ReLUDeconvNet": "relu_deconvnet",
+    "ReLUGuidedBackprop": "relu_guided",
+    "ReLUBetaSmooth": "relu_beta_smooth",
+}
+GRADIENT = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
+
+
+def slug(rule: str) -> str:
+    """Return how files call a rule."""
+    return rule.lower()
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def reference(rule: str) -> str:
+    """Return the rule's function and what it calls, included from the source."""
+    name = FUNCTIONS[rule]
+    source = inspect.getsource(getattr(formulas, name))
+    names = [name]
+    if rule == "Norm":
+        names.append("epsilon")
+    if "_signed(" in source:
+        names.append("_signed")
+    if rule == "ZBox":
+        names.append("box")
+    if rule not in GRADIENT:
+        names += ["relevance", "sign"]
+    return "\n\n".join(
+        f"```{{literalinclude}} ../../reference/rules.py\n:pyobject: {one}\n:language: python\n```" for one in names
+    )
+
+
+def papers(rule: str) -> str:
+    """Return the sources of a rule, as the vectors name them."""
+    headers = tomllib.loads((ROOT / "verify/vectors/headers.toml").read_text(encoding="utf-8"))
+    sources = (one.rpartition(", ") for one in headers["rules"][rule]["source"])
+    return "\n".join(f"- [{name}]({link})" for name, _, link in sources)
+
+
+def verified(rule: str) -> str:
+    """Return, for every family of layers, what the conformance table says of each implementation."""
+    page = (DOCS / "conformance.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {rule}\n\n((?:\|.*\n?)+)", page, re.MULTILINE)
+    if not found:
+        msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.conformance"
+        raise ValueError(msg)
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found[1].splitlines()]
+    head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
+    columns = list(zip(*rows, strict=True))
+    body = [(layer, *cells) for layer, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
+    return table(("layer", *columns[0]), body)
+
+
+def speed(rule: str) -> str:
+    """Return the least passes of a rule, and where measured times are."""
+    from bench.limits import PASSES  # noqa: PLC0415  imports torch
+
+    if rule not in PASSES:
+        text = "One elementwise pass: no map is applied, and no passes are counted."
+    else:
+        nonnegative, signed = PASSES[rule]
+        head = ("input", "least passes over the map", "least time, in gradients of the same layer")
+        rows = [("x ≥ 0", nonnegative, nonnegative / 2), ("signed x", signed, signed / 2)]
+        text = table(head, rows)
+    measured = DOCS / "performance"
+    if (measured / "index.md").exists():
+        text += "\n\nMeasured times: [performance](../performance/index.md)."
+    return text
+
+
+def vectors(rule: str) -> str:
+    """Return the files of vectors of a rule, with their numbers of cases."""
+    files = sorted((ROOT / "vectors").glob(f"{slug(rule)}-*.json"))
+    rows = []
+    for file in files:
+        cases = sum(len(group["cases"]) for group in json.loads(file.read_text(encoding="utf-8"))["groups"])
+        rows.append((f"[{file.name}](../../vectors/{file.name})", cases))
+    return table(("file", "cases"), rows)
+
+
+def deviations(rule: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the library and the entry of each known deviation of a rule."""
+    found = []
+    for file in sorted((ROOT / "verify/deviations").glob("*.toml")):
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        for entry in content["deviation"]:
+            patterns = [entry["pattern"]] if isinstance(entry["pattern"], str) else entry["pattern"]
+            if any(_names(pattern, rule) for pattern in patterns):
+                found.append((f"{content['library']} {content['versions'][-1]}", entry))
+    return found
+
+
+def _names(pattern: str, rule: str) -> bool:
+    """Whether a pattern of ids, check/rule/..., can be one of this rule; `*` alone names none in particular."""
+    parts = re.sub(r"\{[^}]*\}", lambda found: found[0].replace("/", ""), pattern).split("/")
+    choices = parts[1].strip("{}").split(",") if len(parts) > 1 else []
+    return any(fnmatchcase(rule, choice) for choice in choices)
+
+
+def peers(rule: str) -> list[dict[str, str]]:
+    """Return what is known of libraries that the verifier does not run."""
+    facts = tomllib.loads((DOCS / "rules/peers.toml").read_text(encoding="utf-8"))["fact"]
+    return [fact for fact in facts if rule in fact["rules"]]
+
+
+def conventions(rule: str) -> list[tuple[str, str, str]]:
+    """Return name, sentence and where it was seen, of every variant that the diagnosis knows."""
+    known = {}
+    for one in of_rule(rule):
+        known.setdefault(one.name, (one.name, one.sentence, one.seen))
+    return list(known.values())
+
+
+def differ(rule: str) -> str:
+    """Return how other libraries differ, and the variants that a failure is compared with."""
+    lines = []
+    for library, entry in deviations(rule):
+        link = f" ([report]({entry['link']}))" if entry.get("link") else ""
+        lines.append(f"- **{library}**: {_prose(entry['reason'])}{link}")
+    lines += [f"- **[{fact['library']}]({fact['link']})**: {fact['sentence']}" for fact in peers(rule)]
+    text = "\n".join(dict.fromkeys(lines)) or "None that is known."
+    variants = table(
+        ("variant", "what is done", "seen in"),
+        ((f"`{name}`", _prose(sentence), _prose(seen)) for name, sentence, seen in conventions(rule)),
+    )
+    says = "A failing subject is compared with these variants, and the one that explains it is named:"
+    return f"{text}\n\n{says}\n\n{variants}"
+
+
+def _prose(text: str) -> str:
+    """Return plain text as Markdown: products are no emphasis."""
+    return " ".join(text.split()).replace("*", r"\*").replace("_", r"\_").replace("<", r"\<").replace("[", r"\[")
+
+
+#: What a card may ask for, as `<<name>>`.
+PARTS: dict[str, Callable[[str], str]] = {
+    "reference": reference,
+    "verified": verified,
+    "speed": speed,
+    "vectors": vectors,
+    "differ": differ,
+    "papers": papers,
+}
