@@ -167,14 +167,15 @@ class Registration:
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Give the module inputs of its own, that know what the call started from."""
-        leaves, structure = tree_flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if is_float(leaf)]
-        in_place = bool(getattr(module, "inplace", False))
-        if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
+        if not torch.is_grad_enabled():
             return None
-        own = [
-            _Own.of(leaf, in_place=in_place, random=self.hook.may_rerun) if is_float(leaf) else leaf for leaf in leaves
-        ]
+        in_place, random = bool(getattr(module, "inplace", False)), self.hook.may_rerun
+        if len(args) == 1 and not kwargs and is_float(args[0]):
+            return ((_Own.of(args[0], in_place=in_place, random=random),), kwargs) if args[0].requires_grad else None
+        leaves, structure = tree_flatten((args, kwargs))
+        if not any(leaf.requires_grad for leaf in leaves if is_float(leaf)):
+            return None
+        own = [_Own.of(leaf, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
         return tree_unflatten(own, structure)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: C901  one call, step by step
@@ -183,8 +184,8 @@ class Registration:
             return None
         kind = layer_type(module)
         plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-        if plain and len(self._handles) == 1 and kind is not TracedLayer and output.is_floating_point():
-            # one tensor in, one out, and nothing done before the call: the quick way
+        if plain and output.is_floating_point() and self._quick(kind, args[0]):
+            # one tensor in, one out, and nothing to remember of the call but these
             (x,) = args
             return self._put(Call(self.hook, module, kind, (x.shape,)), args, (output,))[0] if x.requires_grad else None
         if plain:
@@ -235,6 +236,15 @@ class Registration:
         nodes = iter(made)
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
 
+    def _quick(self, kind: type[Layer], x: Tensor) -> bool:
+        own: _Own | None = vars(x).get("_lrp_own")
+        if own is None:
+            return kind is not TracedLayer
+        quick = own.value is None and own.version == x._version and not self.hook.may_rerun
+        if quick:
+            _Own.on(x)
+        return quick
+
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, keep = self.hook._record(call, inputs, outputs)
@@ -272,7 +282,7 @@ class Registration:
 _PLAIN = (Tensor, int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Own:
     """What a tensor made for one call stands for; it goes with that tensor, when the call is over.
 

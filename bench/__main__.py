@@ -1,0 +1,5 @@
+"""``python -m bench`` is ``lrp-bench``."""
+
+from bench.cli import main
+
+main()
