@@ -33,6 +33,11 @@ FUNCTIONS = {
     "ReLUGuidedBackprop": "relu_guided",
     "ReLUBetaSmooth": "relu_beta_smooth",
 }
+LIBRARIES = {
+    "captum": "https://github.com/meta-pytorch/captum",
+    "lxt": "https://github.com/rachtibat/LRP-eXplains-Transformers",
+    "zennit": "https://github.com/chr5tphr/zennit",
+}
 GRADIENT = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
 
 
@@ -84,7 +89,8 @@ def verified(rule: str) -> str:
     head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
     columns = list(zip(*rows, strict=True))
     body = [(layer, *cells) for layer, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
-    return table(("layer", *columns[0]), body)
+    subjects = (name.removeprefix("verify.adapters.") for name in columns[0])
+    return table(("layer", *subjects), body)
 
 
 def speed(rule: str) -> str:
@@ -149,18 +155,31 @@ def conventions(rule: str) -> list[tuple[str, str, str]]:
 
 def differ(rule: str) -> str:
     """Return how other libraries differ, and the variants that a failure is compared with."""
-    lines = []
+    numbers, conduct = [], []
     for library, entry in deviations(rule):
-        link = f" ([report]({entry['link']}))" if entry.get("link") else ""
-        lines.append(f"- **{library}**: {_prose(entry['reason'])}{link}")
-    lines += [f"- **[{fact['library']}]({fact['link']})**: {fact['sentence']}" for fact in peers(rule)]
-    text = "\n".join(dict.fromkeys(lines)) or "None that is known."
+        report = f" ([report]({entry['link']}))" if entry.get("link") else ""
+        name, _, version = library.partition(" ")
+        line = f"- **[{name}]({LIBRARIES[name]}) {version}**: {_prose(entry['reason'])}{report}"
+        (numbers if _computed(entry) else conduct).append(line)
+    numbers += [f"- **[{fact['library']}]({fact['link']})**: {fact['sentence']}" for fact in peers(rule)]
     variants = table(
         ("variant", "what is done", "seen in"),
         ((f"`{name}`", _prose(sentence), _prose(seen)) for name, sentence, seen in conventions(rule)),
     )
-    says = "A failing subject is compared with these variants, and the one that explains it is named:"
-    return f"{text}\n\n{says}\n\n{variants}"
+    opening = (
+        "From the lists of known deviations and from the libraries' sources; "
+        "what they call RULES.md is the specification that these cards restate."
+    )
+    text = [opening]
+    for heading, lines in (("In numbers", numbers), ("In arguments and conduct", conduct)):
+        text += [f"### {heading}", "\n".join(dict.fromkeys(lines)) or "Nothing that is known."]
+    text += ["### Known variants", "A failing subject is compared with these, and the one that explains it is named."]
+    return "\n\n".join((*text, variants))
+
+
+def _computed(entry: dict[str, Any]) -> bool:
+    """Whether a deviation is one of numbers, and not of errors or conduct."""
+    return any(check in str(entry["pattern"]) for check in ("agreement", "conservation", "laws", "second-order"))
 
 
 def _prose(text: str) -> str:
