@@ -104,10 +104,35 @@ def speed(rule: str) -> str:
         head = ("input", "least passes over the map", "least time, in gradients of the same layer")
         rows = [("x ≥ 0", nonnegative, nonnegative / 2), ("signed x", signed, signed / 2)]
         text = table(head, rows)
-    measured = DOCS / "performance"
-    if (measured / "index.md").exists():
-        text += "\n\nMeasured times: [performance](../performance/index.md)."
+    times = measured(rule)
+    if times:
+        text += f"\n\nMeasured, in gradients, where arithmetic is what takes the time:\n\n{times}"
+    pages = [path for path in (DOCS / "performance/index.md", DOCS / "performance/report.md") if path.exists()]
+    if pages:
+        text += f"\n\nAll times: [performance](../performance/{pages[0].name})."
     return text
+
+
+def measured(rule: str) -> str:
+    """Return the measured ratios of a rule from the published tables; empty where there are none."""
+    import pandas as pd  # noqa: PLC0415  a second
+
+    from bench.subjects import GRADIENT as PLAIN  # noqa: PLC0415  imports torch
+    from bench.subjects import OURS  # noqa: PLC0415
+    from bench.workloads import COMPUTE  # noqa: PLC0415
+
+    rows = []
+    for file in sorted((DOCS / "performance").rglob("*.csv")):
+        found = pd.read_csv(file)
+        if not {"rule", "subject", "baseline", "ratio", "regime", "passes_limit"} <= set(found):
+            continue
+        own = found[(found["subject"] == OURS) & (found["baseline"] == PLAIN) & found["ratio"].notna()]
+        own = own[own["rule"].str.partition("(")[0].eq(rule) & own["regime"].eq(COMPUTE) & own["axis"].isna()]
+        for row in own.itertuples():
+            layer = f"{row.workload}, batch {row.batch}, {row.signs}"
+            time = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+            rows.append((layer, row.device, row.dtype, row.rule, time, f"{row.passes_limit:g}"))
+    return table(("layer", "device", "dtype", "rule", "time", "least"), rows) if rows else ""
 
 
 def vectors(rule: str) -> str:

@@ -96,3 +96,20 @@ def test_a_missing_table_is_an_error(facts: ModuleType, monkeypatch: pytest.Monk
     monkeypatch.setattr(facts, "DOCS", tmp_path)
     with pytest.raises(ValueError, match="no table for Gamma"):
         facts.verified("Gamma")
+
+
+def test_measured_times_come_from_the_published_table(
+    facts: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "performance").mkdir()
+    (tmp_path / "performance/table.csv").write_text(
+        "rule,subject,baseline,ratio,ratio_low,ratio_high,regime,axis,workload,batch,signs,device,dtype,passes_limit\n"
+        "Epsilon,lrp_rules,gradient,1.04,1.01,1.07,compute,,linear-9,64,signed,cpu,float32,1\n"
+        "Epsilon,zennit,gradient,3.5,3.4,3.6,compute,,linear-9,64,signed,cpu,float32,1\n"
+    )
+    monkeypatch.setattr(facts, "DOCS", tmp_path)
+    assert "| linear-9, batch 64, signed | cpu | float32 | Epsilon | 1.04 (1.01 to 1.07) | 1 |" in facts.speed(
+        "Epsilon"
+    )
+    assert "3.5" not in facts.speed("Epsilon")
+    assert not facts.measured("Gamma")
