@@ -65,6 +65,8 @@ def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attach
     ValueError
         If a module with parameters of its own matches nothing, or a name in ``rules`` or ``ignore`` matches no module.
 
+    Examples
+    --------
     >>> from lrp_rules import Epsilon, Pass, ZPlus
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> with attach(model, {nn.Conv2d: ZPlus(), nn.ReLU: Pass(), "3": Epsilon()}) as attached:

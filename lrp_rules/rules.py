@@ -9,7 +9,7 @@ References (cited by the classes)
     Bach et al. 2015, doi:10.1371/journal.pone.0130140. Zeiler and Fergus 2014, arXiv:1311.2901. Springenberg et al.
     2015, arXiv:1412.6806. Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008. Montavon et al. 2019,
     doi:10.1007/978-3-030-28954-6_10. Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4. Dombrowski et al. 2019,
-    arXiv:1906.07983. Andeol et al. 2021, arXiv:2105.00926.
+    arXiv:1906.07983. Andeol et al. 2021, arXiv:2106.04923.
 """
 
 from __future__ import annotations
