@@ -46,7 +46,7 @@ class Effort:
         """Return the quads of one process, when a call of A and one of B take ``pair_seconds`` together.
 
         >>> Effort(processes=5).quads(1e-4), Effort(processes=5).quads(0.02), Effort(processes=5).quads(10.0)
-        (40, 3, 1)
+        (40, 4, 1)
 
         """
         pairs = min(max(self.pairs_fast * 2e-3 / max(pair_seconds, 1e-9), self.pairs_slow), self.pairs_fast)
