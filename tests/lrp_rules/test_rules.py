@@ -328,16 +328,11 @@ def test_gamma_where_the_output_is_zero_gives_nothing_even_without_a_stabilizer(
 
 
 def test_gamma_scales_its_stabilizer_by_the_denominators_of_one_sign() -> None:
-    # z = (1, -1); where z > 0, d = ((1 + g) 2 - 1, 1 (1 + g) - 2), and where z < 0, d = (2 - (1 + g), 1 - 2 (1 + g))
+    # with g = 1: z = (4 - 1, 2 - 3); where z > 0, d would be (2 * 4 - 1, 2 * 2 - 3) = (7, 1), of root mean square 5
     module = nn.Linear(2, 2, bias=False).double()
     with torch.no_grad():
-        module.weight.copy_(torch.tensor([[2.0, -1], [1, -2]]))
-    x, R = torch.ones(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0]], dtype=torch.float64)
-    g = 0.5
-    above = torch.tensor([(1 + g) * 2 - 1, (1 + g) - 2], dtype=torch.float64)
-    s = 1 / (above[0] + 0.1 * above.square().mean().sqrt())
-    expected = torch.stack([(1 + g) * 2 * s, -s])
-    stabilizer = Stabilizer(0.1, norm_scale=True)
+        module.weight.copy_(torch.tensor([[4.0, -1], [2, -3]]))
+    x, R = torch.ones(1, 2, dtype=torch.float64), torch.tensor([[7 + 0.25 * 5, 0]], dtype=torch.float64)
+    stabilizer = Stabilizer(0.25, norm_scale=True)
     for way in (stabilizer, stabilizer.__call__):
-        (r,) = relevance(Gamma(g, stabilizer=way), module, x, R)
-        torch.testing.assert_close(r, expected, rtol=4 * torch.finfo(torch.float64).eps, atol=0)
+        assert relevance(Gamma(1.0, stabilizer=way), module, x, R).tolist() == [[2 * 4.0, -1.0]]
