@@ -9,6 +9,7 @@ import pytest
 
 from bench.comparing import compared
 from bench.table import Run, TableError, read
+from tests.bench.rounding import EPS, of_log_ratios
 
 if TYPE_CHECKING:
     from pathlib import Path
