@@ -187,7 +187,7 @@ BIAS: tuple[Convention, ...] = (
     Convention("bias-one", ("Flat",), "the bias becomes one, as the weights do",
                _from(lambda q: np.full_like(q.layer.b, float(_has_bias(q))))),
     Convention("bias-shared", ("Epsilon",), "what the bias takes is given to all inputs in equal parts",
-               parts(_shared), "lrp_toolbox", published=True),
+               parts(_shared), "LRP_for_LSTM", published=True),
     Convention("running-mean-left-out", ("Epsilon", "Norm", *_SIGNED, "WSquare"),
                "the running mean of a batch norm is not part of the constant", parts(_without_mean)),
     Convention("running-mean-with-weight", (*_SIGNED, "WSquare", "Flat", "ZBox"),

@@ -175,7 +175,7 @@ SPLIT: tuple[Convention, ...] = (
     Convention("inputs-unsplit", ("ZPlus", "AlphaBeta"),
                _UNSPLIT, _halves(lambda q, sign: [(sign, q.x)]), published=True),
     Convention("inputs-unsplit", ("Gamma",), "the signs of inputs are not looked at",
-               _branches(lambda w, part, g: w + g * part, split=False), "RelevancePropagation.jl", published=True),
+               _branches(lambda w, part, g: w + g * part, split=False), published=True),
     Convention("inputs-and-bias-unsplit", ("ZPlus", "AlphaBeta"),
                "only the weights are clamped, neither the bias nor the inputs are split by their signs",
                parts(lambda q: tuple(q.part([(sign, q.x)], q.layer.b, part.coefficient)
@@ -209,7 +209,8 @@ SPLIT: tuple[Convention, ...] = (
                                      for i, p in enumerate(q.parts)))),
     Convention("one-denominator", ("AlphaBeta",), "both halves are divided by the output", parts(_one_denominator)),
     Convention("gamma-on-positive-weights-only", ("Gamma",), _GAMMA_2019,
-               _of_2019(lambda b, g: b + g * positive(b)), "Montavon et al. 2019", published=True),
+               _of_2019(lambda b, g: b + g * positive(b)),
+               "Montavon et al. 2019; RelevancePropagation.jl", published=True),
     Convention("gamma-on-positive-weights-only", ("Gamma",), _GAMMA_2019 + ", with the bias as it is",
                _of_2019(lambda b, _: b), "captum's GammaRule", published=True),
     Convention("gamma-squared-weight", ("Gamma",), "gamma times the square of a weight is added to it",

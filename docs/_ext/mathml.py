@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
+def _mathml(text: str, *, as_block: bool) -> str:
+    """Return a formula whose bars are fences, which docutils leaves open: browsers would set them as relations."""
+    formula = tex2mathml(text, as_block=as_block)
+    formula = formula.replace('<mo class="mathopen">|</mo>', '<mo form="prefix" stretchy="false">|</mo>')
+    return formula.replace("<mo>|</mo>", '<mo form="postfix" stretchy="false">|</mo>')
+
+
 def _inline(self: Any, node: nodes.math) -> None:
-    self.body.append(tex2mathml(node.astext(), as_block=False))
+    self.body.append(_mathml(node.astext(), as_block=False))
     raise nodes.SkipNode
 
 
 def _block(self: Any, node: nodes.math_block) -> None:
-    formula = tex2mathml(node.astext(), as_block=True)
+    formula = _mathml(node.astext(), as_block=True)
     self.body.append(f'<div class="math" tabindex="0">{formula}</div>')
     raise nodes.SkipNode
 

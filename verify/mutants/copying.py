@@ -228,7 +228,7 @@ class WSquareOneModuleAlone(WSquare):
 
 @mutant()
 class GammaAppliedTwice(Gamma):
-    """Registered twice on one module, the relevance is scaled twice (zennit #236)."""
+    """Registered twice on one module, the relevance is scaled twice."""
 
     def register(self, module: nn.Module) -> Registration:
         try:

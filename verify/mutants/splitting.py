@@ -181,7 +181,7 @@ class AlphaBetaOneDenominator(AlphaBeta):
 
 @mutant("inputs-unsplit")
 class GammaInputsUnsplit(Gamma):
-    """The signs of inputs are not looked at (GammaRule of RelevancePropagation.jl)."""
+    """The signs of inputs are not looked at."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         x, z, g, b = layer.x, layer.z, self.gamma, layer.bias
