@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation in JAX: all rules, for dense layers, convolutions and elementwise functions.
+"""Layer-wise relevance propagation in JAX: all rules, for all layers that the protocol knows.
 
 A layer is a function of a weight and an input, linear in both where it has a weight. The map of changed parameters is
 the same function with another weight, and its transpose is what `jax.vjp` gives. `relevance` is compiled once for each
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,6 +25,9 @@ from jax import Array, lax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    Shape = tuple[int, ...]
+    Pairs = tuple[tuple[int, int], ...]
 
 jax.config.update("jax_enable_x64", True)  # noqa: FBT003  float64 where it is asked for
 
@@ -50,46 +54,153 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "silu": jax.nn.silu,
     "elu": jax.nn.elu,
 }
-LAYERS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Elementwise", "Softmax")
+
+
+def elementwise(_: None, x: Array, function: str, **given: Any) -> Array:
+    """y = f(x) for each entry."""
+    return FUNCTIONS[function](x, **given)
+
+
+def softmax(_: None, x: Array, axis: int) -> Array:
+    """The axis is one of a sample."""
+    return jax.nn.softmax(x, axis + 1 if axis >= 0 else axis)
+
+
+def linear(weight: Array, x: Array) -> Array:
+    """y = W x along the last axis."""
+    return jnp.matmul(x, weight.T, precision=lax.Precision.HIGHEST)
+
+
+def conv(weight: Array, x: Array, padding_mode: str, padding: Pairs, **given: Any) -> Array:
+    """The padding is explicit: a mode is one of jnp.pad."""
+    x = jnp.pad(x, ((0, 0), (0, 0), *padding), _PAD[padding_mode])
+    return _valid(weight, x, ((0, 0),) * len(padding), **given)
+
+
+def _valid(weight: Array, x: Array, padding: Pairs, stride: Shape, dilation: Shape, groups: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        weight,
+        stride,
+        padding,
+        rhs_dilation=dilation,
+        feature_group_count=groups,
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def conv_transpose(weight: Array, x: Array, padding: Shape, output_padding: Shape, **given: Any) -> Array:
+    """The transpose of the convolution that reads y where x is written to, and so never what output_padding adds."""
+    axes = zip(x.shape[2:], weight.shape[2:], given["stride"], given["dilation"], padding, output_padding, strict=True)
+    spatial = ((n - 1) * step - 2 * pad + spread * (k - 1) + more + 1 for n, k, step, spread, pad, more in axes)
+    y = jax.ShapeDtypeStruct((len(x), weight.shape[1] * given["groups"], *spatial), x.dtype)
+    pads = tuple((pad, pad - more) for pad, more in zip(padding, output_padding, strict=True))
+    return jax.linear_transpose(lambda y: _valid(weight, y, pads, **given), y)(x)[0]
+
+
+def batch_norm(weight: Array | None, x: Array, eps: float, running_var: Array) -> Array:
+    """y = x w / sqrt(var + eps): the mean belongs to the constant."""
+    scale = lax.rsqrt(running_var + eps)
+    return x * _channels(scale if weight is None else weight * scale, x)
+
+
+def _channels(values: Array, x: Array) -> Array:
+    return values.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def _behind(n: int, extent: int, step: int, pad: int) -> int:
+    """Return how far the last window runs past the padding under ceil_mode; it begins before that padding."""
+    outputs = -(-(n + 2 * pad - extent) // step) + 1
+    outputs -= (outputs - 1) * step >= n + pad
+    return max((outputs - 1) * step + extent - n - 2 * pad, 0)
+
+
+def avg_pool(
+    _: None,
+    x: Array,
+    *,
+    kernel_size: Shape,
+    stride: Shape,
+    padding: Shape,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Array:
+    """The sum of each window, divided by how many of its entries count."""
+    axes = zip(x.shape[2:], kernel_size, stride, padding, strict=True)
+    behind = [_behind(*axis) if ceil_mode else 0 for axis in axes]
+
+    def total(v: Array, around: int) -> Array:
+        v = jnp.pad(v, ((0, 0), (0, 0), *((pad, pad) for pad in padding)), constant_values=around)
+        pads = ((0, 0), (0, 0), *((0, more) for more in behind))
+        return lax.reduce_window(v, np.zeros((), v.dtype), lax.add, (1, 1, *kernel_size), (1, 1, *stride), pads)
+
+    return total(x, 0) / (divisor_override or total(jnp.ones((1, 1, *x.shape[2:]), x.dtype), int(count_include_pad)))
+
+
+def adaptive_avg_pool(_: None, x: Array, output_size: tuple[int | None, ...]) -> Array:
+    """As many windows as asked for, which may overlap; None keeps an axis."""
+
+    def total(v: Array) -> Array:
+        for axis, (n, size) in enumerate(zip(v.shape[2:], output_size, strict=True), 2):
+            out = size or n
+            spans = ((o * n // out, -(-(o + 1) * n // out)) for o in range(out))
+            v = jnp.stack([lax.slice_in_dim(v, *span, axis=axis).sum(axis) for span in spans], axis)
+        return v
+
+    return total(x) / total(jnp.ones((1, 1, *x.shape[2:]), x.dtype))
+
+
+def max_pool(
+    _: None, x: Array, *, kernel_size: Shape, stride: Shape, padding: Shape, dilation: Shape, ceil_mode: bool
+) -> Array:
+    """Of equal maxima the first one wins. A window is a list here: `lax.reduce_window`, dilated, has no gradient."""
+    taps = [range(0, spread * k, spread) for k, spread in zip(kernel_size, dilation, strict=True)]
+    extents = [tap[-1] + 1 for tap in taps]
+    axes = zip(x.shape[2:], extents, stride, padding, strict=True)
+    pads = [(axis[-1], axis[-1] + (_behind(*axis) if ceil_mode else 0)) for axis in axes]
+    x = jnp.pad(x, ((0, 0), (0, 0), *pads), constant_values=-jnp.inf)
+    starts = [n - extent + 1 for n, extent in zip(x.shape[2:], extents, strict=True)]
+
+    def read(tap: Shape) -> Array:
+        ends = (first + start for first, start in zip(tap, starts, strict=True))
+        return lax.slice(x, (0, 0, *tap), (*x.shape[:2], *ends), (1, 1, *stride))
+
+    windows = jnp.stack([read(tap) for tap in product(*taps)])
+    return jnp.take_along_axis(windows, windows.argmax(0, keepdims=True), 0)[0]
+
+
+#: By type: A(w) x. Only these have rules that change parameters.
+LINEAR: dict[str, Callable[..., Array]] = {
+    "Linear": linear,
+    "BatchNorm": batch_norm,
+    **{f"Conv{d}d": conv for d in (1, 2, 3)},
+    **{f"ConvTranspose{d}d": conv_transpose for d in (1, 2, 3)},
+    **{f"AvgPool{d}d": avg_pool for d in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{d}d": adaptive_avg_pool for d in (1, 2, 3)},
+}
+#: By type: f(x), and the same for the linear ones.
+LAYERS: dict[str, Callable[..., Array]] = {
+    **LINEAR,
+    "Elementwise": elementwise,
+    "Softmax": softmax,
+    **{f"MaxPool{d}d": max_pool for d in (1, 2, 3)},
+}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer is, but for its parameters: hashable, so that `jax.jit` compiles for it. The batch comes first.
+    """What a layer is, but for its tensors: hashable, so that `jax.jit` compiles for it. The batch comes first.
 
-    `options` are those of the vectors, as pairs: stride, padding [(before, after)], dilation, groups and padding_mode
-    for a convolution, function and its numbers for Elementwise, the axis of a sample for Softmax.
+    `options` are those of the vectors, as pairs, with tuples for lists.
     """
 
     type: str
     options: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, weight: Array | None, x: Array) -> Array:
-        """A(w) x, or f(x) for a layer without parameters."""
-        given = dict(self.options)
-        if self.type == "Linear":
-            return jnp.matmul(x, weight.T, precision=lax.Precision.HIGHEST)
-        if self.type == "Elementwise":
-            return FUNCTIONS[given.pop("function")](x, **given)
-        if self.type == "Softmax":
-            axis = given["axis"]
-            return jax.nn.softmax(x, axis + 1 if axis >= 0 else axis)
-        pads = ((0, 0), (0, 0), *given["padding"])
-        return lax.conv_general_dilated(
-            jnp.pad(x, pads, _PAD[given["padding_mode"]]),
-            weight,
-            given["stride"],
-            "VALID",
-            rhs_dilation=given["dilation"],
-            feature_group_count=given["groups"],
-            precision=lax.Precision.HIGHEST,
-        )
-
-    def constant(self, bias: Array | None) -> Array | float:
-        """The bias, in a shape that is added to an output."""
-        if bias is None:
-            return 0.0
-        return bias if self.type == "Linear" else bias.reshape(-1, *(1,) * int(self.type[-2]))
+    def __call__(self, weight: Array | None, x: Array, **running: Array) -> Array:
+        """A(w) x, or f(x) for a layer that is not linear."""
+        return LAYERS[self.type](weight, x, **dict(self.options), **running)
 
 
 # --- what all rules share ---------------------------------------------------------------------------------------------
@@ -125,26 +236,26 @@ def negative(p: Array | None) -> Array | None:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a rule: the layer with its parameters (`zero_params` already zero), and what flows into it."""
+    """One call of a rule: the layer as A(w) x + b (`zero_params` already zero), and what flows into it."""
 
-    layer: Layer
+    A: Callable[[Array | None, Array], Array]
     weight: Array | None
-    bias: Array | None
+    b: Array | None
     x: Array
     R: Array
-    stabilize: Stabilizer
+    stabilize: Stabilizer | None
 
-    def flow(self, *terms: tuple[Array | None, Array], bias: Array | None = None, gate: Array | None = None) -> Array:
-        """d = sum_t A(w_t) v_t + bias, s = gate R / S(d), r = sum_t v_t A(w_t)^T s."""
-        outputs, backs = zip(*(jax.vjp(partial(self.layer, w), v) for w, v in terms), strict=True)
-        s = self.R / self.stabilize(sum(outputs) + self.layer.constant(bias))
+    def flow(self, *terms: tuple[Array | None, Array], b: Array | None = None, gate: Array | None = None) -> Array:
+        """d = sum_t A(w_t) v_t + b, s = gate R / S(d), r = sum_t v_t A(w_t)^T s."""
+        outputs, backs = zip(*(jax.vjp(partial(self.A, w), v) for w, v in terms), strict=True)
+        s = self.R / self.stabilize(sum(outputs) if b is None else sum(outputs) + b)
         s = s if gate is None else jnp.where(gate, s, 0)
         return sum(v * back(s)[0] for (_, v), back in zip(terms, backs, strict=True))
 
     def signed(self, first: Callable[[Any], Any], second: Callable[[Any], Any], gate: Array | None = None) -> Array:
         """Half of a signed rule: the positive inputs with one change of the weight, the negative ones with another."""
         terms = ((first(self.weight), positive(self.x)), (second(self.weight), negative(self.x)))
-        return self.flow(*terms, bias=first(self.bias), gate=gate)
+        return self.flow(*terms, b=first(self.b), gate=gate)
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -152,7 +263,7 @@ class Call:
 
 def epsilon(call: Call) -> Array:
     """d = A x + b. Where the layer is not linear, d = f(x), and A is its Jacobian."""
-    return call.flow((call.weight, call.x), bias=call.bias)
+    return call.flow((call.weight, call.x), b=call.b)
 
 
 def zplus(call: Call) -> Array:
@@ -179,25 +290,25 @@ def gamma(call: Call, gamma: Array, z: Array) -> Array:
 
 
 def zbox(call: Call, low: Array, high: Array) -> Array:
-    """d = A(w) x - A(w+) l - A(w-) h; the bias cancels."""
+    """d = A(w) x - A(w+) l - A(w-) h; the constant cancels."""
     w = call.weight
     return call.flow((w, call.x), (positive(w), -low), (negative(w), -high))
 
 
 def wsquare(call: Call) -> Array:
     """d = A(w^2) 1 + b^2."""
-    bias = None if call.bias is None else call.bias**2
-    return call.flow((call.weight**2, jnp.ones_like(call.x)), bias=bias)
+    square = partial(jax.tree.map, jnp.square)  # None stays None
+    return call.flow((square(call.weight), jnp.ones_like(call.x)), b=square(call.b))
 
 
 def flat(call: Call) -> Array:
     """d = A(1) 1."""
-    return call.flow((jnp.ones_like(call.weight), jnp.ones_like(call.x)))
+    return call.flow((jax.tree.map(jnp.ones_like, call.weight), jnp.ones_like(call.x)))
 
 
 def guided(call: Call) -> Array:
     """r = f'(x) R where R > 0."""
-    (r,) = jax.vjp(partial(call.layer, call.weight), call.x)[1](call.R)
+    (r,) = jax.vjp(partial(call.A, call.weight), call.x)[1](call.R)
     return jnp.where(call.R > 0, r, 0)
 
 
@@ -216,14 +327,15 @@ RULES: dict[str, tuple[Callable[..., Array], dict[str, Any]]] = {
     "ReLUGuidedBackprop": (guided, {}),
     "ReLUBetaSmooth": (lambda call, beta_smooth: jax.nn.sigmoid(beta_smooth * call.x) * call.R, {"beta_smooth": 10.0}),
 }
-#: Rules that change a weight: there must be one.
-WEIGHTED = ("ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
+#: Rules that change parameters, and need a layer that is LINEAR.
+CHANGING = ("ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
 
 
 def relevance(rule: str, layer: Layer, tensors: Mapping[str, Array], x: Array, R: Array, **parameters: Any) -> Array:
     """Return the relevance of the inputs x for the relevance R of the outputs, both with the batch first.
 
-    `tensors` are the layer's weight and bias, where it has them. Parameters are named and preset as in the API.
+    `tensors` are the layer's weight, bias, running_mean and running_var, where it has them. Parameters are named and
+    preset as in the API.
 
     Raises
     ------
@@ -242,9 +354,10 @@ def relevance(rule: str, layer: Layer, tensors: Mapping[str, Array], x: Array, R
     zeroed = {name: np.zeros(value.shape, value.dtype) if name in zero else value for name, value in tensors.items()}
     if given.get("beta") == 0:
         given["beta"] = None
-    # numbers in the dtype of x; what they are is no reason to compile anew
+    # numbers in the dtype of x; what they are, or what epsilon is called, is no reason to compile anew
     arrays = jax.tree.map(lambda value: np.asarray(value, x.dtype), given)
-    return _compiled(function, layer, dict(tensors), zeroed, x, R, arrays)
+    stabilizer = arrays.pop("epsilon", None) or arrays.pop("stabilizer", None)
+    return _compiled(function, layer, dict(tensors), zeroed, x, R, stabilizer, arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -255,13 +368,21 @@ def _compiled(
     zeroed: dict[str, Array],
     x: Array,
     R: Array,
+    stabilizer: Stabilizer | None,
     given: dict[str, Any],
 ) -> Array:
-    stabilize = given.pop("epsilon", given.pop("stabilizer", Stabilizer()))
-    call = Call(layer, zeroed.get("weight"), zeroed.get("bias"), x, R, stabilize)
+    A = partial(layer, running_var=real["running_var"]) if "running_var" in real else layer
+
+    def b(tensors: dict[str, Array]) -> Array | None:
+        constant = tensors.get("bias")
+        if "running_mean" in real:
+            constant = (0 if constant is None else constant) - A(tensors.get("weight"), real["running_mean"][None])[0]
+        return constant if constant is None or layer.type == "Linear" else _channels(constant, x)
+
     if function is gamma:
-        given["z"] = layer(real["weight"], x) + layer.constant(real.get("bias"))
-    return function(call, **given)
+        z, constant = A(real.get("weight"), x), b(real)
+        given["z"] = z if constant is None else z + constant
+    return function(Call(A, zeroed.get("weight"), b(zeroed), x, R, stabilizer), **given)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
