@@ -38,7 +38,7 @@ OFFERED = {
     "functions": list(FUNCTIONS),
     "dtypes": list(DTYPES),
 }
-#: Mantissas of such numbers are lost before a rule sees them, whatever the flags.
+#: Such numbers are lost before a rule sees them, with --xla_cpu_ftz=false too.
 FLUSHED = {
     "skipped": "XLA reads subnormal numbers as zero",
     "link": "https://github.com/jax-ml/jax/issues/16200",
