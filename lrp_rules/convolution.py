@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp_rules.layer import Matrix, Row, WeightedLayer
-from lrp_rules.parts import parts
+from lrp_rules.layer import TERMS, Grid, Matrix, WeightedLayer, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.nn.modules.conv import _ConvNd
 
-    from lrp_rules.layer import Change, Formula
+    from lrp_rules.layer import Change
 
 
 #: Up to how many input channels make a convolution wait for memory rather than for arithmetic.
@@ -30,12 +29,14 @@ class WindowLayer(WeightedLayer):
 
     module: _ConvNd
 
+    #: The dimension of the weight that has an entry for each channel of the input.
+    input_dim: ClassVar[int]
+
     def matrix_of_ones(self) -> Matrix:
         # it has rank one in its channels: all inputs of a group are added up, and all of its outputs are the same
         weight, groups, dim = self.parameters["weight"], self.module.groups, -self._dims - 1
         assert weight is not None
-        thin = replace(
-            self,
+        thin = self.but(
             inputs=(self.x.narrow(dim, 0, groups),),
             given={"weight": weight.new_ones((groups, 1, *weight.shape[2:])), "bias": None},
             zero_params=(),
@@ -46,17 +47,13 @@ class WindowLayer(WeightedLayer):
             lambda s: _spread(A.T @ _gather(s, groups, dim), inside, groups, dim),
         )
 
-    def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
-        x = self.x
-        cuts = parts(len(R), x, R) if self.batched else None
-        if cuts is None:
-            return formula(self, R)
-        r = torch.empty_like(x)
-        for part in cuts:
-            outputs = None if self.outputs is None else (self.outputs[0][part],)
-            layer = replace(self, inputs=(x[part],), outputs=outputs, shape=R[part].shape)
-            r[part] = formula(layer, R[part])
-        return r
+    def magnitude(self) -> Tensor | None:
+        x, weight, dim = self.x, self.given["weight"], -self._dims - 1
+        assert weight is not None
+        if x.device.type != "cpu" or self.module.groups > 1:
+            return None
+        some = min(x.shape[dim], -(-TERMS // weight[0, 0].numel()))
+        return self.run_with(x.narrow(dim, 0, some).abs(), weight.narrow(self.input_dim, 0, some).abs(), None)
 
 
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
@@ -75,6 +72,8 @@ class ConvLayer(WindowLayer):
     """:class:`torch.nn.Conv1d`, Conv2d and Conv3d, with every option they have."""
 
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+    input_dim: ClassVar[int] = 1
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = self.module._conv_forward(x, weight, bias)
@@ -107,16 +106,21 @@ class ConvLayer(WindowLayer):
 
         return Matrix(lambda v: self.run_with(v, weight, None), transposed)
 
-    def row(self, changes: Sequence[Change | None]) -> Row:
-        dim = -self._dims - 1
-        channels, count = self.x.shape[dim], len(changes)
-        if count == 1 or self.module.groups > 1 or channels > FEW:
-            return super().row(changes)
+    def grid(self, *rows: Sequence[Change | None]) -> Grid:
+        dim, count = -self._dims - 1, len(rows[0])
+        channels = self.x.shape[dim]
+        if len(rows) * count == 1 or self.module.groups > 1 or channels > FEW or any(nothing in row for row in rows):
+            return super().grid(*rows)
         # a convolution of few channels takes as long for twice as many: side by side, and what they add up to is free
-        weight = torch.cat([self._weight(change) for change in changes], 1)
+        weight = torch.cat([torch.cat([self._weight(change) for change in row], 1) for row in rows])
         wide = self.x.narrow(dim, 0, 1).expand(*self.x.shape[:dim], count * channels, *self.x.shape[dim + 1 :])
-        A = replace(self, inputs=(wide,), given={"weight": weight, "bias": None}, zero_params=(), scratch=None).matrix()
-        return Row(lambda vectors: A @ torch.cat(list(vectors), dim), lambda s: (A.T @ s).split(channels, dim))
+        A = self.but(
+            inputs=(wide,), given={"weight": weight, "bias": None}, zero_params=(), memo={}, scratch=None
+        ).matrix()
+        return Grid(
+            lambda vectors: (A @ torch.cat(list(vectors), dim)).chunk(len(rows), dim),
+            lambda s: (A.T @ torch.cat(list(s), dim)).split(channels, dim),
+        )
 
     def _pads(self) -> list[tuple[int, int]]:
         """How much is padded before and after, for each dimension."""
@@ -147,6 +151,8 @@ class ConvTransposeLayer(WindowLayer):
     """:class:`torch.nn.ConvTranspose1d`, ConvTranspose2d and ConvTranspose3d, also with ``output_size`` in the call."""
 
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+    input_dim: ClassVar[int] = 0
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         module, n = self.module, self._dims

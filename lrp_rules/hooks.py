@@ -16,7 +16,6 @@ from lrp_rules.stabilizer import Stabilizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lrp_rules.layer import Formula
     from lrp_rules.registration import Call
 
     Tensors = tuple[Tensor, ...]
@@ -121,7 +120,101 @@ def _answer(
     return otherwise if answer is None else (answer,) if isinstance(answer, Tensor) else answer
 
 
-class BasicHook(Hook):
+class LayerHook(Hook):
+    """A hook that sees a call of its module as a :class:`~lrp_rules.layer.Layer`, and keeps what that is made of."""
+
+    allows_several: ClassVar[bool] = False
+    may_rerun: ClassVar[bool] = True
+    #: Whether the formula uses the output of the forward pass, so that it is to be kept.
+    uses_output: ClassVar[bool] = False
+    #: Names of the parameters that are set to zero.
+    zero_params: tuple[str, ...] = ()
+
+    def backward(
+        self, module: nn.Module, grad_input: Any, grad_output: Tensors
+    ) -> Tensor | Sequence[Tensor | None] | None:
+        """Return the relevance of each input. A subclass may change it; the module's own gradient is not computed.
+
+        Raises
+        ------
+        RuntimeError
+            If it is not called for a call of the module.
+
+        """
+        layer: Layer | None = vars(self).get("_layer")
+        if layer is None:
+            msg = f"{type(self).__name__}.backward belongs to a call of the module; register the rule and differentiate"
+            raise RuntimeError(msg)
+        return self.relevances(layer, grad_output)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        """Return the relevance of the layer's input, given that of its output."""
+        raise NotImplementedError
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        """Return the relevance of each input; rules that allow several override this instead."""
+        return (self.relevance(layer, R[0]),)
+
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
+        module = call.module
+        parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
+        call.names = tuple(parameters)
+        state = (
+            *self._kept(call, inputs, outputs),
+            *parameters.values(),
+            *(getattr(module, name) for name in call.kind.used_buffers),
+        )
+        if call.kind is TracedLayer:
+            # the last are only watched: a call cannot be repeated once parameters below the module have changed
+            below = [p for child in module.children() for p in child.parameters()]
+            return (*state, *outputs, *below), False
+        # under autocast, the output has fewer digits than the rule computes with
+        return state, self.uses_output and outputs[0].dtype == inputs[0].dtype
+
+    def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
+        hook, saved = self._private(call, saved)
+        names = call.names
+        given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
+        given.update(zip(names, saved, strict=False))
+        buffers = dict(zip(call.kind.used_buffers, saved[len(names) :], strict=False)) if call.kind.used_buffers else {}
+        outputs: Tensors | None = None
+        if call.kind is TracedLayer:
+            outputs = saved[len(names) : len(names) + len(relevance)]
+        elif call.output is not None and not torch.is_grad_enabled():  # a mere value has no derivative
+            value = call.output.value
+            outputs = None if value is None else (value,)
+        dtype = self._dtype(call, inputs, given)
+        if dtype is not None:
+            inputs = tuple(x.to(dtype) for x in inputs)
+            relevance = tuple(R.to(dtype) for R in relevance)
+            given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
+            outputs = None
+        shape = relevance[0].shape
+        layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
+        if type(self).backward is LayerHook.backward:
+            return self.relevances(layer, relevance)
+        hook = copy.copy(hook)
+        vars(hook)["_layer"] = layer
+        nothing = (None,) * len(inputs)
+        return _answer(hook.backward(call.module, nothing, relevance), nothing)
+
+    @staticmethod
+    def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:
+        """Return the dtype to compute in, if it is not that of the input.
+
+        R / S(d) leaves the range of float16 as soon as d is small; and under autocast, parameters have more digits.
+        """
+        own = inputs[0].dtype
+        if call.kind is TracedLayer:
+            return torch.float32 if own == torch.float16 else None
+        dtype = torch.float32 if own == torch.float16 else own
+        for value in given.values():
+            if value is not None and value.dtype != dtype:
+                dtype = torch.promote_types(dtype, value.dtype)
+        return None if dtype == own else dtype
+
+
+class BasicHook(LayerHook):
     """A rule for modules with one input and one output, made of modifiers or of a formula.
 
     With modifiers, the module is run once for each of k changes of its input and parameters, and the relevance is put
@@ -160,17 +253,6 @@ class BasicHook(Hook):
     >>> half_of_epsilon = BasicHook(input_modifiers=[lambda x: x / 2], gradient_mapper=lambda R, z: [R / (2 * z[0])])
     """
 
-    allows_several: ClassVar[bool] = False
-    may_rerun: ClassVar[bool] = True
-    #: Whether the formula uses the output of the forward pass, so that it is to be kept.
-    uses_output: ClassVar[bool] = False
-    #: Whether the formula takes each sample by itself, and whether it is a sum over outputs, each by itself: then parts
-    #: may be done one after the other. A subclass with a formula of its own has to say so itself.
-    samples_apart: ClassVar[bool] = False
-    outputs_apart: ClassVar[bool] = False
-    #: Names of the parameters that are set to zero.
-    zero_params: tuple[str, ...] = ()
-
     def __init__(
         self,
         input_modifiers: Sequence[Callable[[Tensor], Tensor]] | None = None,
@@ -191,23 +273,6 @@ class BasicHook(Hook):
         self.gradient_mapper = gradient_mapper
         self.reducer = reducer
         self.stabilizer = Stabilizer.ensure(stabilizer)
-
-    def backward(
-        self, module: nn.Module, grad_input: Any, grad_output: Tensors
-    ) -> Tensor | Sequence[Tensor | None] | None:
-        """Return the relevance of each input. A subclass may change it; the module's own gradient is not computed.
-
-        Raises
-        ------
-        RuntimeError
-            If it is not called for a call of the module.
-
-        """
-        layer: Layer | None = vars(self).get("_layer")
-        if layer is None:
-            msg = f"{type(self).__name__}.backward belongs to a call of the module; register the rule and differentiate"
-            raise RuntimeError(msg)
-        return self.relevances(layer, grad_output)
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""
@@ -232,88 +297,6 @@ class BasicHook(Hook):
         if self.reducer is None:
             return sum((x * c for x, c in zip(inputs, gradients, strict=True)), start=torch.zeros_like(x))
         return self.reducer(inputs, gradients)
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        """Return the relevance of each input; rules that allow several override this instead."""
-        return (self._in_parts(layer, R[0]),)
-
-    @property
-    def stabilizes_entries(self) -> bool:
-        """Whether S is known to take each entry of a denominator by itself."""
-        return isinstance(self.stabilizer, Stabilizer) and not self.stabilizer.norm_scale
-
-    def _in_parts(self, layer: Layer, R: Tensor) -> Tensor:
-        if not self.stabilizes_entries:
-            return self.relevance(layer, R)
-        formula = _outputs_apart(self.relevance) if self.outputs_apart else self.relevance
-        return layer.by_samples(formula, R) if self.samples_apart else formula(layer, R)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "relevance" in vars(cls) or "relevances" in vars(cls):
-            cls.samples_apart = vars(cls).get("samples_apart", False)
-            cls.outputs_apart = vars(cls).get("outputs_apart", False)
-
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
-        module = call.module
-        parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
-        call.names = tuple(parameters)
-        state = (
-            *self._kept(call, inputs, outputs),
-            *parameters.values(),
-            *(getattr(module, name) for name in call.kind.used_buffers),
-        )
-        if call.kind is TracedLayer:
-            # the last are only watched: a call cannot be repeated once parameters below the module have changed
-            below = [p for child in module.children() for p in child.parameters()]
-            return (*state, *outputs, *below), False
-        # under autocast, the output has fewer digits than the rule computes with
-        return state, self.uses_output and outputs[0].dtype == inputs[0].dtype
-
-    def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
-        hook, saved = self._private(call, saved)
-        given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
-        given.update(zip(call.names, saved, strict=False))
-        buffers = dict(zip(call.kind.used_buffers, saved[len(call.names) :], strict=False))
-        outputs: Tensors | None = None
-        if call.kind is TracedLayer:
-            outputs = saved[len(call.names) : len(call.names) + len(relevance)]
-        elif call.output is not None and not torch.is_grad_enabled():  # a mere value has no derivative
-            value = call.output.value
-            outputs = None if value is None else (value,)
-        dtype = self._dtype(call, inputs, given)
-        if dtype is not None:
-            inputs = tuple(x.to(dtype) for x in inputs)
-            relevance = tuple(R.to(dtype) for R in relevance)
-            given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
-            outputs = None
-        shape = relevance[0].shape
-        layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
-        if type(self).backward is BasicHook.backward:
-            return self.relevances(layer, relevance)
-        hook = copy.copy(hook)
-        vars(hook)["_layer"] = layer
-        nothing = (None,) * len(inputs)
-        return _answer(hook.backward(call.module, nothing, relevance), nothing)
-
-    @staticmethod
-    def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:
-        """Return the dtype to compute in, if it is not that of the input.
-
-        R / S(d) leaves the range of float16 as soon as d is small; and under autocast, parameters have more digits.
-        """
-        own = inputs[0].dtype
-        if call.kind is TracedLayer:
-            return torch.float32 if own == torch.float16 else None
-        dtype = torch.float32 if own == torch.float16 else own
-        for value in given.values():
-            if value is not None and value.dtype != dtype:
-                dtype = torch.promote_types(dtype, value.dtype)
-        return None if dtype == own else dtype
-
-
-def _outputs_apart(formula: Formula) -> Formula:
-    return lambda layer, R: layer.by_outputs(formula, R)
 
 
 def _same(value: Tensor) -> Tensor:

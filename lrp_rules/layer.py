@@ -5,30 +5,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from lrp_rules.params import zeroed
+from lrp_rules.parts import large, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     #: Elementwise; as torch's own functions, it takes ``out``.
     Change = Callable[..., Tensor]
     Parameters = Mapping[str, Tensor | None]
-    Formula = Callable[["Layer", Tensor], Tensor]
+    Tensors = Sequence[Tensor]
+    #: Gives a relevance, into ``out`` if it likes.
+    Formula = Callable[["Layer", Tensor, Tensor | None], Tensor]
+    #: Gives the coefficients of the vectors.
+    Coefficients = Callable[["Layer", Tensors, Tensor], Tensors]
 
 
-@dataclass
+def nothing(v: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return zeros, the change that leaves no matrix: A(0) = 0."""
+    return torch.mul(v, 0, out=out)
+
+
+@dataclass(slots=True)  # frozen ones take longer to make than a small product
 class Matrix:
-    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``."""
+    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``; ``onto(s, c)`` is c + A^T s, and may write to c."""
 
     forward: Callable[[Tensor], Tensor]
     transposed: Callable[[Tensor], Tensor]
+    adding: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         return self.forward(vector)
@@ -38,39 +49,49 @@ class Matrix:
         """The transpose."""
         return Matrix(self.transposed, self.forward)
 
+    def onto(self, s: Tensor, c: Tensor) -> Tensor:
+        """Return c + A^T s."""
+        return c + self.transposed(s) if self.adding is None else self.adding(s, c)
 
-@dataclass(frozen=True)
-class Row:
-    """Matrices side by side, [A B]: ``row @ (v, u)`` is A v + B u, and ``row.T @ s`` is (A^T s, B^T s)."""
 
-    forward: Callable[[Sequence[Tensor]], Tensor]
-    transposed: Callable[[Tensor], Sequence[Tensor]]
+@dataclass(slots=True)
+class Grid:
+    """Matrices A_jk in rows: ``A @ v`` is sum_k A_jk v_k for each j, ``A.T @ s`` is sum_j A_jk^T s_j for each k."""
 
-    @classmethod
-    def of(cls, matrices: Sequence[Matrix]) -> Row:
-        """Return the row of these matrices."""
-        return cls(
-            lambda vectors: reduce(torch.add, (A @ v for A, v in zip(matrices, vectors, strict=True))),
-            lambda s: [A.T @ s for A in matrices],
-        )
+    forward: Callable[[Tensors], Tensors]
+    transposed: Callable[[Tensors], Tensors]
 
-    def __matmul__(self, vectors: Sequence[Tensor]) -> Tensor:
+    def __matmul__(self, vectors: Tensors) -> Tensors:
         return self.forward(vectors)
 
     @property
-    def T(self) -> Column:
-        """The transposes, one below the other."""
-        return Column(self.transposed)
+    def T(self) -> Grid:
+        """The transpose."""
+        return Grid(self.transposed, self.forward)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Matrix | None]], start: Tensors | None = None) -> Grid:
+        """Return the grid of these rows, None for zeros. ``start`` is added to what ``A.T @ s`` gives."""
+        if len(rows) == len(rows[0]) == 1 and start is None and rows[0][0] is not None:
+            A = rows[0][0]  # most grids are that small, and so are many layers
+            return cls(lambda vectors: (A.forward(vectors[0]),), lambda s: (A.transposed(s[0]),))
+        columns = list(zip(*rows, strict=True))
+        starts = [None] * len(columns) if start is None else start
+        return cls(
+            lambda vectors: [reduce(torch.add, (A @ v for A, v in _pairs(row, vectors))) for row in rows],
+            lambda s: [_added(column, s, c) for column, c in zip(columns, starts, strict=True)],
+        )
 
 
-@dataclass(frozen=True)
-class Column:
-    """What a :class:`Row` is transposed to."""
+def _pairs(matrices: Sequence[Matrix | None], tensors: Tensors) -> Iterator[tuple[Matrix, Tensor]]:
+    return ((A, v) for A, v in zip(matrices, tensors, strict=True) if A is not None)
 
-    forward: Callable[[Tensor], Sequence[Tensor]]
 
-    def __matmul__(self, vector: Tensor) -> Sequence[Tensor]:
-        return self.forward(vector)
+def _added(column: Sequence[Matrix | None], parts: Tensors, c: Tensor | None) -> Tensor:
+    for A, s in _pairs(column, parts):
+        c = A.transposed(s) if c is None else A.onto(s, c)
+    assert c is not None
+    return c
 
 
 @dataclass
@@ -95,6 +116,10 @@ class Layer:
         Repeats the call: ``run(parameters, *inputs)`` returns its outputs.
     buffers
         Buffers that the call used, by name.
+    start
+        Where this is a part of the outputs: the coefficients that the parts before it gave.
+    memo
+        What was made ``once``, for all samples.
 
     """
 
@@ -106,17 +131,24 @@ class Layer:
     zero_params: tuple[str, ...] = ()
     run: Callable[..., tuple[Tensor, ...]] = field(kw_only=True)
     buffers: Parameters = field(kw_only=True, default_factory=dict)
+    start: Tensors | None = field(kw_only=True, default=None)
+    memo: dict[Any, Tensor] = field(kw_only=True, default_factory=dict)
 
     #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
     used_buffers: ClassVar[tuple[str, ...]] = ()
+    #: Whether it may be faster to do some samples after the others.
+    takes_samples: ClassVar[bool] = True
 
     def matrix(self, change: Change | None = None) -> Matrix:
         """Return A(w), or A(change(w))."""
         raise NotImplementedError
 
-    def row(self, changes: Sequence[Change | None]) -> Row:
-        """Return [A(change(w)) ...], one matrix for each change."""
-        return Row.of([self.matrix(change) for change in changes])
+    def grid(self, *rows: Sequence[Change | None]) -> Grid:
+        """Return the matrices A(change(w)), in the rows of the changes."""
+        if len(rows) == len(rows[0]) == 1:
+            return Grid.of(((self.matrix(rows[0][0]),),), self.start)
+        made = {change: None if change is nothing else self.matrix(change) for row in rows for change in row}
+        return Grid.of([[made[change] for change in row] for row in rows], self.start)
 
     def matrix_of_ones(self) -> Matrix:
         """Return A(1). What it gives may have one channel for all that are the same."""
@@ -131,17 +163,54 @@ class Layer:
         """Return what the module returned, once more, to the last bit."""
         raise NotImplementedError
 
-    def at_ones(self) -> Layer:
+    def but(self, **fields: Any) -> Self:
+        """Return the layer with other values of some fields."""
+        other = object.__new__(type(self))  # dataclasses.replace takes longer than a small product
+        vars(other).update(vars(self), **fields)
+        return other
+
+    def once(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """Return what ``make`` makes, which is the same for all samples: for all parts of them, if there are parts."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def at_ones(self) -> Self:
         """Return the layer with ones as its input: one sample of them, since all samples are the same."""
-        return replace(self, inputs=(torch.ones_like(self.x[:1] if self.batched else self.x),), outputs=None)
+        return self.but(inputs=(torch.ones_like(self.x[:1] if self.batched else self.x),), outputs=None)
 
     def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
         """Return ``formula(self, R)``, for a formula that takes each sample by itself: by parts, if faster."""
-        return formula(self, R)
+        x = self.x
+        takes = large(x, R) and self.takes_samples and self.start is None and self.batched
+        cuts = parts(R.shape[0], x, R) if takes else None
+        if cuts is None:
+            return formula(self, R, None)
+        r = torch.empty_like(x)
+        for part in cuts:
+            outputs = None if self.outputs is None else (self.outputs[0][part],)
+            layer = self.but(inputs=(x[part],), outputs=outputs, shape=R[part].shape)
+            out = r[part]
+            found = formula(layer, R[part], out)
+            if found is not out:
+                out.copy_(found)
+        return r
 
-    def by_outputs(self, formula: Formula, R: Tensor) -> Tensor:
-        """Return ``formula(self, R)``, for a formula that sums over outputs: by parts, if faster."""
-        return formula(self, R)
+    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor) -> Tensors:
+        """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if faster."""
+        return coefficients(self, vectors, R)
+
+    def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
+        """Return r = sum v * c over vectors and their coefficients, which are not needed any more."""
+        if out is None:
+            r = vectors[0] * coefficients[0]
+            for v, c in zip(vectors[1:], coefficients[1:], strict=True):
+                r = torch.addcmul(r, v, c)
+            return r
+        torch.mul(vectors[0], coefficients[0], out=out)
+        for v, c in zip(vectors[1:], coefficients[1:], strict=True):
+            out.addcmul_(v, c)
+        return out
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return A^T s for each input."""
@@ -176,7 +245,7 @@ class Layer:
     @property
     def parameters(self) -> Parameters:
         """The parameters, with those in ``zero_params`` set to zero."""
-        return zeroed(self.given, self.zero_params) if self.zeroes else self.given
+        return zeroed(self.given, self.zero_params) if self.zero_params and self.zeroes else self.given
 
     @property
     def batched(self) -> bool:
@@ -189,11 +258,17 @@ class Layer:
         return self.parameters.get("weight") is not None
 
 
+#: Up to how many products a sum is computed anew, rather than taken from one that holds a bias, too.
+ANEW = 2**21
+#: How many products of an output are looked at to see that their sum outweighs its bias.
+TERMS = 48
+
+
 @dataclass
 class WeightedLayer(Layer):
     """What the layers with one weight and at most one bias have in common.
 
-    ``scratch`` is memory for changed weights, where they are done block by block.
+    ``scratch`` is memory for changed weights, where there is some.
     """
 
     scratch: dict[Change, Tensor] | None = field(kw_only=True, default=None)
@@ -205,7 +280,40 @@ class WeightedLayer(Layer):
     @property
     def bias(self) -> Tensor:
         bias = self.parameters["bias"]
-        return self.x.new_zeros(()) if bias is None else bias.view((-1,) + (1,) * self._dims)
+        return self.x.new_zeros(()) if bias is None else self._per_output(bias)
+
+    @property
+    def linear_outputs(self) -> tuple[Tensor, ...]:
+        if not self.zero_params:
+            return self.real_outputs
+        bias, out = self.given["bias"], self.outputs
+        if bias is None or out is None or self.zero_params != ("bias",) or self.multiply_adds <= ANEW:
+            return super().linear_outputs
+        # z - b is A x but for rounding, unless b outweighs A(|w|) |x| and has taken the digits of A x. That sum is at
+        # least |A x|, and what some of the inputs contribute to it.
+        least = None if torch.is_grad_enabled() else self.magnitude()
+        if least is not None:
+            difference, size = out[0] - self._per_output(bias), self._per_output(bias.abs())
+            if bool((least >= size).all()) or bool((torch.maximum(least, difference.abs()) >= size).all()):
+                return (difference,)
+        return super().linear_outputs
+
+    @property
+    def multiply_adds(self) -> int:
+        """How many products A x is made of, about."""
+        weight = self.given["weight"]
+        assert weight is not None
+        return weight.numel() * self.shape.numel() // max(1, weight.shape[0])
+
+    def magnitude(self) -> Tensor | None:
+        """Return a part of A(|w|) |x|, which takes little time; None where that cannot be had without waiting."""
+        raise NotImplementedError
+
+    def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
+        first = coefficients[0]
+        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape:
+            out = first  # it was made for this
+        return super().total(vectors, coefficients, out)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what the module would, with these parameters."""
@@ -221,11 +329,17 @@ class WeightedLayer(Layer):
         assert weight is not None
         if change is None:
             return weight
+        return self.once(change, lambda: self._changed(change, weight))
+
+    def _changed(self, change: Change, weight: Tensor) -> Tensor:
         if self.scratch is None:
             return change(weight)
         if change not in self.scratch:
             self.scratch[change] = torch.empty_like(weight)
         return change(weight, out=self.scratch[change][: len(weight)])
+
+    def _per_output(self, bias: Tensor) -> Tensor:
+        return bias.view((-1,) + (1,) * self._dims)
 
     @property
     def _dims(self) -> int:

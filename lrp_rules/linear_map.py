@@ -6,21 +6,21 @@ f(x) - A x.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrp_rules.convolution import ConvLayer, ConvTransposeLayer
-from lrp_rules.layer import Layer, Matrix, WeightedLayer
+from lrp_rules.layer import TERMS, Layer, Matrix, WeightedLayer
 from lrp_rules.traced import TracedLayer, pull
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.layer import Change, Formula
+    from lrp_rules.layer import Change, Coefficients, Tensors
 
 #: How many weights are changed at a time, for each thread. A layer with many more is done in blocks of its outputs: a
 #: block is changed into memory that stays in cache, and used forwards and backwards, so that each weight is read once.
@@ -33,7 +33,9 @@ __all__ = [
     "Layer",
     "LinearLayer",
     "Matrix",
+    "ReLULayer",
     "TracedLayer",
+    "gated",
     "layer_type",
     "pull",
 ]
@@ -45,35 +47,51 @@ class LinearLayer(WeightedLayer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         weight = self._weight(change)
-        return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight)
+
+        def adding(s: Tensor, c: Tensor) -> Tensor:
+            if torch.is_grad_enabled() or s.ndim != 2:
+                return c + s @ weight
+            return c.addmm_(s, weight)
+
+        return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight, adding)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
+    def magnitude(self) -> Tensor | None:
+        x, weight = self.x, self.given["weight"]
+        assert weight is not None
+        if x.device.type != "cpu":
+            return None
+        some = TERMS
+        return F.linear(x[..., :some].abs(), weight[:, :some].abs())
+
     def matrix_of_ones(self) -> Matrix:
         return Matrix(_sum, _sum)
 
-    def by_outputs(self, formula: Formula, R: Tensor) -> Tensor:
+    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None
+        if weight.numel() <= ROWS:
+            return coefficients(self, vectors, R)
         step = max(1, ROWS * torch.get_num_threads() // weight.shape[1])
         if R.device.type != "cpu" or torch.is_grad_enabled() or step >= len(weight):
-            return formula(self, R)
-        r: Tensor | None = None
+            return coefficients(self, vectors, R)
+        found: Tensors | None = None
         scratch: dict[Change, Tensor] = {}
         for start in range(0, len(weight), step):
             rows = slice(start, start + step)
             given = {"weight": weight[rows], "bias": None if bias is None else bias[rows]}
             outputs = None if self.outputs is None else (self.outputs[0][..., rows],)
             part = R[..., rows]
-            r_part = formula(replace(self, given=given, outputs=outputs, shape=part.shape, scratch=scratch), part)
-            r = r_part if r is None else r.add_(r_part)
-        assert r is not None
-        return r
+            layer = self.but(given=given, outputs=outputs, shape=part.shape, scratch=scratch, memo={}, start=found)
+            found = coefficients(layer, vectors, part)
+        assert found is not None
+        return found
 
-    def at_ones(self) -> Layer:
+    def at_ones(self) -> Self:
         # every leading dimension holds samples
-        return replace(self, inputs=(self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:]),), outputs=None)
+        return self.but(inputs=(self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:]),), outputs=None)
 
     @property
     def batched(self) -> bool:
@@ -82,6 +100,9 @@ class LinearLayer(WeightedLayer):
     @property
     def _dims(self) -> int:
         return 0
+
+    def _per_output(self, bias: Tensor) -> Tensor:
+        return bias
 
 
 def _sum(v: Tensor) -> Tensor:
@@ -124,6 +145,34 @@ class BatchNormLayer(Layer):
         return v.view((-1,) + (1,) * (self.x.ndim - 2)).to(self.x.dtype)
 
 
+@dataclass
+class ReLULayer(Layer):
+    """:class:`torch.nn.ReLU`, not in place: a diagonal of ones where x > 0, and of zeros."""
+
+    def matrix(self, change: Change | None = None) -> Matrix:
+        x = self.x
+        return Matrix(lambda v: gated(v, x), lambda s: gated(s, x))
+
+    def output(self) -> Tensor:
+        return F.relu(self.x)
+
+    @property
+    def bias(self) -> Tensor:
+        return self.x.new_zeros(())
+
+    @property
+    def batched(self) -> bool:
+        return self.x.ndim > 1
+
+
+def gated(v: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return v where the gate is above 0, and 0 elsewhere."""
+    # named after what it is used for otherwise, and several times as fast as torch.where
+    backward = torch.ops.aten.threshold_backward
+    kept: Tensor = backward(v, gate, 0) if out is None else backward.grad_input(v, gate, 0, grad_input=out)
+    return kept
+
+
 _KNOWN: dict[Callable[..., Tensor], type[Layer]] = {
     nn.Linear.forward: LinearLayer,
     nn.Conv1d.forward: ConvLayer,
@@ -133,6 +182,7 @@ _KNOWN: dict[Callable[..., Tensor], type[Layer]] = {
     nn.ConvTranspose2d.forward: ConvTransposeLayer,
     nn.ConvTranspose3d.forward: ConvTransposeLayer,
     nn.BatchNorm1d.forward: BatchNormLayer,
+    nn.ReLU.forward: ReLULayer,
 }
 _CONVOLUTIONS = {nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward}
 
@@ -145,5 +195,7 @@ def layer_type(module: nn.Module) -> type[Layer]:
     if found is ConvLayer and getattr(type(module), "_conv_forward", None) not in _CONVOLUTIONS:
         return TracedLayer
     if found is BatchNormLayer and (module.training or module.running_mean is None):
+        return TracedLayer
+    if found is ReLULayer and module.inplace:
         return TracedLayer
     return found

@@ -62,7 +62,10 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
     evaluated as it was left there, without another step.
     """
     if not module._forward_pre_hooks and not module._modules:  # nothing makes other parameters of these
-        return {name: getattr(module, name) for name in module._parameters}
+        own = module._parameters
+        if own.keys().isdisjoint(module.__dict__):  # nor hides them
+            return dict(own)
+        return {name: getattr(module, name) for name in own}
     names = dict.fromkeys(module._parameters)
     for hook in module._forward_pre_hooks.values():
         # the older torch.nn.utils.weight_norm and spectral_norm are pre-hooks that set a plain attribute before each

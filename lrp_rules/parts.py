@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: How many bytes a part has in the largest tensor, for each thread.
-PART = 2**20
+PART = 2**19
+
+
+def large(*tensors: Tensor) -> bool:
+    """Whether one of the tensors is more than a part."""
+    return any(t.nbytes > PART for t in tensors)
 
 
 def parts(size: int, *tensors: Tensor) -> list[slice] | None:
     """Return how to cut ``size`` equal things, which the tensors hold together; None if they are better left whole."""
     if size < 2 or torch.is_grad_enabled() or any(t.device.type != "cpu" for t in tensors):
         return None
-    largest = max(t.numel() * t.element_size() for t in tensors)
-    step = max(1, PART * torch.get_num_threads() * size // max(largest, 1))
+    step = max(1, PART * torch.get_num_threads() * size // max(1, *(t.nbytes for t in tensors)))
     return None if step >= size else [slice(start, start + step) for start in range(0, size, step)]
 
 
@@ -31,7 +35,7 @@ def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Return ``formula(*tensors)``, for an elementwise formula of tensors that are alike."""
     first = tensors[0]
     alike = all(t.is_contiguous() and t.shape == first.shape and t.dtype == first.dtype for t in tensors)
-    cuts = parts(first.numel(), *tensors) if alike else None
+    cuts = parts(first.numel(), *tensors) if alike and large(first) else None
     if cuts is None:
         return formula(*tensors)
     result = torch.empty_like(first)

@@ -9,6 +9,8 @@ graph goes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -19,7 +21,7 @@ from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -38,14 +40,14 @@ class _Watched:
         return self._tensor if self._tensor._version == self._version else None
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """What is known of one call of a module besides its tensors."""
 
     hook: Hook
     module: nn.Module
     kind: type[Layer]
-    shapes: tuple[torch.Size, ...]
+    shapes: list[torch.Size]
     rerun: Rerun | None = None
     names: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -91,8 +93,8 @@ class _Node(torch.autograd.Function):
                 answer = call.hook._propagate(call, inputs, saved, relevance)
         else:
             answer = call.hook._propagate(call, inputs, saved, relevance)
-        got = [None if r is None else r.shape for r in answer]
-        if len(got) != len(call.shapes) or any(a is not None and a != b for a, b in zip(got, call.shapes, strict=True)):
+        got = [r if r is None else r.shape for r in answer]
+        if got != call.shapes and not _fits(got, call.shapes):
             msg = (
                 f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, "
                 f"expected one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes "
@@ -102,6 +104,11 @@ class _Node(torch.autograd.Function):
         if torch.is_grad_enabled():
             answer = [r if r is None else _Derivative.apply(r) for r in answer]  # type: ignore[no-untyped-call]
         return (None, None, None, *answer)
+
+
+def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
+    # None is no relevance
+    return len(got) == len(expected) and all(a in (None, b) for a, b in zip(got, expected, strict=True))
 
 
 class _Derivative(torch.autograd.Function):
@@ -187,7 +194,7 @@ class Registration:
         if plain and output.is_floating_point() and self._quick(kind, args[0]):
             # one tensor in, one out, and nothing to remember of the call but these
             (x,) = args
-            return self._put(Call(self.hook, module, kind, (x.shape,)), args, (output,))[0] if x.requires_grad else None
+            return self._put(Call(self.hook, module, kind, [x.shape]), args, (output,))[0] if x.requires_grad else None
         if plain:
             leaves, structure, positions, results, shell = [args[0]], None, [0], [output], None
             several = False
@@ -217,7 +224,7 @@ class Registration:
             )
             raise TypeError(msg)
 
-        call = Call(self.hook, module, kind, tuple(x.shape for x in inputs))
+        call = Call(self.hook, module, kind, [x.shape for x in inputs])
         if kind is TracedLayer:
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
             arguments = None if structure is None else Arguments(rest, structure, positions)
@@ -249,7 +256,7 @@ class Registration:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, keep = self.hook._record(call, inputs, outputs)
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
-        returned = tuple(o.detach().clone() if any(o is kept for kept in saved) else o.detach() for o in outputs)
+        returned = tuple([o.detach().clone() if any(map(partial(is_, o), saved)) else o.detach() for o in outputs])
         if keep:
             call.output = _Watched(returned[0].detach())
         made = _Node.apply(call, saved, returned, *inputs)  # type: ignore[no-untyped-call]

@@ -15,34 +15,34 @@ References (cited by the classes)
 from __future__ import annotations
 
 import math
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lrp_rules.hooks import BasicHook, Hook
-from lrp_rules.params import parameter_names
+from lrp_rules.formula import FormulaRule
+from lrp_rules.hooks import Hook, LayerHook
+from lrp_rules.layer import Grid, nothing
+from lrp_rules.linear_map import gated
 from lrp_rules.parts import elementwise
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
-    from lrp_rules.layer import Layer, Matrix, Row
-
-    Names = str | Iterable[str] | None
-    Stabilizing = float | Callable[[Tensor], Tensor]
+    from lrp_rules.formula import Names, Stabilizing
+    from lrp_rules.layer import Layer, Matrix, Tensors
 
 
 def positive(v: Tensor, out: Tensor | None = None) -> Tensor:
     """Return v+."""
-    return torch.clamp(v, min=0, out=out)
+    return torch.clamp_min(v, 0, out=out)
 
 
 def negative(v: Tensor, out: Tensor | None = None) -> Tensor:
     """Return v-."""
-    return torch.clamp(v, max=0, out=out)
+    return torch.clamp_max(v, 0, out=out)
 
 
 def increased(v: Tensor, g: float, part: Callable[..., Tensor], out: Tensor | None = None) -> Tensor:
@@ -60,40 +60,7 @@ def split(x: Tensor) -> tuple[Tensor, ...]:
     return (x,) if nonnegative(x) else (positive(x), negative(x))
 
 
-def gated(v: Tensor, gate: Tensor) -> Tensor:
-    """Return v where the gate is above 0, and 0 elsewhere."""
-    # named after what it is used for otherwise, and several times as fast as torch.where
-    kept: Tensor = torch.ops.aten.threshold_backward(v, gate, 0)
-    return kept
-
-
-def propagate(
-    A: Row,
-    vectors: Sequence[Tensor],
-    bias: Tensor | None,
-    R: Tensor,
-    stabilizer: Callable[[Tensor], Tensor],
-    gate: Tensor | None = None,
-) -> Tensor:
-    """Return r = sum v * A_v^T s over the vectors v, with s = R / S(d) and d = sum A_v v + bias, where gate > 0."""
-    d = A @ vectors if bias is None else A @ vectors + bias
-    s = R / stabilizer(d)
-    s = s if gate is None else gated(s, gate)
-    return reduce(torch.add, (v * c for v, c in zip(vectors, A.T @ s, strict=True)))
-
-
-def share(
-    layer: Layer, A: Matrix, ones: Tensor, bias: Tensor | None, R: Tensor, stabilizer: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return r = A^T (R / S(d)) with d = A 1 + bias, which is computed once for all samples."""
-    d = A @ ones if bias is None else A @ ones + bias
-    if isinstance(stabilizer, Stabilizer):
-        S = stabilizer(d)
-        return layer.by_samples(lambda _, R: ones * (A.T @ (R / S)), R)
-    return ones * (A.T @ (R / stabilizer(d.expand_as(R))))  # one's own callable may look at whole samples
-
-
-class Epsilon(BasicHook):
+class Epsilon(FormulaRule):
     """LRP-Epsilon (Bach et al. 2015): relevance in proportion to the contributions to the output.
 
     Used in middle layers; ``epsilon=0`` is LRP-0, used in upper layers; a large epsilon absorbs what is weak.
@@ -118,14 +85,13 @@ class Epsilon(BasicHook):
 
     allows_several: ClassVar[bool] = True
     uses_output: ClassVar[bool] = True
-    samples_apart: ClassVar[bool] = True
 
     def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
-        super().__init__(stabilizer=epsilon)
-        self.zero_params = parameter_names(zero_params)
+        super().__init__(epsilon, zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return layer.x * (layer.matrix().T @ (R / self.stabilizer(layer.linear_outputs[0])))
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        A = layer.grid([None])
+        return A.T @ [R / self.stabilizer(layer.linear_outputs[0])]
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if len(layer.inputs) == len(R) == 1:
@@ -152,7 +118,7 @@ class Norm(Epsilon):
         super().__init__(epsilon=stabilizer)
 
 
-class ZPlus(BasicHook):
+class ZPlus(FormulaRule):
     """LRP-ZPlus (Bach et al. 2015; Montavon et al. 2017): relevance to positive contributions alone.
 
     For convolutions below the middle of a network; r is not negative where R is not. The same as AlphaBeta(1, 0).
@@ -169,20 +135,16 @@ class ZPlus(BasicHook):
 
     """
 
-    samples_apart: ClassVar[bool] = True
-    outputs_apart: ClassVar[bool] = True
+    def vectors(self, layer: Layer) -> Tensors:
+        return split(layer.x)
 
-    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
-        super().__init__(stabilizer=stabilizer)
-        self.zero_params = parameter_names(zero_params)
-
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        xs = split(layer.x)
-        A = layer.row((positive, negative)[: len(xs)])
-        return propagate(A, xs, positive(layer.bias), R, self.stabilizer)
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        A = layer.grid((positive, negative)[: len(vectors)])
+        (d,) = A @ vectors
+        return A.T @ [R / self.stabilizer(d + positive(layer.bias))]
 
 
-class AlphaBeta(BasicHook):
+class AlphaBeta(FormulaRule):
     """LRP-AlphaBeta (Bach et al. 2015): alpha times the positive share minus beta times the negative.
 
     For lower layers, mostly with (1, 0) or (2, 1).
@@ -207,9 +169,6 @@ class AlphaBeta(BasicHook):
 
     """
 
-    samples_apart: ClassVar[bool] = True
-    outputs_apart: ClassVar[bool] = True
-
     def __init__(
         self, alpha: float = 2.0, beta: float = 1.0, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
     ) -> None:
@@ -221,21 +180,26 @@ class AlphaBeta(BasicHook):
         if not abs(alpha - beta - 1) <= math.ulp(1.0) + math.ulp(alpha) / 2 + math.ulp(beta) / 2:
             msg = f"alpha - beta is {alpha!r} - {beta!r} = {alpha - beta!r}; expected 1, as in (2, 1) or (1, 0)"
             raise ValueError(msg)
-        super().__init__(stabilizer=stabilizer)
+        super().__init__(stabilizer, zero_params)
         self.alpha, self.beta = alpha, beta
-        self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        xs, b = split(layer.x), layer.bias
-        A, B = (layer.row(changes[: len(xs)]) for changes in ((positive, negative), (negative, positive)))
-        ra = propagate(A, xs, positive(b), R, self.stabilizer)
+    def vectors(self, layer: Layer) -> Tensors:
+        return split(layer.x)
+
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        n, b = len(vectors), layer.bias
+        halves = ((positive, negative)[:n], (negative, positive)[:n])
         if self.beta == 0:
-            return self.alpha * ra
-        rb = propagate(B, xs, negative(b), R, self.stabilizer)
-        return self.alpha * ra - self.beta * rb
+            A = layer.grid(halves[0])
+            (da,) = A @ vectors
+            return A.T @ [self.alpha * R / self.stabilizer(da + positive(b))]
+        A = layer.grid(*halves)
+        da, db = A @ vectors
+        sa, sb = R / self.stabilizer(da + positive(b)), R / self.stabilizer(db + negative(b))
+        return A.T @ [self.alpha * sa, -self.beta * sb]
 
 
-class Gamma(BasicHook):
+class Gamma(FormulaRule):
     """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon that favours the output's sign.
 
     For convolutions in the middle of a network; from Epsilon at gamma = 0 towards ZPlus as gamma grows.
@@ -264,48 +228,48 @@ class Gamma(BasicHook):
     """
 
     uses_output: ClassVar[bool] = True
-    samples_apart: ClassVar[bool] = True
-    outputs_apart: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 0.25, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         if not 0 <= gamma < math.inf:
             msg = f"gamma is {gamma!r}; expected a finite number that is not negative, such as 0.25"
             raise ValueError(msg)
-        super().__init__(stabilizer=stabilizer)
+        super().__init__(stabilizer, zero_params)
         self.gamma = gamma
-        self.zero_params = parameter_names(zero_params)
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+    def vectors(self, layer: Layer) -> Tensors:
+        return (layer.x, layer.x.abs()) if self._is_in_two_maps(layer) else split(layer.x)
+
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        if self._is_in_two_maps(layer):
+            return self._in_two_maps(layer, vectors, R)
+        n, b, g, z = len(vectors), layer.bias, self.gamma, layer.z
+        up, down = (partial(increased, g=g, part=part) for part in (positive, negative))
+        A = layer.grid((up, down)[:n], (down, up)[:n])
+        above, below = A @ vectors
+        s_above = gated(R / self.stabilizer(above + up(b)), z)
+        s_below = gated(R / self.stabilizer(below + down(b)), -z)
+        return A.T @ [s_above, s_below]
+
+    def _is_in_two_maps(self, layer: Layer) -> bool:
         # what looks at several denominators is to see all of one sign's
-        two = self.gamma <= 1 and layer.additive and self.stabilizes_entries
-        return self._in_two_maps(layer, R) if two else self._in_four_maps(layer, R)
+        return self.gamma <= 1 and layer.additive and self.stabilizes_entries
 
-    def _in_two_maps(self, layer: Layer, R: Tensor) -> Tensor:
+    def _in_two_maps(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         # With w+ = (w + |w|) / 2 and w- = (w - |w|) / 2, and alike for x and b, all sums above become
         #     d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0, two maps in
         # place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels there.
         # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
-        # large gamma takes the way below.
-        x, z, half = layer.x, layer.z, self.gamma / 2
+        # large gamma takes the way above.
+        z, half = layer.z, self.gamma / 2
         sign = z.sign()
-        A, A_abs, x_abs = layer.matrix(), layer.matrix(torch.abs), x.abs()
-        z_abs = A_abs @ x_abs + layer.bias.abs()
+        z_abs = layer.matrix(torch.abs) @ vectors[1] + layer.bias.abs()
         d = torch.addcmul((1 + half) * layer.linear_outputs[0], sign, z_abs, value=half)
         s = gated(R / self.stabilizer(d), z.abs())
-        # the products first: half of a tiny x is nothing, and the other factor may be huge
-        return torch.add((1 + half) * (x * (A.T @ s)), x_abs * (A_abs.T @ (sign * s)), alpha=half)
-
-    def _in_four_maps(self, layer: Layer, R: Tensor) -> Tensor:
-        z, g = layer.z, self.gamma
-        up, down = (partial(increased, g=g, part=part) for part in (positive, negative))
-        xs, b = split(layer.x), layer.bias
-        A, B = (layer.row(changes[: len(xs)]) for changes in ((up, down), (down, up)))
-        above = propagate(A, xs, up(b), R, self.stabilizer, gate=z)
-        below = propagate(B, xs, down(b), R, self.stabilizer, gate=-z)
-        return above + below
+        A = layer.grid((None, nothing), (nothing, torch.abs))
+        return A.T @ [(1 + half) * s, half * sign * s]
 
 
-class ZBox(BasicHook):
+class ZBox(FormulaRule):
     """LRP-ZBox (Montavon et al. 2017): for the first layer, when inputs such as pixels are bounded.
 
         d = A(w) x - A(w+) l - A(w-) h        s = R / S(d)
@@ -330,7 +294,7 @@ class ZBox(BasicHook):
 
     """
 
-    outputs_apart: ClassVar[bool] = True
+    uses_output: ClassVar[bool] = True
 
     @property
     def samples_apart(self) -> bool:  # type: ignore[override]
@@ -340,25 +304,37 @@ class ZBox(BasicHook):
     def __init__(
         self, low: float | Tensor, high: float | Tensor, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
     ) -> None:
-        super().__init__(stabilizer=stabilizer)
+        super().__init__(stabilizer, zero_params)
         # a number keeps all its digits until it meets the input
         self.low = low if isinstance(low, Tensor) else torch.as_tensor(low, dtype=torch.float64)
         self.high = high if isinstance(high, Tensor) else torch.as_tensor(high, dtype=torch.float64)
-        self.zero_params = parameter_names(zero_params)
         if self.low.ndim == 0 or self.high.ndim == 0 or self.low.shape == self.high.shape:
             self._check_order(self.low, self.high)  # bounds of different shapes meet only at the input
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        x = layer.x
-        low, high = (_expand(bound, layer, name) for bound, name in ((self.low, "low"), (self.high, "high")))
+    def vectors(self, layer: Layer) -> Tensors:
+        low, high = self._bounds(layer)
         if self.low.ndim > 0 and self.high.ndim > 0 and self.low.shape != self.high.shape:
             self._check_order(low, high)
-        if layer.additive:
-            # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing
-            # cancels
-            return propagate(layer.row((positive, negative)), (x - low, x - high), None, R, self.stabilizer)
-        box = (x, -low.expand_as(x), -high.expand_as(x))
-        return propagate(layer.row((None, positive, negative)), box, None, R, self.stabilizer)
+        x = layer.x
+        # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels
+        return (x - low, x - high) if layer.additive else (x, -low.expand_as(x), -high.expand_as(x))
+
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        A = layer.grid((None, positive, negative)[-len(vectors) :])
+        if layer.additive and self.samples_apart:
+            # A(w) x is in the output already, and the bounds are the same for all samples
+            d = layer.linear_outputs[0] - layer.once(ZBox, lambda: (A @ self._box(layer))[0] + layer.bias)
+        else:
+            (d,) = A @ vectors
+        return A.T @ [R / self.stabilizer(d)]
+
+    def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        return _expand(self.low, layer, "low"), _expand(self.high, layer, "high")
+
+    def _box(self, layer: Layer) -> Tensors:
+        """Return the bounds of one sample."""
+        one = layer.x[:1] if layer.batched else layer.x
+        return [bound.expand_as(one) for bound in self._bounds(layer)]
 
     @staticmethod
     def _check_order(low: Tensor, high: Tensor) -> None:
@@ -386,7 +362,30 @@ def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
     return expanded
 
 
-class WSquare(BasicHook):
+class _ByWeights(FormulaRule):
+    """A rule with ones as its vector, whatever the input: all samples have the same denominators."""
+
+    samples_apart: ClassVar[bool] = False
+
+    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, Tensor | None]:
+        """Return A and the constant, of a layer whose input is ones."""
+        raise NotImplementedError
+
+    def vectors(self, layer: Layer) -> Tensors:
+        return (layer.at_ones().x,)
+
+    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
+        A, bias = self.matrix_and_bias(layer.at_ones())
+        d = A @ vectors[0] if bias is None else A @ vectors[0] + bias
+        # computed once for all samples; but one's own callable may look at whole samples
+        S = self.stabilizer(d if isinstance(self.stabilizer, Stabilizer) else d.expand_as(R))
+        back = Grid.of([[A]], layer.start).T
+        if not isinstance(self.stabilizer, Stabilizer):
+            return back @ [R / S]
+        return (layer.by_samples(lambda _layer, R, _out: (back @ [R / S])[0], R),)
+
+
+class WSquare(_ByWeights):
     """LRP-WSquare (Montavon et al. 2017): by the squared weights alone, whatever the input.
 
     For the first layer, when its inputs are not bounded.
@@ -404,18 +403,11 @@ class WSquare(BasicHook):
 
     """
 
-    outputs_apart: ClassVar[bool] = True
-
-    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
-        super().__init__(stabilizer=stabilizer)
-        self.zero_params = parameter_names(zero_params)
-
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
-        return share(layer, ones.matrix(torch.square), ones.x, ones.bias.square(), R, self.stabilizer)
+    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, Tensor]:
+        return ones.matrix(torch.square), ones.bias.square()
 
 
-class Flat(BasicHook):
+class Flat(_ByWeights):
     """LRP-Flat (Lapuschkin et al. 2019): evenly to all inputs that reach an output.
 
     For the first layers, where single inputs mean little.
@@ -433,13 +425,11 @@ class Flat(BasicHook):
 
     """
 
-    def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
-        super().__init__(stabilizer=stabilizer)
-        self.zero_params = parameter_names(zero_params)
+    #: A(1) is not read from memory.
+    outputs_apart: ClassVar[bool] = False
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
-        return share(layer, ones.matrix_of_ones(), ones.x, None, R, self.stabilizer)
+    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, None]:
+        return ones.matrix_of_ones(), None
 
 
 class Pass(Hook):
@@ -463,16 +453,11 @@ class ReLUDeconvNet(Hook):
         return (positive(grad_output[0]),)
 
 
-class ReLUGuidedBackprop(Hook):
+class ReLUGuidedBackprop(LayerHook):
     """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
 
-    allows_several: ClassVar[bool] = False
-
-    def backward(
-        self, module: nn.Module, grad_input: tuple[Tensor, ...], grad_output: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """Return the module's gradient where the relevance is positive."""
-        return (gated(grad_input[0], grad_output[0]),)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.by_samples(lambda layer, R, out: gated(layer.matrix().T @ R, R, out), R.to(layer.x.dtype))
 
 
 class ReLUBetaSmooth(Hook):

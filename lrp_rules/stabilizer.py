@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_ZERO = torch.zeros((), device="cpu")
+
+
 @dataclass(frozen=True)
 class Stabilizer:
     """Keep a denominator away from zero without changing its sign.
@@ -55,19 +58,25 @@ class Stabilizer:
             msg = f"epsilon is {epsilon!r}; expected a finite number that is not negative, such as 1e-6"
             raise ValueError(msg)
         object.__setattr__(self, "epsilon", float(epsilon))  # numpy's, and fractions
+        # a number would be made into a tensor at each call, which takes longer than the arithmetic of a small layer
+        object.__setattr__(self, "_number", torch.tensor(self.epsilon, dtype=torch.float64, device="cpu"))
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
+        # a scalar would take the dtype of another
+        epsilon, zero = (
+            (vars(self)["_number"], _ZERO) if denominator.ndim else (denominator.new_tensor(self.epsilon), 0.0)
+        )
         if self.norm_scale:
             dim = tuple(range(1, denominator.ndim)) if self.dim is None else self.dim
             # torch takes an empty tuple for "all dimensions"; one value a sample is its own mean
             square = denominator.square()
             mean = square if dim == () else square.mean(dim=dim, keepdim=True)
             epsilon = self.epsilon * mean.sqrt()
-        else:
+        elif denominator.device.type != "cpu":
             epsilon = denominator.new_full((), self.epsilon)
         # -0.0 + 0.0 is 0.0, so that its sign is +; a sign has no derivative
-        positive_zero = denominator.detach() + 0.0
+        positive_zero = denominator.detach() + zero
         if self.clip:
             return torch.copysign(torch.maximum(denominator.abs(), epsilon), positive_zero)
         return denominator + torch.copysign(epsilon, positive_zero)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class TracedLayer(Layer):
 
     The module is run again, by ``run``, only for changed parameters or inputs.
     """
+
+    takes_samples: ClassVar[bool] = False  # there is one graph for all of them
 
     def matrix(self, change: Change | None = None) -> Matrix:
         inputs, outputs = self._trace(change)
@@ -57,14 +59,14 @@ class TracedLayer(Layer):
 
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:
-        return self._values(replace(self, zero_params=())._trace(None)[1])
+        return self._values(self.but(zero_params=())._trace(None)[1])
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         inputs, outputs = self._trace(None)
         return pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
 
-    def at_ones(self) -> Layer:
-        return replace(self, inputs=(torch.ones_like(self.x),), outputs=None)
+    def at_ones(self) -> Self:
+        return self.but(inputs=(torch.ones_like(self.x),), outputs=None)
 
     def _trace(self, change: Change | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return inputs and outputs with a graph between them."""

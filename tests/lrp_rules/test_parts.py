@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Stabilizer, ZBox, ZPlus, linear_map, parts
+from lrp_rules import Epsilon, Stabilizer, WSquare, ZBox, ZPlus, linear_map, parts
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lrp_rules.layer import Layer
 
 
@@ -44,15 +46,13 @@ def test_parts_add_up(rule: str, layer: str) -> None:
 def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
     """How many parts a rule's formula is given."""
     counted = 0
-    original = type(rule).relevance
+    original = type(rule).coefficients
 
     class Counting(type(rule)):  # type: ignore[misc]
-        samples_apart, outputs_apart = type(rule).samples_apart, type(rule).outputs_apart
-
-        def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        def coefficients(self, layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
             nonlocal counted
             counted += 1
-            result: Tensor = original(self, layer, R)
+            result: Sequence[Tensor] = original(self, layer, vectors, R)
             return result
 
     rule.__class__ = Counting
@@ -64,8 +64,8 @@ def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
 def test_large_layers_are_done_in_parts() -> None:
     linear, x = nn.Linear(4, 6), torch.randn(5, 4)
     conv, image = nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3)
-    assert count_parts(ZPlus(), linear, x) == len(linear.weight)
-    assert count_parts(Epsilon(), linear, x) == 1  # it reads each weight once as it is
+    assert count_parts(ZPlus(), linear, x) == count_parts(Epsilon(), linear, x) == len(x) * len(linear.weight)
+    assert count_parts(WSquare(), linear, x) == len(linear.weight)
     assert count_parts(ZPlus(), conv, image) == count_parts(Epsilon(), conv, image) == len(image)
 
 
@@ -95,6 +95,8 @@ def test_a_formula_of_ones_own_is_given_the_whole() -> None:
 @pytest.mark.usefixtures("small_parts")
 def test_bounds_of_each_sample_stay_with_their_samples() -> None:
     module, image = nn.Conv2d(1, 2, 2).double(), integers((5, 1, 3, 3), seed=1)
+    for k, parameter in enumerate(module.parameters()):
+        parameter.data = integers(parameter.shape, seed=3 + k)
     R = integers((5, 2, 2, 2), seed=2)
     low = torch.arange(-7.0, -2.0, dtype=torch.float64).view(5, 1, 1, 1)
     together = relevance(ZBox(low, 4.0), module, image, R)
