@@ -82,9 +82,10 @@ class Hook:
         """
         return Registration(self, module)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
-        """Return the tensors that the call will need, and whether it is worth to keep the output's values."""
-        return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), False
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
+        """Return the tensors that the call will need, its parameters, and whether to keep the output's values."""
+        call.graph = [_edge(output) if output.requires_grad else None for output in outputs]
+        return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), (), False
 
     def _kept(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Run ``forward`` on a copy that is this call's own, and return the tensors that it has set there."""
@@ -105,6 +106,26 @@ class Hook:
             grad_input = pull(saved, inputs, relevance, create_graph=torch.is_grad_enabled())
         return _answer(hook.backward(call.module, grad_input, relevance), grad_input)
 
+    def _differentiate(
+        self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of the call's inputs, and of the parameters it was recorded with."""
+        if any(parameter.requires_grad for parameter in call.module.parameters()):
+            msg = (
+                f"{type(self).__name__} on {call.module}: the derivative of a relevance reaches this module, and it "
+                "cannot be taken by its parameters; expected a module without any. Put rules on its parts, freeze the "
+                "parameters by requires_grad_(False), or write the rule as a BasicHook"
+            )
+            raise RuntimeError(msg)
+        pairs = [(edge, g) for edge, g in zip(call.graph, gradients, strict=True) if edge is not None]
+        wanted = [torch.autograd.graph.GradientEdge(*edge) for edge in edges if edge[0] is not None]
+        pulled = torch.autograd.grad(
+            [edge for edge, _ in pairs], wanted, [g for _, g in pairs],
+            retain_graph=True, create_graph=torch.is_grad_enabled(), allow_unused=True,
+        ) if pairs and wanted else [None] * len(wanted)  # fmt: skip
+        found = iter(pulled)
+        return [None if edge[0] is None else next(found) for edge in edges]
+
     def _private(self, call: Call, saved: Tensors) -> tuple[Self, Tensors]:
         """Return the call's own copy with its tensors, and the other tensors that were saved."""
         if not call.kept:
@@ -112,6 +133,17 @@ class Hook:
         hook = copy.copy(self)
         vars(hook).update(zip(call.kept, saved, strict=False))
         return hook, saved[len(call.kept) :]
+
+
+def _end(tensor: Tensor, *, create_graph: bool) -> Tensor:
+    """Return the tensor as an end of a graph, which leads on to its own graph if one is to be created."""
+    return tensor.view_as(tensor) if create_graph and tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _edge(output: Tensor) -> torch.autograd.graph.GradientEdge:
+    """Return where a gradient of the output enters its graph. Unlike the output, it holds no values."""
+    assert output.grad_fn is not None
+    return torch.autograd.graph.GradientEdge(output.grad_fn, output.output_nr)
 
 
 def _answer(
@@ -155,28 +187,54 @@ class LayerHook(Hook):
         """Return the relevance of each input; rules that allow several override this instead."""
         return (self.relevance(layer, R[0]),)
 
-    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, bool]:
+    def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
         module = call.module
-        parameters = {name: value for name, value in effective_parameters(module).items() if value is not None}
-        call.names = tuple(parameters)
+        own = {name: value for name, value in effective_parameters(module).items() if value is not None}
+        call.names = tuple(own)
+        parameters = tuple(own.values())
         state = (
             *self._kept(call, inputs, outputs),
-            *parameters.values(),
+            *parameters,
             *(getattr(module, name) for name in call.kind.used_buffers),
         )
         if call.kind is TracedLayer:
-            # the last are only watched: a call cannot be repeated once parameters below the module have changed
+            # a call cannot be repeated once parameters below the module have changed: that is watched
             below = [p for child in module.children() for p in child.parameters()]
-            return (*state, *outputs, *below), False
+            return (*state, *outputs, *below), (*parameters, *below), False
         # under autocast, the output has fewer digits than the rule computes with
-        return state, self.uses_output and outputs[0].dtype == inputs[0].dtype
+        return state, parameters, self.uses_output and outputs[0].dtype == inputs[0].dtype
+
+    def _differentiate(
+        self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
+    ) -> Sequence[Tensor | None]:
+        _, saved = self._private(call, saved)
+        below = saved[len(saved) - (call.parameters - len(call.names)) :]
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # ends of their own: an input may depend on the parameters, as where a module is called twice
+            ends = [_end(t, create_graph=create_graph) for t in (*inputs, *saved[: len(call.names)])]
+            xs, own = tuple(ends[: len(inputs)]), dict(zip(call.names, ends[len(inputs) :], strict=True))
+            if call.kind is TracedLayer:
+                outputs = call.run(own, *xs)
+            else:
+                given: dict[str, Tensor | None] = {**dict.fromkeys(call.all_names), **own}
+                outputs = (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
+        return pull(outputs, (*ends, *below), gradients, create_graph=create_graph)
+
+    @staticmethod
+    def _layer(
+        call: Call, inputs: Tensors, outputs: Tensors | None, shape: torch.Size, given: Mapping[str, Tensor | None],
+        saved: Tensors, zero_params: tuple[str, ...] = (),
+    ) -> Layer:  # fmt: skip
+        names = call.kind.used_buffers
+        buffers = dict(zip(names, saved[len(call.names) :], strict=False)) if names else {}
+        return call.kind(call.module, inputs, outputs, shape, given, zero_params, run=call.run, buffers=buffers)
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
         hook, saved = self._private(call, saved)
         names = call.names
         given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
         given.update(zip(names, saved, strict=False))
-        buffers = dict(zip(call.kind.used_buffers, saved[len(names) :], strict=False)) if call.kind.used_buffers else {}
         outputs: Tensors | None = None
         if call.kind is TracedLayer:
             outputs = saved[len(names) : len(names) + len(relevance)]
@@ -189,8 +247,7 @@ class LayerHook(Hook):
             relevance = tuple(R.to(dtype) for R in relevance)
             given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
             outputs = None
-        shape = relevance[0].shape
-        layer = call.kind(call.module, inputs, outputs, shape, given, self.zero_params, run=call.run, buffers=buffers)
+        layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if type(self).backward is LayerHook.backward:
             return self.relevances(layer, relevance)
         hook = copy.copy(hook)

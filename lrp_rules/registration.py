@@ -8,6 +8,8 @@ graph goes.
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
@@ -21,7 +23,7 @@ from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -52,6 +54,10 @@ class Call:
     names: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     output: _Watched | None = None
+    #: How many parameters the node has as inputs, behind the call's own.
+    parameters: int = 0
+    #: The graph of the call itself, for each output, where the hook cannot repeat it.
+    graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 
     def run(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
         """Repeat the call with other parameters or inputs."""
@@ -70,20 +76,16 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, saved: Tensors, returned: Tensors, *inputs: Tensor) -> Any:
+        # behind the inputs come parameters: no relevance goes there, but the derivative of one does
         ctx.call = call
-        ctx.save_for_backward(*(inputs if call.hook.uses_inputs else ()), *saved)
+        ctx.save_for_backward(*(inputs[: len(call.shapes)] if call.hook.uses_inputs else ()), *saved)
         return returned if len(returned) > 1 else returned[0]
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> Any:
         call: Call = ctx.call
         if _Derivative.under_way():
-            msg = (
-                f"{type(call.hook).__name__} on {call.module}: the derivative of a relevance reaches this module's "
-                "output, and would be propagated by the rule, not differentiated. A relevance can be differentiated by "
-                "the input of its own layer, and through layers below that have no rule"
-            )
-            raise RuntimeError(msg)
+            return (None, None, None, *_Node._differentiated(ctx, call, relevance))
         tensors = ctx.saved_tensors
         count = len(call.shapes) if call.hook.uses_inputs else 0
         inputs, saved = tensors[:count], tensors[count:]
@@ -102,8 +104,19 @@ class _Node(torch.autograd.Function):
             )
             raise TypeError(msg)
         if torch.is_grad_enabled():
-            answer = [r if r is None else _Derivative.apply(r) for r in answer]  # type: ignore[no-untyped-call]
-        return (None, None, None, *answer)
+            answer = [r if r is None else _Derivative.behind(r) for r in answer]
+        return (None, None, None, *answer, *[None] * call.parameters)
+
+    @staticmethod
+    def _differentiated(ctx: Any, call: Call, gradients: Tensors) -> Sequence[Tensor | None]:
+        """Return what the module's own backward pass would."""
+        tensors = ctx.saved_tensors
+        count = len(call.shapes) if call.hook.uses_inputs else 0
+        with _Derivative.inside(), torch.autocast(gradients[0].device.type, enabled=False):
+            answer = call.hook._differentiate(
+                call, tensors[:count], tensors[count:], gradients, ctx.next_functions[: len(call.shapes)]
+            )
+        return [r if r is None else _Derivative.behind(r) for r in answer]
 
 
 def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
@@ -115,10 +128,11 @@ class _Derivative(torch.autograd.Function):
     """Stands behind a relevance that may be differentiated, and notices when it is.
 
     One pass of autograd is either a propagation of relevance or a derivative of one; a derivative comes by here before
-    it reaches any layer.
+    it reaches any layer, and from here on layers are differentiated as they are.
     """
 
     passes: ClassVar[set[int]] = set()
+    within: ClassVar[threading.local] = threading.local()
 
     @staticmethod
     def forward(_ctx: Any, r: Tensor) -> Tensor:
@@ -133,8 +147,27 @@ class _Derivative(torch.autograd.Function):
         return gradient
 
     @staticmethod
+    def behind(r: Tensor) -> Tensor:
+        """Return a relevance, or a derivative of one, that is noticed when it is differentiated."""
+        noticed: Tensor = _Derivative.apply(r)  # type: ignore[no-untyped-call]
+        return noticed
+
+    @staticmethod
+    @contextmanager
+    def inside() -> Iterator[None]:
+        """Take every pass that begins here, on this thread, for a part of the derivative that is under way."""
+        before = getattr(_Derivative.within, "deep", False)
+        _Derivative.within.deep = True
+        try:
+            yield
+        finally:
+            _Derivative.within.deep = before
+
+    @staticmethod
     def under_way() -> bool:
         """Whether this pass is a derivative of a relevance."""
+        if getattr(_Derivative.within, "deep", False):
+            return True
         return bool(_Derivative.passes) and torch._C._current_graph_task_id() in _Derivative.passes
 
 
@@ -254,12 +287,13 @@ class Registration:
 
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return the outputs behind a node, in place of the graph that they have."""
-        saved, keep = self.hook._record(call, inputs, outputs)
+        saved, parameters, keep = self.hook._record(call, inputs, outputs)
+        call.parameters = len(parameters)
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
         returned = tuple([o.detach().clone() if any(map(partial(is_, o), saved)) else o.detach() for o in outputs])
         if keep:
             call.output = _Watched(returned[0].detach())
-        made = _Node.apply(call, saved, returned, *inputs)  # type: ignore[no-untyped-call]
+        made = _Node.apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
         return made if isinstance(made, tuple) else (made,)
 
     def _check_known(self, module: nn.Module, leaves: list[Any]) -> None:

@@ -94,6 +94,10 @@ def test_longer_bounds_are_cut_to_an_empty_batch() -> None:
 
 def test_longer_bounds_are_cut_for_linear_on_sequences() -> None:
     layer, x, R = nn.Linear(3, 2), integers((2, 5, 3), 1), integers((2, 5, 2), 2)
+    for k, parameter in enumerate(layer.parameters()):
+        parameter.data = integers(
+            parameter.shape, 3 + k
+        )  # exact, whether the bounds are the same for all samples or not
     got = relevance(ZBox(-3 * torch.ones(4, 5, 3), 3 * torch.ones(4, 5, 3)), layer, x, R)
     assert torch.equal(got, relevance(ZBox(-3, 3), layer, x, R))
 

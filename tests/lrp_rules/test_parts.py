@@ -96,7 +96,7 @@ def test_a_formula_of_ones_own_is_given_the_whole() -> None:
 def test_bounds_of_each_sample_stay_with_their_samples() -> None:
     module, image = nn.Conv2d(1, 2, 2).double(), integers((5, 1, 3, 3), seed=1)
     for k, parameter in enumerate(module.parameters()):
-        parameter.data = integers(parameter.shape, seed=3 + k)
+        parameter.data = integers(parameter.shape, seed=3 + k)  # exact, whether bounds are the same for all or not
     R = integers((5, 2, 2, 2), seed=2)
     low = torch.arange(-7.0, -2.0, dtype=torch.float64).view(5, 1, 1, 1)
     together = relevance(ZBox(low, 4.0), module, image, R)

@@ -173,28 +173,156 @@ def test_planted_second_derivative_without_the_denominator_is_caught() -> None:
         check_second_derivative(Careless(0.5), nn.Linear(4, 3), (2, 4))
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [
-        (Epsilon(0.5), Norm(0.5), Epsilon(0.5), Norm(0.5)),
-        (None, ReLUBetaSmooth(2), None, None),
-        (None, Pass(), None, None),
-    ],
-    ids=["everywhere", "ReLUBetaSmooth-in-the-middle", "Pass-in-the-middle"],
-)
-def test_second_derivative_through_a_network_is_refused(rules: tuple[Hook | None, ...]) -> None:
-    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), Square())
-    x, R, v = torch.randn(2, 3), torch.randn(2, 2), torch.randn(2, 3)
+class Chain:
+    """A network with rules, and the value <r, v> as a function of its input and parameters."""
 
-    def value(x: Tensor, *, create_graph: bool = False) -> Tensor:
-        registered = [rule.register(module) for rule, module in zip(rules, network, strict=True) if rule is not None]
-        output = network(x.requires_grad_())
+    def __init__(self, network: nn.Sequential, rules: tuple[Hook | None, ...], shape: tuple[int, ...]) -> None:
+        self.network, self.rules = network, rules
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.copy_(away_from_zero(parameter.shape) / 2)
+        self.x = away_from_zero(shape).requires_grad_()
+        self.R, self.v = torch.randn_like(output_of(network, self.x)), torch.randn(shape)
+
+    @property
+    def variables(self) -> dict[str, Tensor]:
+        return {"x": self.x, **dict(self.network.named_parameters())}
+
+    def relevance(self, *, create_graph: bool = False) -> Tensor:
+        pairs = zip(self.rules, self.network, strict=True)
+        registered = [rule.register(module) for rule, module in pairs if rule is not None]
+        output = self.network(self.x)
         for registration in registered:
             registration.remove()
-        (r,) = torch.autograd.grad(output, x, R, create_graph=create_graph)
-        return (r * v).sum()
+        (r,) = torch.autograd.grad(output, self.x, self.R, create_graph=create_graph)
+        return r
 
-    total = value(x, create_graph=True)
-    with pytest.raises(RuntimeError, match="would be propagated by the rule, not differentiated"):
-        torch.autograd.grad(total, x)
-    value(x)  # another propagation is none of its business
+    def value(self, *, create_graph: bool = False) -> Tensor:
+        return (self.relevance(create_graph=create_graph) * self.v).sum()
+
+    def check(self, derivatives: dict[str, Tensor], function: Callable[[], Tensor], magnitude: float) -> None:
+        """Hold the derivatives of a function of this chain against its finite differences."""
+        for name, variable in self.variables.items():
+            before = variable.detach().clone()
+
+            def moved(to: Tensor, variable: Tensor = variable) -> Tensor:
+                with torch.no_grad():
+                    variable.copy_(to)
+                return function().detach()
+
+            assert_is_derivative(moved, before, derivatives[name], magnitude)
+            moved(before)
+
+    def derivatives(self, of: Tensor, *, create_graph: bool = False) -> dict[str, Tensor]:
+        found = torch.autograd.grad(
+            of, list(self.variables.values()), allow_unused=True, materialize_grads=True, create_graph=create_graph
+        )
+        return dict(zip(self.variables, found, strict=True))
+
+    @property
+    def magnitude(self) -> float:
+        return (self.relevance().abs() * self.v.abs()).sum().item() + 1
+
+
+def smooth_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), Square())
+
+
+CHAINS: dict[str, Callable[[], Chain]] = {
+    "everywhere": lambda: Chain(smooth_network(), (Epsilon(0.5), Norm(0.5), Epsilon(0.5), Norm(0.5)), (2, 3)),
+    "signed-rules": lambda: Chain(smooth_network(), (ZPlus(0.5), Pass(), Gamma(0.25, 0.5), Norm(0.5)), (2, 3)),
+    "BetaSmooth-in-the-middle": lambda: Chain(smooth_network(), (None, ReLUBetaSmooth(2), None, None), (2, 3)),
+    "Pass-in-the-middle": lambda: Chain(smooth_network(), (None, Pass(), None, None), (2, 3)),
+    "guided": lambda: Chain(
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+        (WSquare(0.5), ReLUGuidedBackprop(), AlphaBeta(2, 1, 0.5)),
+        (2, 3),
+    ),
+    "in-place": lambda: Chain(
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)),
+        (Epsilon(0.5), Pass(), ZPlus(0.5)),
+        (2, 3),
+    ),
+    "convolutions": lambda: Chain(
+        nn.Sequential(nn.Conv2d(1, 2, 2), nn.Softplus(), nn.ConvTranspose2d(2, 1, 2), nn.AvgPool2d(2)),
+        (ZBox(-4, 4, 0.5), Pass(), Gamma(2, 0.5), Norm(0.5)),
+        (2, 1, 4, 4),
+    ),
+    "containers": lambda: Chain(
+        nn.Sequential(smooth_network(), nn.Linear(2, 2)), (Epsilon(0.5), BasicHook(stabilizer=0.5)), (2, 3)
+    ),
+    "weight-norm": lambda: Chain(
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 2)),
+        (ZPlus(0.5), Pass(), Epsilon(0.5)),
+        (2, 3),
+    ),
+    "one-layer-twice": lambda: Chain(
+        nn.Sequential(linear := nn.Linear(3, 3), nn.Tanh(), linear), (Epsilon(0.5), Pass(), None), (2, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_second_derivative_through_a_network(chain: str) -> None:
+    made = CHAINS[chain]()
+    made.check(made.derivatives(made.value(create_graph=True)), made.value, made.magnitude)
+
+
+def test_third_derivative_through_a_network() -> None:
+    chain = CHAINS["signed-rules"]()
+    weights = {name: torch.randn_like(variable) for name, variable in chain.variables.items()}
+
+    def first() -> Tensor:
+        found = chain.derivatives(chain.value(create_graph=True), create_graph=True)
+        return torch.stack([(weights[name] * one).sum() for name, one in found.items()]).sum()
+
+    chain.check(chain.derivatives(first()), first, 10 * chain.magnitude)
+
+
+def test_a_loss_of_output_and_relevance() -> None:
+    # trained on both: what comes down from the output is a gradient in that pass, too
+    chain = CHAINS["everywhere"]()
+
+    def loss() -> Tensor:
+        registered = [rule.register(module) for rule, module in zip(chain.rules, chain.network, strict=True) if rule]
+        output = chain.network(chain.x)
+        for registration in registered:
+            registration.remove()
+        (r,) = torch.autograd.grad(output, chain.x, chain.R, create_graph=True)
+        both: Tensor = (r * chain.v).sum() + output.square().sum()
+        return both
+
+    chain.check(chain.derivatives(loss()), loss, 10 * chain.magnitude)
+
+
+def test_a_propagation_after_a_derivative_is_one_again() -> None:
+    chain = CHAINS["everywhere"]()
+    before = chain.relevance()
+    chain.derivatives(chain.value(create_graph=True))
+    assert torch.equal(chain.relevance(), before)
+
+
+def test_no_relevance_goes_to_parameters() -> None:
+    chain = CHAINS["everywhere"]()
+    with Epsilon(0.5).register(chain.network[0]), Epsilon(0.5).register(chain.network[2]):
+        chain.network(chain.x).backward(chain.R)
+    assert chain.x.grad is not None
+    assert all(parameter.grad is None for parameter in chain.network.parameters())
+
+
+def test_a_hook_on_parameters_is_refused_rather_than_differentiated_without_them() -> None:
+    def chain() -> Chain:
+        return Chain(nn.Sequential(nn.Tanh(), nn.Linear(4, 4), nn.Tanh()), (None, Pass(), Norm(0.5)), (2, 4))
+
+    trained = chain()
+    with pytest.raises(RuntimeError, match=r"Pass on Linear.*cannot be taken by its parameters.*freeze"):
+        trained.derivatives(trained.value(create_graph=True))
+    frozen = chain()
+    frozen.network.requires_grad_(requires_grad=False)
+    (by_x,) = torch.autograd.grad(frozen.value(create_graph=True), frozen.x)
+
+    def value(x: Tensor) -> Tensor:
+        frozen.x = x.clone().requires_grad_()
+        return frozen.value()
+
+    assert_is_derivative(value, frozen.x.detach(), by_x, frozen.magnitude)
