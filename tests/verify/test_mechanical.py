@@ -9,6 +9,7 @@ import pytest
 
 from verify.mechanical import mutator, processes, running, sources, trial
 from verify.mechanical.mutator import Mutant
+from verify.mechanical.record import Record, RecordError
 from verify.mechanical.trial import Fate, Seen, Step, Tests
 
 if TYPE_CHECKING:
@@ -328,3 +329,44 @@ def test_a_part_is_the_same_whatever_else_there_is() -> None:
 def test_without_tests_there_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(running.UnusableError, match="there are no tests in"):
         running.run([], TEXTS, tests=tmp_path)
+
+
+@pytest.fixture
+def two_mutants() -> list[Mutant]:
+    return list(mutator.mutants("a.py", "def f(x, y):\n    return x + y\n"))[:2]
+
+
+def test_a_recorded_fate_is_not_asked_again(tmp_path: Path, two_mutants: list[Mutant]) -> None:
+    texts, tests = {"a.py": "def f(x, y):\n    return x + y\n"}, tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_a.py").write_text("")
+    killed, survivor = two_mutants
+    first = Record(tmp_path / "fates", two_mutants, texts, tests)
+    first.add(killed.id, Fate("tests", "a", "why"))
+    first.add(survivor.id, Fate())
+    again = Record(tmp_path / "fates", two_mutants, texts, tests)
+    assert again.known == {killed.id: Fate("tests", "a", "why"), survivor.id: Fate()}
+    # a test more may kill the survivor, and an edit elsewhere in the package anyone
+    (tests / "test_b.py").write_text("")
+    assert list(Record(tmp_path / "fates", two_mutants, texts, tests).known) == [killed.id]
+    assert not Record(tmp_path / "fates", two_mutants, {**texts, "b.py": ""}, tests).known
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path, two_mutants: list[Mutant]) -> None:
+    (tmp_path / "fates").write_text('{"id": "a"}\n')
+    with pytest.raises(RecordError, match="line 1 of"):
+        Record(tmp_path / "fates", two_mutants, {}, tmp_path)
+
+
+def test_who_is_known_is_not_asked(monkeypatch: pytest.MonkeyPatch, two_mutants: list[Mutant]) -> None:
+    def all_killed(tasks: Any, *_: Any) -> Any:
+        return ((task.key, Fate("verify", task.key)) for task in tasks)
+
+    monkeypatch.setattr(running, "_seen", lambda *_: {})
+    monkeypatch.setattr(running, "_pool", lambda _: [])
+    monkeypatch.setattr(processes, "run", all_killed)
+    told: list[str] = []
+    known, other = two_mutants
+    fates, _, _ = running.run(two_mutants, {}, known={known.id: Fate("tests")}, told=lambda id_, _: told.append(id_))
+    assert told == [other.id]
+    assert fates == {known.id: Fate("tests"), other.id: Fate("verify", other.id)}

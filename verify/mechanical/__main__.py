@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from verify.mechanical import equivalents, running, sources
+from verify.mechanical.record import Record, RecordError
 from verify.mechanical.running import Run
+
+if TYPE_CHECKING:
+    from verify.mechanical.trial import Fate
 
 
 def main(
@@ -26,6 +30,13 @@ def main(
     tests: Annotated[Path, typer.Option(help="The tests that are asked after the grid.")] = Path(running.TEST_FILES),
     refresh: Annotated[bool, typer.Option("--refresh", help="Write what survives to the list of equivalents.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the ids of the mutants and stop.")] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Note what becomes of each mutant, and ask none again that FILE knows: an interrupted run goes on.",
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what became of each mutant.")] = None,
 ) -> None:
     """Change lrp_rules in one place at a time, and see whether the verifier or a test notices."""
@@ -39,12 +50,18 @@ def main(
         return
     try:
         reasons = equivalents.load()
+        notes = Record(record, mutants, texts, tests)
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("mutants", total=len(mutants))
+            task = bar.add_task("mutants", total=len(mutants), completed=len(notes.known))
+
+            def told(id_: str, fate: Fate) -> None:
+                notes.add(id_, fate)
+                bar.advance(task)
+
             fates, seen, never_run = running.run(
-                mutants, texts, listed=reasons, workers=workers, tests=tests, told=lambda: bar.advance(task)
+                mutants, texts, listed=reasons, workers=workers, tests=tests, known=notes.known, told=told
             )
-    except (equivalents.EquivalentsError, running.UnusableError) as error:
+    except (equivalents.EquivalentsError, RecordError, running.UnusableError) as error:
         console.print(f"verify.mechanical: {error}")
         raise typer.Exit(2) from None
     failing = tuple(id_ for id_, one in seen.items() if one.failed)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from verify.mechanical import equivalents, mutator, processes, sources, trial
@@ -96,12 +97,13 @@ def run(
     listed: Collection[str] = (),
     workers: int = 2,
     tests: Path = Path(TEST_FILES),
-    told: Callable[[], None] = lambda: None,
+    known: Mapping[str, Fate] = MappingProxyType({}),
+    told: Callable[[str, Fate], None] = lambda _id, _fate: None,
 ) -> tuple[dict[str, Fate], dict[str, Seen], frozenset[str]]:
     """Return what became of each mutant, what ``lrp_rules`` itself does, and the mutants whose block nothing runs.
 
-    One that is not ``listed`` as equivalent survives only if it survives everything that runs its block. ``told`` is
-    called after each mutant.
+    One that is not ``listed`` as equivalent survives only if it survives everything that runs its block. Those that are
+    ``known`` are not asked; ``told`` is called after each that is.
     """
     pool = list(_pool(trial.cases().values()))
     files = tuple(sorted(str(path) for path in tests.glob("test_*.py")))
@@ -114,18 +116,20 @@ def run(
 
     def tasks() -> Iterator[processes.Task[str]]:
         for mutant in mutants:
+            if mutant.id in known:
+                continue
             changed = {**texts, mutant.file: mutant.source}
             yield processes.Task(
                 mutant.id, trial.judge, (changed, choice.steps(mutant, everything=mutant.id not in listed))
             )
 
-    fates: dict[str, Fate] = {}
+    fates = dict(known)
     for id_, answer in processes.run(tasks(), workers, TIME_LIMIT, WARM):
         if isinstance(answer, Trouble):
             msg = f"{id_} could not be tried: {answer.reason}"
             raise UnusableError(msg)
         fates[id_] = answer if isinstance(answer, Fate) else Fate("verify", "the process", answer)
-        told()
+        told(id_, fates[id_])
     return {m.id: fates[m.id] for m in mutants}, seen, never_run
 
 
