@@ -192,7 +192,7 @@ class AlphaBeta(FormulaRule):
         if self.beta == 0:
             A = layer.grid(halves[0])
             (da,) = A @ vectors
-            return A.T @ [self.alpha * R / self.stabilizer(da + positive(b))]
+            return A.T @ [R / self.stabilizer(da + positive(b))]  # alpha is 1
         A = layer.grid(*halves)
         da, db = A @ vectors
         sa, sb = R / self.stabilizer(da + positive(b)), R / self.stabilizer(db + negative(b))
