@@ -50,9 +50,9 @@ class WindowLayer(WeightedLayer):
     def magnitude(self) -> Tensor | None:
         x, weight, dim = self.x, self.given["weight"], -self._dims - 1
         assert weight is not None
-        if x.device.type != "cpu" or self.module.groups > 1:
+        some = -(-TERMS // weight[0, 0].numel())
+        if x.device.type != "cpu" or self.module.groups > 1 or x.shape[dim] <= some:
             return None
-        some = min(x.shape[dim], -(-TERMS // weight[0, 0].numel()))
         return self.run_with(x.narrow(dim, 0, some).abs(), weight.narrow(self.input_dim, 0, some).abs(), None)
 
 

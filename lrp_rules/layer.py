@@ -306,7 +306,7 @@ class WeightedLayer(Layer):
         return weight.numel() * self.shape.numel() // max(1, weight.shape[0])
 
     def magnitude(self) -> Tensor | None:
-        """Return a part of A(|w|) |x|, which takes little time; None where that cannot be had without waiting."""
+        """Return a part of A(|w|) |x|; None where that takes about as long as all of A x, or has to be waited for."""
         raise NotImplementedError
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:

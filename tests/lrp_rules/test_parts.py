@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Stabilizer, WSquare, ZBox, ZPlus, linear_map, parts
+from lrp_rules import Epsilon, Stabilizer, WSquare, ZBox, ZPlus, convolution, linear_map, parts
+from lrp_rules import layer as layer_module
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class PowerOfTwo(Stabilizer):
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
+    monkeypatch.setattr(layer_module, "ANEW", 0)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -119,3 +121,91 @@ def test_elementwise_formulas_in_parts(layout: str) -> None:
     with torch.no_grad():
         assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
     assert called == ([1] * 20 if layout == "contiguous" else [20])
+
+
+# --- A x from an output that holds a bias, too ------------------------------------------------------------------------
+
+
+def with_bias(module: nn.Module, bias: float) -> Any:
+    for parameter in module.parameters():
+        signs = torch.where(integers(parameter.shape, seed=4) < 0, -1.0, 1.0)
+        parameter.data = (signs * integers(parameter.shape, seed=3, low=1)).float()
+    assert isinstance(module.bias, Tensor)
+    module.bias.data.fill_(bias)
+    return module
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(8, 3), (4, 8)),
+    "linear-on-positions": (lambda: nn.Linear(8, 3), (2, 3, 8)),
+    "conv2d": (lambda: nn.Conv2d(8, 3, 2), (2, 8, 4, 4)),
+    "conv2d-circular": (lambda: nn.Conv2d(8, 3, 2, padding=1, padding_mode="circular"), (2, 8, 4, 4)),
+    "conv2d-groups": (lambda: nn.Conv2d(4, 4, 2, groups=2), (2, 4, 4, 4)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(8, 3, 2, stride=2), (2, 8, 3, 3)),
+}
+RECOMPUTED = {"conv2d-groups"}
+
+
+def without_bias(name: str, bias: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, int]:
+    """Return r, the exact one, and how often the whole layer was run in the backward pass."""
+    make, shape = LAYERS[name]
+    module, x = with_bias(make(), bias), integers(shape, seed=1, low=1).float()
+    R = torch.ones_like(output_of(module, x))
+    other = with_bias(make(), 0.0)
+    whole = module.weight.numel()
+    runs: list[int] = []
+    for kind in (linear_map.LinearLayer, linear_map.ConvLayer, linear_map.ConvTransposeLayer):
+        original = kind.run_with
+
+        def counted(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, original: Any = original) -> Tensor:
+            runs.extend([1] * (weight.numel() == whole))
+            result: Tensor = original(self, x, weight, bias)
+            return result
+
+        monkeypatch.setattr(kind, "run_with", counted)
+        original_matrix = kind.matrix
+
+        def matrix(self: Any, change: Any = None, original: Any = original_matrix) -> Any:
+            made = original(self, change)
+
+            def forward(v: Tensor) -> Tensor:
+                runs.append(1)
+                result: Tensor = made.forward(v)
+                return result
+
+            return layer_module.Matrix(forward, made.transposed, made.adding)
+
+        monkeypatch.setattr(kind, "matrix", matrix)
+    got = relevance(Epsilon(PowerOfTwo(), "bias"), module, x, R)
+    count = len(runs)
+    return got, relevance(Epsilon(PowerOfTwo()), other, x, R), count
+
+
+def few_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "ANEW", 0)
+    for module in (linear_map, convolution):
+        monkeypatch.setattr(module, "TERMS", 4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_small_bias_is_taken_from_the_output(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_terms(monkeypatch)
+    got, expected, runs = without_bias(name, 1.0, monkeypatch)
+    assert torch.equal(got, expected)
+    assert (runs > 0) is (name in RECOMPUTED)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_bias_that_has_taken_the_digits_is_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # beside 2^26, a float32 has no digit left for numbers below 4
+    few_terms(monkeypatch)
+    got, expected, runs = without_bias(name, 2.0**26, monkeypatch)
+    assert torch.equal(got, expected)
+    assert runs > 0
+
+
+def test_a_planted_careless_difference_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "ANEW", 0)
+    monkeypatch.setattr(linear_map.LinearLayer, "magnitude", lambda self: torch.full((), float("inf")))
+    got, expected, _ = without_bias("linear", 2.0**26, monkeypatch)
+    assert not torch.equal(got, expected)
