@@ -193,7 +193,7 @@ def differ(rule: str) -> str:
     )
     opening = (
         "From the lists of known deviations and from the libraries' sources; "
-        "what they call RULES.md is the specification that these cards restate."
+        "what they call RULES.md is what these cards state, rule by rule."
     )
     text = [opening]
     for heading, lines in (("In numbers", numbers), ("In arguments and conduct", conduct)):
