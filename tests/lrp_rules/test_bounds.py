@@ -143,3 +143,24 @@ def test_norm_scale_is_the_mean_over_the_sample_for_linear() -> None:
     got = relevance(WSquare(scale), layer, torch.ones(1, 2), torch.tensor([[6.0, 12.0]]))
     assert scale(d).round().tolist() == [[6.0, 12.0]]
     assert got.round(decimals=9).tolist() == [[1.0, 7.0]]  # entry by entry, eps would be (1, 7) and S(d) = (2, 14)
+
+
+def test_bounds_of_two_shapes_meet_only_at_the_input() -> None:
+    # both are one number for each of two samples; beside each other as they are, they would be compared crosswise
+    layer, x, R = nn.Linear(4, 3), integers((2, 4), 1), integers((2, 3), 2)
+    for parameter in layer.parameters():
+        parameter.data = integers(parameter.shape, 3)
+    low, high = torch.tensor([0.0, 2.0]), torch.tensor([[1.0], [3.0]])
+    got = relevance(ZBox(low, high), layer, x, R)
+    for i in range(2):
+        alone = ZBox(float(low[i]), float(high[i]))
+        assert torch.equal(got[i : i + 1], relevance(alone, layer, x[i : i + 1], R[i : i + 1]))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_bounds_of_two_shapes_in_the_wrong_order_are_refused_at_the_input(swapped: bool) -> None:
+    layer, x, R = nn.Linear(4, 3), integers((2, 4), 1), integers((2, 3), 2)
+    flat, tall = torch.tensor([0.0, 4.0]), torch.tensor([[1.0], [3.0]])
+    rule = ZBox(-tall, -flat) if swapped else ZBox(flat, tall)
+    with pytest.raises(ValueError, match="low is above high"):
+        relevance(rule, layer, x, R)
