@@ -286,6 +286,7 @@ def test_those_that_run_the_changed_block_are_asked() -> None:
         "agreement/Epsilon/a": Seen(False, frozenset({"x", "y"})),
         "agreement/Epsilon/b": Seen(True, frozenset({"x"})),
         "laws/Epsilon/c": Seen(False, frozenset()),
+        "api/signature/Epsilon": Seen(False, frozenset()),
         "t/test_a.py::test[1]": Seen(False, frozenset({"x"})),
         "t/test_a.py::test[2]": Seen(False, frozenset({"y"})),
         "t/test_b.py::test": Seen(True, frozenset({"x"})),
@@ -293,13 +294,14 @@ def test_those_that_run_the_changed_block_are_asked() -> None:
     choice = running._Choice(seen, [id_ for id_ in seen if "::" not in id_])
     changed = Mutant("rules.py:Epsilon.f: a -> b", "rules.py", "Epsilon.f", "x", "")
     steps = choice.steps(changed, everything=False)
-    assert steps[0] == Step(("agreement/Epsilon/a", "agreement/Gamma/a"))
+    assert steps[0] == Step(("agreement/Epsilon/a", "agreement/Gamma/a", "api/signature/Epsilon"))
     assert steps[1] == Step(tests=Tests(("t/test_a.py",), frozenset({"t/test_a.py::test[1]"})))
     anywhere = Mutant("rules.py:<module>: a -> b", "rules.py", "<module>", "", "")
     assert choice.steps(anywhere, everything=False)[0].cases == (
         "agreement/Gamma/a",
         "agreement/Epsilon/a",
         "laws/Epsilon/c",
+        "api/signature/Epsilon",
     )
     assert choice.runs("y")
     assert not choice.runs("z")
