@@ -42,7 +42,7 @@ class _Watched:
         return self._tensor if self._tensor._version == self._version else None
 
 
-@dataclass(slots=True)
+@dataclass
 class Call:
     """What is known of one call of a module besides its tensors."""
 
