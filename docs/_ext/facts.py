@@ -90,7 +90,12 @@ def verified(rule: str) -> str:
     columns = list(zip(*rows, strict=True))
     body = [(layer, *cells) for layer, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
     subjects = (name.removeprefix("verify.adapters.") for name in columns[0])
-    return table(("layer", *subjects), body)
+    text = (
+        "From [`lrp-verify`](../verifier.md), which asks other cases than the vectors: ✓ with the largest "
+        "|got - expected| / bound, or how many do not hold; *no layer* is bad arguments and the interface. "
+        "All marks: [conformance](../conformance.md)."
+    )
+    return f"{text}\n\n{table(('layer', *subjects), body)}"
 
 
 def speed(rule: str) -> str:
@@ -193,12 +198,12 @@ def differ(rule: str) -> str:
     )
     opening = (
         "From the lists of known deviations and from the libraries' sources; "
-        "what they call RULES.md is what these cards state, rule by rule."
+        "the specification is these cards, and for conduct what [`lrp-verify`](../verifier.md) asks."
     )
     text = [opening]
     for heading, lines in (("In numbers", numbers), ("In arguments and conduct", conduct)):
-        text += [f"### {heading}", "\n".join(dict.fromkeys(lines)) or "Nothing that is known."]
-    text += ["### Known variants", "A failing subject is compared with these, and the one that explains it is named."]
+        text += [f"#### {heading}", "\n".join(dict.fromkeys(lines)) or "Nothing that is known."]
+    text += ["#### Known variants", "A failing subject is compared with these, and the one that explains it is named."]
     return "\n\n".join((*text, variants))
 
 
@@ -208,8 +213,10 @@ def _computed(entry: dict[str, Any]) -> bool:
 
 
 def _prose(text: str) -> str:
-    """Return plain text as Markdown: products are no emphasis."""
-    return " ".join(text.split()).replace("*", r"\*").replace("_", r"\_").replace("<", r"\<").replace("[", r"\[")
+    """Return plain text as Markdown: products are no emphasis, and readers have no RULES.md."""
+    text = re.sub(r"(^|\. )RULES\.md", r"\1The specification", " ".join(text.split()))
+    text = text.replace("RULES.md", "the specification")
+    return text.replace("*", r"\*").replace("_", r"\_").replace("<", r"\<").replace("[", r"\[")
 
 
 #: What a card may ask for, as `<<name>>`.

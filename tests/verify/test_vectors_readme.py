@@ -58,6 +58,19 @@ def test_c(forms: list[dict[str, Any]], tmp_path: Path) -> None:
     assert [float(line) for line in done.stdout.split()] == decode(form).ravel().tolist()
 
 
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no JDK here")
+def test_java(forms: list[dict[str, Any]], tmp_path: Path) -> None:
+    names = ("java.nio.ByteBuffer", "java.nio.ByteOrder", "java.util.HexFormat")
+    calls = [f'for (double v : entries("{form["dtype"]}", "{form["hex"]}")) System.out.println(v);' for form in forms]
+    main = f"public static void main(String[] arguments) {{ {' '.join(calls)} }}"
+    imports = "".join(f"import {name};\n" for name in names)
+    (tmp_path / "A.java").write_text(f"{imports}class A {{\n{block('java')}{main}\n}}\n")
+    command = ["java", "-XX:TieredStopAtLevel=1", str(tmp_path / "A.java")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = [value for form in forms for value in decode(form).ravel().tolist()]
+    assert [float(line) for line in done.stdout.split()] == expected
+
+
 def test_commands_and_ids_exist() -> None:
     documents = reading.load(CORPUS)
     known = {case["id"] for _, _, case in reading.each(documents)}
