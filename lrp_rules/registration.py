@@ -142,8 +142,7 @@ class _Derivative(torch.autograd.Function):
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         number = torch._C._current_graph_task_id()
         if number not in _Derivative.passes:
-            _Derivative.passes.add(number)
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: _Derivative.passes.discard(number))
+            torch.autograd.Variable._execution_engine.queue_callback(_Pass(number))
         return gradient
 
     @staticmethod
@@ -169,6 +168,23 @@ class _Derivative(torch.autograd.Function):
         if getattr(_Derivative.within, "deep", False):
             return True
         return bool(_Derivative.passes) and torch._C._current_graph_task_id() in _Derivative.passes
+
+
+class _Pass:
+    """Has its number among the passes that are derivatives, as long as autograd keeps it: until the pass ends.
+
+    Autograd calls it at the end of a pass that succeeds, and lets go of it after one that does not, too.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        _Derivative.passes.add(number)
+
+    def __call__(self) -> None:
+        _Derivative.passes.discard(self._number)
+
+    def __del__(self) -> None:
+        _Derivative.passes.discard(self._number)
 
 
 class Registration:

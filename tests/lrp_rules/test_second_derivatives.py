@@ -24,6 +24,7 @@ from lrp_rules import (
     WSquare,
     ZBox,
     ZPlus,
+    registration,
 )
 from tests.lrp_rules.cases import (
     Square,
@@ -188,13 +189,16 @@ class Chain:
     def variables(self) -> dict[str, Tensor]:
         return {"x": self.x, **dict(self.network.named_parameters())}
 
-    def relevance(self, *, create_graph: bool = False) -> Tensor:
+    def output(self) -> Tensor:
         pairs = zip(self.rules, self.network, strict=True)
-        registered = [rule.register(module) for rule, module in pairs if rule is not None]
-        output = self.network(self.x)
-        for registration in registered:
-            registration.remove()
-        (r,) = torch.autograd.grad(output, self.x, self.R, create_graph=create_graph)
+        handles = [rule.register(module) for rule, module in pairs if rule is not None]
+        output: Tensor = self.network(self.x)
+        for handle in handles:
+            handle.remove()
+        return output
+
+    def relevance(self, *, create_graph: bool = False) -> Tensor:
+        (r,) = torch.autograd.grad(self.output(), self.x, self.R, create_graph=create_graph)
         return r
 
     def value(self, *, create_graph: bool = False) -> Tensor:
@@ -284,10 +288,7 @@ def test_a_loss_of_output_and_relevance() -> None:
     chain = CHAINS["everywhere"]()
 
     def loss() -> Tensor:
-        registered = [rule.register(module) for rule, module in zip(chain.rules, chain.network, strict=True) if rule]
-        output = chain.network(chain.x)
-        for registration in registered:
-            registration.remove()
+        output = chain.output()
         (r,) = torch.autograd.grad(output, chain.x, chain.R, create_graph=True)
         both: Tensor = (r * chain.v).sum() + output.square().sum()
         return both
@@ -326,3 +327,28 @@ def test_a_hook_on_parameters_is_refused_rather_than_differentiated_without_them
         return frozen.value()
 
     assert_is_derivative(value, frozen.x.detach(), by_x, frozen.magnitude)
+
+
+class FailsOnce(nn.Module):
+    """Cannot be repeated."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 1:
+            msg = "not again"
+            raise ArithmeticError(msg)
+        return x.square()
+
+
+def test_nothing_is_left_of_a_derivative_that_fails() -> None:
+    network = nn.Sequential(FailsOnce(), nn.Linear(3, 2))
+    x = torch.randn(2, 3, requires_grad=True)
+    with Norm(0.5).register(network[0]), Epsilon(0.5).register(network[1]):
+        output = network(x)
+    (r,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    with pytest.raises(ArithmeticError, match="not again"):
+        torch.autograd.grad(r.sum(), x)
+    assert not registration._Derivative.passes
+    assert not registration._Derivative.under_way()
