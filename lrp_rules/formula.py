@@ -56,7 +56,12 @@ class FormulaRule(BasicHook):
             found = layer.by_outputs(self.coefficients, vectors, R)
         else:
             found = self.coefficients(layer, vectors, R)
-        return layer.total(vectors, found, out)
+        return self._total(layer, vectors, found, out)
+
+    def _total(
+        self, layer: Layer, vectors: Sequence[Tensor], coefficients: Sequence[Tensor], out: Tensor | None
+    ) -> Tensor:
+        return layer.total(vectors, coefficients, out)
 
     @property
     def stabilizes_entries(self) -> bool:

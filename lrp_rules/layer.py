@@ -311,8 +311,8 @@ class WeightedLayer(Layer):
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
         first = coefficients[0]
-        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape:
-            out = first  # it was made for this
+        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape and first.is_contiguous():
+            out = first  # it was made for this; a part of something wider would stay one
         return super().total(vectors, coefficients, out)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ References (cited by the classes)
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -45,9 +45,15 @@ def negative(v: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp_max(v, 0, out=out)
 
 
-def increased(v: Tensor, g: float, part: Callable[..., Tensor], out: Tensor | None = None) -> Tensor:
-    """Return v + g v+ or v + g v-."""
-    return torch.add(v, part(v), alpha=g, out=out)
+@dataclass(frozen=True)
+class Increased:
+    """v + g v+ or v + g v-, as a change that is known by its g: what was changed so once is not changed again."""
+
+    g: float
+    part: Callable[..., Tensor]
+
+    def __call__(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.add(v, self.part(v), alpha=self.g, out=out)
 
 
 def nonnegative(x: Tensor) -> bool:
@@ -243,7 +249,7 @@ class Gamma(FormulaRule):
         if self._is_in_two_maps(layer):
             return self._in_two_maps(layer, vectors, R)
         n, b, g, z = len(vectors), layer.bias, self.gamma, layer.z
-        up, down = (partial(increased, g=g, part=part) for part in (positive, negative))
+        up, down = Increased(g, positive), Increased(g, negative)
         A = layer.grid((up, down)[:n], (down, up)[:n])
         above, below = A @ vectors
         s_above = gated(R / self.stabilizer(above + up(b)), z)
@@ -383,6 +389,12 @@ class _ByWeights(FormulaRule):
         if not isinstance(self.stabilizer, Stabilizer):
             return back @ [R / S]
         return (layer.by_samples(lambda _layer, R, _out: (back @ [R / S])[0], R),)
+
+    def _total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
+        (c,) = coefficients
+        # times ones, unless there is one entry for several inputs
+        whole = c.shape == layer.x.shape and c.is_contiguous()
+        return c if whole else super()._total(layer, vectors, coefficients, out)
 
 
 class WSquare(_ByWeights):

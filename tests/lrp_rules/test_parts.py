@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Stabilizer, WSquare, ZBox, ZPlus, convolution, linear_map, parts
+from lrp_rules import Epsilon, Gamma, Stabilizer, WSquare, ZBox, ZPlus, convolution, linear_map, parts
 from lrp_rules import layer as layer_module
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
@@ -121,6 +121,31 @@ def test_elementwise_formulas_in_parts(layout: str) -> None:
     with torch.no_grad():
         assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
     assert called == ([1] * 20 if layout == "contiguous" else [20])
+
+
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_a_relevance_can_be_viewed_like_its_input(rule: str) -> None:
+    # what comes side by side out of one convolution, or is cut out of something padded, is not handed on as it is
+    for name in ("linear", "conv2d-circular", "conv2d-reflect-same", "transposed1d"):
+        module, x = CASES[name].module(), CASES[name].input(3)
+        r = relevance(FORMULAS[rule][0](), module, x, output_of(module, x))
+        assert r.is_contiguous()
+        assert r.untyped_storage().nbytes() == r.nbytes
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("gamma", [0.25, 10.0])
+def test_a_weight_is_changed_once_for_all_samples(gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    original = layer_module.WeightedLayer._changed
+
+    def changed(self: Any, change: Any, weight: Tensor) -> Tensor:
+        made.append(change)
+        return original(self, change, weight)
+
+    monkeypatch.setattr(layer_module.WeightedLayer, "_changed", changed)
+    relevance(Gamma(gamma), nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3), torch.ones(5, 2, 2, 2))
+    assert len(made) == (1 if gamma <= 1 else 2)
 
 
 # --- A x from an output that holds a bias, too ------------------------------------------------------------------------
