@@ -47,13 +47,14 @@ class WindowLayer(WeightedLayer):
             lambda s: _spread(A.T @ _gather(s, groups, dim), inside, groups, dim),
         )
 
-    def magnitude(self) -> Tensor | None:
-        x, weight, dim = self.x, self.given["weight"], -self._dims - 1
+    def excess(self) -> Tensor | None:
+        x, weight, bias, dim = self.x, self.given["weight"], self.given["bias"], -self._dims - 1
         assert weight is not None
+        assert bias is not None
         some = -(-TERMS // weight[0, 0].numel())
         if x.device.type != "cpu" or self.module.groups > 1 or x.shape[dim] <= some:
             return None
-        return self.run_with(x.narrow(dim, 0, some).abs(), weight.narrow(self.input_dim, 0, some).abs(), None)
+        return self.run_with(x.narrow(dim, 0, some).abs(), weight.narrow(self.input_dim, 0, some).abs(), -bias.abs())
 
 
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:

@@ -261,7 +261,7 @@ class Layer:
 #: Up to how many products a sum is computed anew, rather than taken from one that holds a bias, too.
 ANEW = 2**21
 #: How many products of an output are looked at to see that their sum outweighs its bias.
-TERMS = 48
+TERMS = 64
 
 
 @dataclass
@@ -291,10 +291,12 @@ class WeightedLayer(Layer):
             return super().linear_outputs
         # z - b is A x but for rounding, unless b outweighs A(|w|) |x| and has taken the digits of A x. That sum is at
         # least |A x|, and what some of the inputs contribute to it.
-        least = None if torch.is_grad_enabled() else self.magnitude()
-        if least is not None:
-            difference, size = out[0] - self._per_output(bias), self._per_output(bias.abs())
-            if bool((least >= size).all()) or bool((torch.maximum(least, difference.abs()) >= size).all()):
+        excess = None if torch.is_grad_enabled() else self.excess()
+        if excess is not None:
+            difference = out[0] - self._per_output(bias)
+            if excess.amin() >= 0:
+                return (difference,)
+            if torch.maximum(excess, difference.abs() - self._per_output(bias.abs())).amin() >= 0:
                 return (difference,)
         return super().linear_outputs
 
@@ -305,8 +307,8 @@ class WeightedLayer(Layer):
         assert weight is not None
         return weight.numel() * self.shape.numel() // max(1, weight.shape[0])
 
-    def magnitude(self) -> Tensor | None:
-        """Return a part of A(|w|) |x|; None where that takes about as long as all of A x, or has to be waited for."""
+    def excess(self) -> Tensor | None:
+        """Return a part of A(|w|) |x|, less |b|; None where that takes as long as A x, or has to be waited for."""
         raise NotImplementedError
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:

@@ -58,12 +58,13 @@ class LinearLayer(WeightedLayer):
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def magnitude(self) -> Tensor | None:
-        x, weight = self.x, self.given["weight"]
+    def excess(self) -> Tensor | None:
+        x, weight, bias = self.x, self.given["weight"], self.given["bias"]
         assert weight is not None
+        assert bias is not None
         if x.device.type != "cpu" or x.shape[-1] <= TERMS:
             return None
-        return F.linear(x[..., :TERMS].abs(), weight[:, :TERMS].abs())
+        return F.linear(x[..., :TERMS].abs(), weight[:, :TERMS].abs(), -bias.abs())
 
     def matrix_of_ones(self) -> Matrix:
         return Matrix(_sum, _sum)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-
-
-_ZERO = torch.zeros((), device="cpu")
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Stabilizer:
     clip: bool = False
     norm_scale: bool = False
     dim: int | tuple[int, ...] | None = None
+    _numbers: dict[torch.dtype, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         epsilon = self.epsilon
@@ -58,14 +56,18 @@ class Stabilizer:
             msg = f"epsilon is {epsilon!r}; expected a finite number that is not negative, such as 1e-6"
             raise ValueError(msg)
         object.__setattr__(self, "epsilon", float(epsilon))  # numpy's, and fractions
-        # a number would be made into a tensor at each call, which takes longer than the arithmetic of a small layer
-        object.__setattr__(self, "_number", torch.tensor(self.epsilon, dtype=torch.float64, device="cpu"))
+        # numbers would be made into tensors at each call, which takes longer than the arithmetic of a small layer
+        tensors = {
+            dtype: tuple(torch.tensor(number, dtype=dtype, device="cpu") for number in (self.epsilon, 0.0))
+            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        }
+        object.__setattr__(self, "_numbers", tensors)
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
-        # a scalar would take the dtype of another
-        epsilon, zero = (
-            (vars(self)["_number"], _ZERO) if denominator.ndim else (denominator.new_tensor(self.epsilon), 0.0)
+        epsilon, zero = (denominator.is_cpu and self._numbers.get(denominator.dtype)) or (
+            denominator.new_full((), self.epsilon),
+            denominator.new_zeros(()),
         )
         if self.norm_scale:
             dim = tuple(range(1, denominator.ndim)) if self.dim is None else self.dim
@@ -73,13 +75,10 @@ class Stabilizer:
             square = denominator.square()
             mean = square if dim == () else square.mean(dim=dim, keepdim=True)
             epsilon = self.epsilon * mean.sqrt()
-        elif denominator.device.type != "cpu":
-            epsilon = denominator.new_full((), self.epsilon)
-        # -0.0 + 0.0 is 0.0, so that its sign is +; a sign has no derivative
-        positive_zero = denominator.detach() + zero
+        signed = denominator + zero  # -0.0 + 0.0 is 0.0, so that its sign is +
         if self.clip:
-            return torch.copysign(torch.maximum(denominator.abs(), epsilon), positive_zero)
-        return denominator + torch.copysign(epsilon, positive_zero)
+            return torch.copysign(torch.maximum(denominator.abs(), epsilon), signed)
+        return signed + torch.copysign(epsilon, signed)
 
     @classmethod
     def ensure(cls, value: float | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -231,6 +231,6 @@ def test_a_bias_that_has_taken_the_digits_is_not(name: str, monkeypatch: pytest.
 
 def test_a_planted_careless_difference_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "ANEW", 0)
-    monkeypatch.setattr(linear_map.LinearLayer, "magnitude", lambda self: torch.full((), float("inf")))
+    monkeypatch.setattr(linear_map.LinearLayer, "excess", lambda self: torch.full((), float("inf")))
     got, expected, _ = without_bias("linear", 2.0**26, monkeypatch)
     assert not torch.equal(got, expected)
