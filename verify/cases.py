@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from verify import network
-from verify.checks import agreement, api, conduct, errors, laws, second_order
+from verify.checks import agreement, api, conduct, errors, laws, second_order, second_order_chain
 from verify.examples import found
 from verify.layers import CORE, LAYERS, LayerCase
 from verify.model import Case, Level
@@ -204,17 +204,22 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
             for arguments in agreement.GRADIENT_ARGUMENTS.get(rule, ({},))
         ],
     )
+    yield from second_order_chain.cases(drawn)
 
 
 def _linear_grid(rule: str) -> Iterator[tuple[LayerCase, str, Variant]]:
-    """Defaults everywhere, on all kinds of data; variants and layouts on one layer of each kind."""
+    """Defaults everywhere, on all kinds of data; variants and layouts on one layer of each kind.
+
+    Parameters are set to zero on a BatchNorm, too: it has a constant without its bias.
+    """
     for variant in VARIANTS:
         if variant.rule != rule:
             continue
         for layer in LAYERS:
             if not layer.linear and rule not in {"Epsilon", "Norm"}:
                 continue
-            if variant.name != "default" and layer.name not in (variant.only or CORE):
+            core = CORE | {"batchnorm1d"} if variant.zero_params else CORE
+            if variant.name != "default" and layer.name not in (variant.only or core):
                 continue
             kinds = list(KINDS)
             if variant.name == "default" and layer.name in CORE:

@@ -3,15 +3,7 @@
 Layer by layer: the reference says what each layer should make of the relevance that reached it from the subject itself,
 so that a wrong rule fails where it is and nowhere else. Chain: the references of all layers, one after another in
 float64, from the logit of the predicted class down to the pixels. Both take the subject's own boundaries h_k (h_0 the
-image, h_12 the logits) as the exact inputs of the layers.
-
-How far rounding can take the chain: write M for what a layer's rule does to a relevance, r = M R. A subject's R~ that
-is off by at most e from the reference's R leaves the layer as M R~ and its rounding, so
-
-    |r~ - r| <= B(|R| + e) + |M| e        |M| e = sum |coefficient| sum_t |v_t| * (|A_t|^T (gate * e / |S|))
-
-where B is the bound of `reference.rounding`: it grows with |R|, so that its value at |R| + e holds for every R~ that
-can be there, and the part of it that is the reference's own covers the rounding of r and of |M| e. At the logits e = 0.
+image, h_12 the logits) as the exact inputs of the layers. How far rounding can take the chain: `verify.carrying`.
 
 The file is long for what it draws: the table and the figure make up its last third.
 """
@@ -34,6 +26,7 @@ from reference.layers import affine
 from reference.ledger import ledger
 from reference.precision import FLOAT64, model_for
 from reference.rounding import bound
+from verify.carrying import carried
 from verify.comparator import Comparison, compare
 from verify.digits import Images, load_images, load_model
 from verify.model import Case, Finding, Level, Verdict
@@ -195,7 +188,7 @@ def _one(parts: Parts, got: Array, R: Array, chain: Array, error: Array, *, roun
         np.array(account.balance.sum() + adding),
         np.array(account.inputs_bound(limits, got) + adding),
         ref.relevance(parts, chain, STABILIZER),
-        _carried(parts, chain, error, rounding),
+        carried(parts, chain, error, STABILIZER, rounding),
     )
 
 
@@ -216,22 +209,6 @@ def _propagated(subject: Subject, model: nn.Sequential, x: Tensor) -> tuple[list
     finally:
         for handle in reversed(handles):
             handle.remove()
-
-
-def _carried(parts: Parts, R: Array, error: Array, rounding: Model) -> Array:
-    """B(|R| + e) + |M| e for the worst case and the probable one (2, n); inf where an unbounded entry is carried to."""
-    unbounded = np.isinf(error)
-    error = np.where(unbounded, 0.0, error)
-    limits = bound(parts, np.abs(R) + error[0], STABILIZER, rounding)
-    total = np.stack([limits.worst, limits.probable])
-    for part in parts:
-        for case, (e, lost) in enumerate(zip(error, unbounded.astype(np.float64), strict=True)):
-            share, reach = (np.abs(part.shares(v, STABILIZER)) for v in (e, lost))
-            for matrix, v in part.terms:
-                size, moved = np.abs(matrix), abs(part.coefficient) * np.abs(v)
-                total[case] += moved * (size.T @ share)
-                total[case, moved * (size.T @ reach) > 0] = np.inf
-    return total
 
 
 def _judged(got: Array, expected: Array, limits: Array) -> Judged:

@@ -19,6 +19,7 @@ import lrp_rules
 from reference.precision import model_for
 from reference.rules import Part
 from verify import network
+from verify.carrying import carried
 from verify.digits import load_model
 from verify.layers import FAMILIES
 from verify.model import Level, Verdict
@@ -299,11 +300,11 @@ def test_the_error_that_a_layer_carries_on() -> None:
     part = Part(((np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 5.0]]), np.array([1.0, 1.0, 0.0])),), np.zeros(2))
     rounding = model_for("float64")
     exact, R = np.zeros((2, 2)), np.array([3.0, -1.0])
-    own = network._carried((part,), R, exact, rounding)
+    own = carried((part,), R, exact, network.STABILIZER, rounding)
     error = np.array([[0.5, 0.25], [0.125, 0.0]])
-    carried = network._carried((part,), R, error, rounding)
-    assert carried - own == pytest.approx(np.array([[0.375, 0.375, 0.0], [0.0625, 0.0625, 0.0]]), rel=1e-6)
-    unbounded = network._carried((part,), R, np.array([[np.inf, 0.0], [0.0, 0.0]]), rounding)
+    moved = carried((part,), R, error, network.STABILIZER, rounding)
+    assert moved - own == pytest.approx(np.array([[0.375, 0.375, 0.0], [0.0625, 0.0625, 0.0]]), rel=1e-6)
+    unbounded = carried((part,), R, np.array([[np.inf, 0.0], [0.0, 0.0]]), network.STABILIZER, rounding)
     assert np.isinf(unbounded[0]).tolist() == [True, True, False]
     assert np.isfinite(unbounded[1]).all()
 

@@ -14,6 +14,7 @@ from verify.mutants import (  # noqa: F401  importing them fills the registry, i
     calls,
     conduct,
     copying,
+    derivatives,
     gating,
     geometry,
     ignoring_relevance,

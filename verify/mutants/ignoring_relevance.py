@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,6 @@ from lrp_rules import (
     Norm,
     Pass,
     ReLUBetaSmooth,
-    ReLUDeconvNet,
     WSquare,
     ZBox,
     ZPlus,
@@ -219,75 +217,6 @@ class ReLUBetaSmoothInFloat32(ReLUBetaSmooth):
 
     def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
         return (torch.sigmoid(self.beta_smooth * self.input.float()).to(self.input) * grad_output[0],)
-
-
-@mutant("denominator-detached")
-class EpsilonDenominatorDetached(Stabilized, Epsilon):
-    """The denominator is detached, so that a derivative of the relevance lacks a term."""
-
-    @staticmethod
-    def stabilize(d: Tensor, epsilon: float) -> Tensor:
-        return signed(d, epsilon).detach()
-
-
-@mutant("denominator-detached")
-class ZPlusDenominatorDetached(Stabilized, ZPlus):
-    """The denominator is computed without a graph, so that a derivative of the relevance lacks a term."""
-
-    @staticmethod
-    def stabilize(d: Tensor, epsilon: float) -> Tensor:
-        return signed(d, epsilon).detach()
-
-
-@mutant("input-detached")
-class GammaInputDetached(Gamma):
-    """The input is detached: a relevance that has no derivative by it."""
-
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return super().relevance(replace(layer, inputs=(layer.x.detach(),), outputs=None), R)
-
-
-@mutant("input-detached")
-class ZBoxInputDetached(ZBox):
-    """The input is detached: a relevance that has no derivative by it."""
-
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return super().relevance(replace(layer, inputs=(layer.x.detach(),), outputs=None), R)
-
-
-@mutant("input-detached")
-class ReLUBetaSmoothInputDetached(ReLUBetaSmooth):
-    """The input is remembered without its graph, though this rule is there to be differentiated."""
-
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (torch.sigmoid(self.beta_smooth * self.input.detach()) * grad_output[0],)
-
-
-@mutant("relevance-detached")
-class AlphaBetaRelevanceDetached(_Changed, AlphaBeta):
-    """The relevance is detached, so that a derivative stops at the rules above."""
-
-    def changed(self, R: Tensor, layer: Layer) -> Tensor:
-        return R.detach()
-
-
-@mutant("relevance-detached")
-class ReLUDeconvNetRelevanceDetached(ReLUDeconvNet):
-    """The relevance is detached, so that a derivative stops at the rules above."""
-
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (grad_output[0].detach().clamp(min=0),)
-
-
-@mutant("parameters-detached")
-class NormParametersDetached(Norm):
-    """The denominator has no graph to the parameters, so that they cannot be trained by a relevance."""
-
-    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
-        if layer.given.get("weight") is None:
-            return super().relevances(layer, R)
-        given = {name: None if value is None else value.detach() for name, value in layer.given.items()}
-        return super().relevances(replace(layer, given=given, outputs=None), R)
 
 
 @mutant("relevance-normalised")
