@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.params import zeroed
-from lrp_rules.parts import large, parts
+from lrp_rules.parts import large, parts, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -313,8 +313,8 @@ class WeightedLayer(Layer):
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
         first = coefficients[0]
-        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape and first.is_contiguous():
-            out = first  # it was made for this; a part of something wider would stay one
+        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape and whole(first):
+            out = first  # it was made for this
         return super().total(vectors, coefficients, out)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,6 +23,11 @@ def large(*tensors: Tensor) -> bool:
     return any(t.nbytes > PART for t in tensors)
 
 
+def whole(tensor: Tensor) -> bool:
+    """Whether the tensor is contiguous and no part of a wider one, whose memory would live as long."""
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def parts(size: int, *tensors: Tensor) -> list[slice] | None:
     """Return how to cut ``size`` equal things, which the tensors hold together; None if they are better left whole."""
     if size < 2 or torch.is_grad_enabled() or any(t.device.type != "cpu" for t in tensors):

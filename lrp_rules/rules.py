@@ -25,7 +25,7 @@ from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
 from lrp_rules.layer import Grid, nothing
 from lrp_rules.linear_map import gated
-from lrp_rules.parts import elementwise
+from lrp_rules.parts import elementwise, whole
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -393,8 +393,8 @@ class _ByWeights(FormulaRule):
     def _total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
         (c,) = coefficients
         # times ones, unless there is one entry for several inputs
-        whole = c.shape == layer.x.shape and c.is_contiguous()
-        return c if whole else super()._total(layer, vectors, coefficients, out)
+        alike = c.shape == layer.x.shape and whole(c)
+        return c if alike else super()._total(layer, vectors, coefficients, out)
 
 
 class WSquare(_ByWeights):

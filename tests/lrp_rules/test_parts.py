@@ -123,11 +123,12 @@ def test_elementwise_formulas_in_parts(layout: str) -> None:
     assert called == ([1] * 20 if layout == "contiguous" else [20])
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("rule", FORMULAS)
-def test_a_relevance_can_be_viewed_like_its_input(rule: str) -> None:
+def test_a_relevance_can_be_viewed_like_its_input(rule: str, batch: int) -> None:
     # what comes side by side out of one convolution, or is cut out of something padded, is not handed on as it is
     for name in ("linear", "conv2d-circular", "conv2d-reflect-same", "transposed1d"):
-        module, x = CASES[name].module(), CASES[name].input(3)
+        module, x = CASES[name].module(), CASES[name].input(batch)
         r = relevance(FORMULAS[rule][0](), module, x, output_of(module, x))
         assert r.is_contiguous()
         assert r.untyped_storage().nbytes() == r.nbytes
