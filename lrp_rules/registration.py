@@ -227,11 +227,12 @@ class Registration:
             return None
         in_place, random = bool(getattr(module, "inplace", False)), self.hook.may_rerun
         if len(args) == 1 and not kwargs and is_float(args[0]):
-            return ((_Own.of(args[0], in_place=in_place, random=random),), kwargs) if args[0].requires_grad else None
+            x = args[0]
+            return ((_Own.of(x, self, in_place=in_place, random=random),), kwargs) if x.requires_grad else None
         leaves, structure = tree_flatten((args, kwargs))
         if not any(leaf.requires_grad for leaf in leaves if is_float(leaf)):
             return None
-        own = [_Own.of(leaf, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
+        own = [_Own.of(leaf, self, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
         return tree_unflatten(own, structure)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: C901  one call, step by step
@@ -254,7 +255,7 @@ class Registration:
             several = (
                 len(positions) > 1 or sum(map(is_float, results)) > 1 or any(map(is_float, tree_flatten(kwargs)[0]))
             )
-        owned = [_Own.on(leaves[i]) for i in positions]
+        owned = [_Own.on(leaves[i], self) for i in positions]
         inputs = tuple(
             leaves[i] if own is None or own.value is None else own.value
             for i, own in zip(positions, owned, strict=True)
@@ -294,11 +295,11 @@ class Registration:
 
     def _quick(self, kind: type[Layer], x: Tensor) -> bool:
         own: _Own | None = vars(x).get("_lrp_own")
-        if own is None:
+        if own is None or own.owner is not self:
             return kind is not TracedLayer
         quick = own.value is None and own.version == x._version and not self.hook.may_rerun
         if quick:
-            _Own.on(x)
+            _Own.on(x, self)
         return quick
 
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
@@ -343,16 +344,18 @@ _PLAIN = (Tensor, int, float, complex, str, bytes, bool, type(None), torch.dtype
 class _Own:
     """What a tensor made for one call stands for; it goes with that tensor, when the call is over.
 
-    ``value`` is the input as it was, None where the tensor itself still is; ``overwritten`` is what the caller holds.
+    ``owner`` made it: a module inside may be handed the same tensor, and have a rule of its own. ``value`` is the input
+    as it was, None where the tensor itself still is; ``overwritten`` is what the caller holds.
     """
 
+    owner: Registration
     value: Tensor | None
     overwritten: Tensor | None = None
     random: Tensor | None = None
     version: int = 0
 
     @classmethod
-    def of(cls, x: Tensor, *, in_place: bool, random: bool) -> Tensor:
+    def of(cls, x: Tensor, owner: Registration, *, in_place: bool, random: bool) -> Tensor:
         """Return an input for the module: a clone if it is going to be overwritten."""
         # several inputs may be one tensor, or depend on each other: each needs an end of its own to differentiate to
         own = x.clone() if in_place else x.view_as(x)
@@ -360,11 +363,14 @@ class _Own:
         # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
         overwritten = x if in_place and not x.is_leaf else None
         state = random_state(x.device) if random else None
-        vars(given)["_lrp_own"] = cls(own if in_place else None, overwritten, state, given._version)
+        vars(given)["_lrp_own"] = cls(owner, own if in_place else None, overwritten, state, given._version)
         return given
 
     @staticmethod
-    def on(leaf: Tensor) -> _Own | None:
-        """Take what is known off a tensor, if it was made here: what is kept of the call must not hold it."""
-        found: _Own | None = vars(leaf).pop("_lrp_own", None)
+    def on(leaf: Tensor, owner: Registration) -> _Own | None:
+        """Take what is known off a tensor that ``owner`` made: what is kept of the call must not hold it."""
+        found: _Own | None = vars(leaf).get("_lrp_own")
+        if found is None or found.owner is not owner:
+            return None
+        del vars(leaf)["_lrp_own"]
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import FrozenInstanceError
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -133,3 +134,26 @@ def test_value_semantics() -> None:
     assert {stabilizer, copy.deepcopy(stabilizer), pickled(stabilizer)} == {stabilizer}
     with pytest.raises(FrozenInstanceError):
         stabilizer.epsilon = 1.0  # type: ignore[misc]
+
+
+def test_it_is_printed_with_its_arguments_alone() -> None:
+    assert repr(Stabilizer(0.25)) == "Stabilizer(epsilon=0.25, clip=False, norm_scale=False, dim=None)"
+
+
+@pytest.mark.parametrize("number", [Fraction(1, 4), np.float32(0.25)])
+def test_numbers_of_other_kinds_become_floats(number: Any) -> None:
+    assert type(Stabilizer(number).epsilon) is float
+    assert Stabilizer(number) == Stabilizer(0.25)
+
+
+def test_other_devices_and_a_default_device() -> None:
+    assert Stabilizer(0.25)(torch.ones(3, device="meta")).device.type == "meta"
+    with torch.device("meta"):
+        stabilizer = Stabilizer(0.25)
+    assert torch.equal(stabilizer(torch.tensor([1.0, -1.0], device="cpu")), torch.tensor([1.25, -1.25]))
+
+
+@pytest.mark.parametrize("bad", ["1", True, None])
+def test_what_cannot_be_a_stabilizer_is_told_what_can(bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"the stabilizer is .*; expected a number such as 1e-6, or a callable"):
+        Stabilizer.ensure(bad)

@@ -1,0 +1,153 @@
+"""A call is repeated as it was: other arguments, buffers that are no numbers, the dtype of its autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lrp_rules import BasicHook, Epsilon, Norm, ZBox, ZPlus
+
+
+def relevance(rule: Any, module: nn.Module, x: Tensor, R: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with rule.register(module):
+        output = module(x)
+    (r,) = torch.autograd.grad(output, x, R)
+    return r
+
+
+class Picks(nn.Module):
+    """Takes columns by their numbers, and returns those, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x[:, columns] + self.bias, columns
+
+
+def test_tensors_of_integers_carry_no_relevance() -> None:
+    x, R, columns = torch.tensor([[1.0, -2.0, 4.0]]).requires_grad_(), torch.tensor([[3.0, 5.0]]), torch.tensor([2, 0])
+    with Epsilon(0.0, zero_params="bias").register(module := Picks()):
+        output, returned = module(x, columns)
+    (r,) = torch.autograd.grad(output, x, R)
+    assert torch.equal(r, torch.tensor([[5.0, 0.0, 3.0]]))
+    assert returned is columns
+
+
+class Holds(nn.Linear):
+    """A linear layer of its own kind, with a buffer of integers, and a buffer and a parameter that are None."""
+
+    columns: Tensor
+    nothing: Tensor | None
+    none: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, bias=False)
+        self.register_buffer("columns", torch.tensor([2, 0, 1]))
+        self.register_buffer("nothing", None)
+        self.register_parameter("none", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.nothing is None
+        assert self.none is None
+        return super().forward(x[:, self.columns])
+
+
+def test_buffers_that_are_no_numbers_or_none() -> None:
+    module, plain = Holds(), nn.Linear(3, 2, bias=False)
+    x, R = torch.randn(4, 3), torch.randn(4, 2)
+    with torch.no_grad():
+        plain.weight.copy_(module.weight[:, [1, 2, 0]])
+    got, expected = (relevance(ZPlus(1.0), m, x, R) for m in (module, plain))
+    assert (got - expected).abs().max() <= 2**-40 * expected.abs().max()
+
+
+class Sees(nn.Linear):
+    """A linear layer of its own kind, which remembers the dtypes of its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        self.seen.append(output.dtype)
+        return output
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_call_is_repeated_under_the_autocast_it_was_made_under(dtype: torch.dtype | None) -> None:
+    module, x = Sees().float(), torch.randn(4, 3, dtype=torch.float32, requires_grad=True)
+    with Epsilon(1.0, zero_params="bias").register(module):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            output = module(x)
+        torch.autograd.grad(output, x, torch.ones_like(output))
+    assert len(module.seen) > 1
+    assert set(module.seen) == {dtype or torch.float32}
+
+
+class Own(nn.Linear):
+    """A linear layer of its own kind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_bounds_of_a_longer_batch_are_cut_where_there_is_a_batch() -> None:
+    low, high = torch.zeros(5, 3), torch.ones(5, 3)
+    x, R, module = torch.rand(2, 3), torch.randn(2, 2), Own(3, 2)
+    expected = relevance(ZBox(low[:2], high[:2]), module, x, R)
+    assert torch.equal(relevance(ZBox(low, high), module, x, R), expected)
+    with pytest.raises(ValueError, match="does not broadcast to the input"):
+        relevance(ZBox(low[:, 0], high[:, 0]), module, x[0], R[0])
+
+
+class Drops(nn.Module):
+    """Its first layer is called with the very tensor that it is called with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(8, 64), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped: Tensor = self.dropout(self.linear(x))
+        return dropped
+
+
+class WritesAfterwards(nn.Module):
+    """Overwrites its input once its first layer is done with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y + x.mul_(2)
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["alone", "with-a-rule-inside"])
+def test_a_call_is_repeated_with_the_mask_it_was_made_with(inner: bool) -> None:
+    # what was dropped has no relevance to give, unless another mask is drawn
+    module, x = Drops(), torch.rand(1, 8, requires_grad=True)
+    with BasicHook().register(module), Epsilon().register(module.linear if inner else nn.Identity()):
+        output = module(x)
+        torch.randn(7)
+        (r,) = torch.autograd.grad(output, x, (output == 0).to(output))
+    assert torch.equal(r, torch.zeros_like(r))
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["alone", "with-a-rule-inside"])
+def test_a_module_that_writes_to_its_input_is_refused(inner: bool) -> None:
+    module, x = WritesAfterwards(), torch.rand(1, 3, requires_grad=True)
+    with (
+        Norm().register(module),
+        Epsilon().register(module.linear if inner else nn.Identity()),
+        pytest.raises(RuntimeError, match="it writes to its input"),
+    ):
+        module(x * 1)
