@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -116,8 +117,8 @@ def _matches(key: Key, module: nn.Module, names: list[str]) -> bool:
         return isinstance(module, key)
     if not any(c in key for c in "*?["):
         return key in names
-    layer = next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
-    return layer and any(fnmatchcase(name, key) for name in names)
+    own = next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(module)
+    return (own or next(module.children(), None) is None) and any(fnmatchcase(name, key) for name in names)
 
 
 def _check_keys(keys: list[Key], names: Mapping[nn.Module, list[str]]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters
 from lrp_rules.registration import Registration
+from lrp_rules.rerun import parameters_below
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ def _end(tensor: Tensor, *, create_graph: bool) -> Tensor:
 
 def _edge(output: Tensor) -> torch.autograd.graph.GradientEdge:
     """Return where a gradient of the output enters its graph. Unlike the output, it holds no values."""
-    assert output.grad_fn is not None
-    return torch.autograd.graph.GradientEdge(output.grad_fn, output.output_nr)
+    return torch.autograd.graph.get_gradient_edge(output)
 
 
 def _answer(
@@ -161,6 +161,11 @@ class LayerHook(Hook):
     uses_output: ClassVar[bool] = False
     #: Names of the parameters that are set to zero.
     zero_params: tuple[str, ...] = ()
+
+    @property
+    def uses_inputs(self) -> bool:
+        """Whether the inputs are to be kept: always, since the layer is made of them."""
+        return True
 
     def backward(
         self, module: nn.Module, grad_input: Any, grad_output: Tensors
@@ -199,7 +204,7 @@ class LayerHook(Hook):
         )
         if call.kind is TracedLayer:
             # a call cannot be repeated once parameters below the module have changed: that is watched
-            below = [p for child in module.children() for p in child.parameters()]
+            below = parameters_below(module)
             return (*state, *outputs, *below), (*parameters, *below), False
         # under autocast, the output has fewer digits than the rule computes with
         return state, parameters, self.uses_output and outputs[0].dtype == inputs[0].dtype
@@ -208,18 +213,19 @@ class LayerHook(Hook):
         self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
     ) -> Sequence[Tensor | None]:
         _, saved = self._private(call, saved)
+        count = len(inputs) + len(call.names)
         below = saved[len(saved) - (call.parameters - len(call.names)) :]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             # ends of their own: an input may depend on the parameters, as where a module is called twice
-            ends = [_end(t, create_graph=create_graph) for t in (*inputs, *saved[: len(call.names)])]
-            xs, own = tuple(ends[: len(inputs)]), dict(zip(call.names, ends[len(inputs) :], strict=True))
+            ends = tuple(_end(t, create_graph=create_graph) for t in (*inputs, *saved[: len(call.names)], *below))
+            xs, own = ends[: len(inputs)], dict(zip(call.names, ends[len(inputs) : count], strict=True))
             if call.kind is TracedLayer:
-                outputs = call.run(own, *xs)
+                outputs = call.run(own, *xs, below=ends[count:])
             else:
                 given: dict[str, Tensor | None] = {**dict.fromkeys(call.all_names), **own}
                 outputs = (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
-        return pull(outputs, (*ends, *below), gradients, create_graph=create_graph)
+        return pull(outputs, ends, gradients, create_graph=create_graph)
 
     @staticmethod
     def _layer(
@@ -249,7 +255,7 @@ class LayerHook(Hook):
             outputs = None
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if type(self).backward is LayerHook.backward:
-            return self.relevances(layer, relevance)
+            return hook.relevances(layer, relevance)
         hook = copy.copy(hook)
         vars(hook)["_layer"] = layer
         nothing = (None,) * len(inputs)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
         return {name: getattr(module, name) for name in own}
     names = dict.fromkeys(module._parameters)
     for hook in module._forward_pre_hooks.values():
-        # the older torch.nn.utils.weight_norm and spectral_norm are pre-hooks that set a plain attribute before each
-        # call
-        name = getattr(hook, "name", None)
+        # pruning, and the older torch.nn.utils.weight_norm and spectral_norm, are pre-hooks that set a plain attribute
+        # before each call
+        name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
         if type(hook).__module__.startswith("torch.nn.utils.") and isinstance(name, str):
             for part in (f"{name}_g", f"{name}_v", f"{name}_orig"):
                 names.pop(part, None)
@@ -79,7 +80,7 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
     if parametrize.is_parametrized(module):
         assert isinstance(module.parametrizations, nn.ModuleDict)
         for name, parametrization in module.parametrizations.items():
-            if any(part.training and isinstance(part, nn.Dropout) for part in parametrization.modules()):
+            if any(part.training and isinstance(part, _DropoutNd) for part in parametrization.modules()):
                 msg = f"{name} of {module} is drawn at random in each call, so that no rule can know it; use eval mode"
                 raise RuntimeError(msg)
             values[name] = _settled(parametrization)()
@@ -118,6 +119,7 @@ def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
     other: nn.Module = object.__new__(type(module).__mro__[1] if parametrized else type(module))
     state = dict(module.__dict__)
     state.update({name: OrderedDict() for name in state if name.endswith("_hooks")})
+    state["_buffers"] = dict(module._buffers)
     # an attribute comes before a parameter of that name, and is free to be any tensor
     state["_parameters"] = {name: value for name, value in module._parameters.items() if name not in values}
     state.update(values)

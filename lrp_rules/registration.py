@@ -59,11 +59,13 @@ class Call:
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
     graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 
-    def run(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
+    def run(
+        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
+    ) -> Tensors:
         """Repeat the call with other parameters or inputs."""
         # what is known as a matrix does not depend on train or eval mode, or is in eval mode
         rerun = Rerun(self.module, modes={self.module: False}) if self.rerun is None else self.rerun
-        return rerun(parameters, *inputs)
+        return rerun(parameters, *inputs, below=below)
 
     @property
     def all_names(self) -> tuple[str, ...]:

@@ -37,14 +37,22 @@ class Rerun:
     random: Tensor | None = None
     autocast: torch.dtype | None = None
 
-    def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of the call with these parameters and inputs."""
+    def __call__(
+        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the outputs of the call with these parameters and inputs.
+
+        ``below`` stands for the parameters of the modules below, in their order.
+        """
         like = inputs[0]
+        others = {} if below is None else dict(zip(map(id, parameters_below(self.module)), below, strict=True))
 
         def settle(copy: nn.Module, original: nn.Module) -> None:
             buffers, own = original._buffers.items(), original._parameters.items()
             copy._buffers = {name: None if value is None else _own(value, like) for name, value in buffers}
-            widened = {name: None if value is None else _widened(value, like) for name, value in own}
+            widened = {
+                name: None if value is None else _widened(others.get(id(value), value), like) for name, value in own
+            }
             copy.__dict__["_parameters"] = widened
             copy.training = self.modes.get(original, original.training)
 
@@ -66,6 +74,11 @@ class Rerun:
             filled[position] = x
         args, kwargs = tree_unflatten(filled, structure)
         return module(*args, **kwargs)
+
+
+def parameters_below(module: nn.Module) -> list[Tensor]:
+    """Return the parameters of the modules below one, of each child in turn."""
+    return [parameter for child in module.children() for parameter in child.parameters()]
 
 
 def _own(value: Tensor, like: Tensor) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from lrp_rules import BasicHook, Epsilon, Norm, ZBox, ZPlus
+from lrp_rules import BasicHook, Epsilon, Hook, NoMod, Norm, ZBox, ZPlus, attach
+
+if TYPE_CHECKING:
+    from lrp_rules.layer import Layer
 
 
 def relevance(rule: Any, module: nn.Module, x: Tensor, R: Tensor) -> Tensor:
@@ -151,3 +155,93 @@ def test_a_module_that_writes_to_its_input_is_refused(inner: bool) -> None:
         pytest.raises(RuntimeError, match="it writes to its input"),
     ):
         module(x * 1)
+
+
+class Keeps(BasicHook):
+    """Keeps the input of its call itself, and says that it does not need the gradient."""
+
+    needs_grad_input = False
+    kept: Tensor
+
+    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:  # noqa: A002  as in Hook
+        self.kept = input[0]
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return self.kept + layer.x
+
+
+def test_a_formula_sees_what_the_rule_kept_of_the_call() -> None:
+    module, x, R = nn.Linear(3, 2), torch.randn(2, 3), torch.randn(2, 2)
+    assert torch.equal(relevance(Keeps(), module, x, R), 2 * x)
+
+
+def test_a_pruned_layer_is_the_layer_that_is_left() -> None:
+    module, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    prune.l1_unstructured(module, "weight", 0.5)
+    with torch.no_grad():
+        plain.weight.copy_(module.weight)
+        plain.bias.copy_(module.bias)
+    x, R = torch.randn(2, 3), torch.randn(2, 2)
+    for rule in (Epsilon(), ZPlus(), BasicHook()):
+        assert torch.equal(relevance(rule, module, x, R), relevance(rule, plain, x, R))
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_parameters_that_are_drawn_at_random_are_refused(dropout: type[nn.Module]) -> None:
+    module = nn.Linear(3, 2)
+    parametrize.register_parametrization(module, "weight", dropout())
+    x = torch.randn(2, 3, requires_grad=True)
+    with Epsilon().register(module), pytest.raises(RuntimeError, match="drawn at random"):
+        module(x)
+
+
+def test_a_parametrized_layer_without_a_bias_is_matched_itself() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2, bias=False)))
+    with attach(model, {"*": Epsilon()}) as attached:
+        assert len(attached.registrations) == 1
+        x = torch.randn(2, 3, requires_grad=True)
+        output = model(x)
+        (r,) = torch.autograd.grad(output, x, output.detach())
+    expected = relevance(Epsilon(), model[0], x, output.detach())
+    assert torch.equal(r, expected)
+
+
+class ReturnsAParameter(nn.Module):
+    """Returns one of its parameters as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * x, self.scale
+
+
+def test_a_module_may_return_one_of_its_parameters() -> None:
+    module, x = ReturnsAParameter(), torch.randn(2, 3, requires_grad=True)
+    with Hook().register(module):
+        output, _ = module(x)
+        (r,) = torch.autograd.grad(output, x, torch.ones(2, 3))
+    assert torch.equal(r, torch.full((2, 3), 2.0))
+    assert module.scale.grad is None
+
+
+def test_what_is_done_to_a_changed_module_leaves_the_buffers_of_its_own() -> None:
+    module = nn.BatchNorm1d(3)
+    with NoMod()(module) as changed:
+        changed.float()
+    assert module.running_mean is not None
+    assert module.running_mean.dtype == torch.float64
+
+
+def test_parameters_below_a_container_that_is_called_twice() -> None:
+    # the input of the second call depends on the same parameters, which the second call must not count again
+    block, top = nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Identity()
+    x, parameters = torch.randn(2, 3, requires_grad=True), list(block.parameters())
+    with Norm(0.5).register(block), Norm(0.5).register(top):
+        output = top(block(block(x)))
+    (r,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    once = torch.autograd.grad(r.sum(), parameters, retain_graph=True)
+    again = torch.autograd.grad(r.sum(), parameters, create_graph=True)
+    for a, b in zip(once, again, strict=True):
+        assert (a - b).abs().max() <= 2**-40 * a.abs().max()

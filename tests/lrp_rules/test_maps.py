@@ -1,0 +1,315 @@
+"""Known layers as maps where they are large, have no batch, or meet themselves in a graph of their own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrp_rules import (
+    Epsilon,
+    Flat,
+    Hook,
+    Norm,
+    ReLUGuidedBackprop,
+    Stabilizer,
+    WSquare,
+    ZBox,
+    ZPlus,
+    convolution,
+    linear_map,
+    parts,
+)
+from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
+from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# --- A x from an output that holds a bias, too ------------------------------------------------------------------------
+
+#: Beside it, a float32 has no digit left for numbers below 4; the square of the other outweighs it.
+BIAS, LARGE = 2.0**26, 2.0**14
+
+#: Layers with more products in a sum than are looked at, the shape of one sample, and how many inputs that leaves.
+LOOKED_AT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "linear": (lambda: nn.Linear(8, 3), (8,), 4),
+    "conv1d": (lambda: nn.Conv1d(8, 3, 2), (8, 6), 2),
+    "conv1d-wide": (lambda: nn.Conv1d(2, 3, 5), (2, 6), 1),
+    "conv2d": (lambda: nn.Conv2d(8, 3, 2), (8, 4, 4), 1),
+    "conv2d-one-output": (lambda: nn.Conv2d(2, 1, 2), (2, 4, 4), 1),
+    "conv3d": (lambda: nn.Conv3d(4, 3, (2, 2, 1)), (4, 3, 3, 3), 1),
+    "transposed1d": (lambda: nn.ConvTranspose1d(8, 3, 2, stride=2), (8, 6), 2),
+    "transposed2d": (lambda: nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 4, 4), 1),
+    "transposed2d-one-output": (lambda: nn.ConvTranspose2d(4, 1, 2, stride=2), (4, 4, 4), 1),
+    "transposed3d": (lambda: nn.ConvTranspose3d(4, 3, (2, 2, 1), stride=(2, 2, 1)), (4, 3, 3, 3), 1),
+}
+#: Layers with no more than that.
+TOO_FEW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(3, 5), (3,)),
+    "conv1d-of-one": (lambda: nn.Conv1d(1, 3, 1), (1, 6)),
+    "conv2d": (lambda: nn.Conv2d(3, 2, 1), (3, 4, 4)),
+    "conv2d-one-input": (lambda: nn.Conv2d(1, 2, 2), (1, 4, 4)),
+    "transposed2d-one-input": (lambda: nn.ConvTranspose2d(1, 2, 2), (1, 4, 4)),
+    "transposed2d-one-to-one": (lambda: nn.ConvTranspose2d(1, 1, 1), (1, 4, 4)),
+}
+each_sample = pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+
+
+@pytest.fixture
+def from_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_terms(monkeypatch)
+
+
+def denominators(module: nn.Module, x: Tensor) -> Tensor:
+    """What Epsilon divides by where the bias is set to zero."""
+    seen: list[Tensor] = []
+
+    def recorder(d: Tensor) -> Tensor:
+        seen.append(d.clone())
+        return power_of_two(d)
+
+    relevance(Epsilon(recorder, "bias"), module, x, torch.ones_like(output_of(module, x)))
+    return seen[0]
+
+
+def filled(make: Callable[[], nn.Module], shape: tuple[int, ...], v: Tensor, w: Tensor) -> tuple[Any, Tensor]:
+    """A layer without a bias and two samples; v and w are what is in each entry of an input channel."""
+    module: Any = make().float()
+    channels = shape[0]
+    module.weight.data.zero_()
+    dim = 0 if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
+    module.weight.data += w.float().view([channels if k == dim else 1 for k in range(module.weight.ndim)])
+    module.bias.data.zero_()
+    return module, v.view(channels, *[1] * (len(shape) - 1)).expand(2, *shape).float()
+
+
+@pytest.mark.usefixtures("from_the_output")
+@each_sample
+@pytest.mark.parametrize("bias", [BIAS, -BIAS], ids=["positive", "negative"])
+@pytest.mark.parametrize("large", ["nothing", "input-beside-zeros", "weight-beside-zeros"])
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_products_that_are_not_in_the_sum_do_not_outweigh_a_bias(
+    name: str, large: str, bias: float, batched: bool
+) -> None:
+    # what is large meets zeros in the channel itself, and something large in the channel beside it
+    make, shape, looked = LOOKED_AT[name]
+    v, w = torch.ones(shape[0]), torch.ones(shape[0])
+    if large != "nothing":
+        first, second = (v, w) if large == "input-beside-zeros" else (w, v)
+        first[:looked], second[looked] = 0.0, 0.0
+        second[looked - 1], first[looked] = LARGE, LARGE
+    module, x = filled(make, shape, v, w)
+    x = x if batched else x[0]
+    d = output_of(module, x)
+    module.bias.data.fill_(bias)
+    assert torch.equal(denominators(module, x), d)
+
+
+@pytest.mark.usefixtures("from_the_output")
+@each_sample
+@pytest.mark.parametrize("bias", [1.0, BIAS])
+@pytest.mark.parametrize("name", TOO_FEW)
+def test_sums_of_few_products_lack_the_bias(name: str, bias: float, batched: bool) -> None:
+    make, shape = TOO_FEW[name]
+    module, x = filled(make, shape, torch.ones(shape[0]), torch.ones(shape[0]))
+    x = x if batched else x[0]
+    d = output_of(module, x)
+    module.bias.data.fill_(bias)
+    assert torch.equal(denominators(module, x), d)
+
+
+def multiply_adds(call: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    total: int = counter.get_total_flops()
+    return total
+
+
+@pytest.mark.usefixtures("from_the_output")
+@each_sample
+@pytest.mark.parametrize("bias", [1.0, -1.0])
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_products_that_cancel_outweigh_a_small_bias(name: str, bias: float, batched: bool) -> None:
+    # A x is 0, and A(|w|) |x| is not: z - b is exact, and the layer is not run again
+    make, shape, _ = LOOKED_AT[name]
+    signs = torch.tensor([-1.0, 1.0] * (shape[0] // 2))
+    module, x = filled(make, shape, signs, torch.ones(shape[0]))
+    module.bias.data.fill_(bias)
+    x = (x if batched else x[0]).requires_grad_()
+    with Epsilon(zero_params="bias").register(module):
+        z = module(x)
+    once = multiply_adds(lambda: module(x))
+    assert 0 < multiply_adds(lambda: torch.autograd.grad(z, x, torch.ones_like(z))) < 2 * once
+    assert torch.equal(denominators(module, x.detach()), torch.zeros_like(z))
+
+
+@each_sample
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_epsilon_takes_no_more_products_than_the_layer(name: str, batched: bool) -> None:
+    # the output is known, and nobody asks for a gradient of the weight
+    make, shape, _ = LOOKED_AT[name]
+    module, x = make(), torch.randn(2, *shape) if batched else torch.randn(shape)
+    x.requires_grad_()
+    with Epsilon().register(module):
+        z = module(x)
+    once = multiply_adds(lambda: module(x))
+    assert 0 < multiply_adds(lambda: torch.autograd.grad(z, x, torch.ones_like(z))) <= once
+
+
+# --- Linear layers in blocks of outputs -------------------------------------------------------------------------------
+
+
+def test_blocks_hold_several_outputs_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, R = nn.Linear(4, 20).double(), integers((3, 4), seed=2), integers((3, 20), seed=3)
+    for k, parameter in enumerate(module.parameters()):
+        parameter.data = integers(parameter.shape, seed=k)
+    whole = relevance(ZPlus(PowerOfTwo()), module, x, R)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(linear_map, "ROWS", 16)  # eight, eight and four
+    assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_a_relevance_of_a_large_layer_has_a_derivative(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Linear(4, 6).double().requires_grad_(not frozen)
+    for k, parameter in enumerate(module.parameters()):
+        parameter.data = integers(parameter.shape, seed=k)
+    R = integers((3, 6), seed=3)
+
+    def derivative() -> list[Tensor]:
+        x = integers((3, 4), seed=2).requires_grad_()
+        r = relevance(ZPlus(1.0), module, x, R, create_graph=True)
+        return [r, *torch.autograd.grad(r.square().sum(), [x, *(p for p in module.parameters() if not frozen)])]
+
+    whole = derivative()
+    monkeypatch.setattr(linear_map, "ROWS", 1)
+    assert all(torch.equal(one, other) for one, other in zip(derivative(), whole, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["Epsilon", "ZPlus", "AlphaBeta", "Gamma", "Gamma(2)", "ZBox", "WSquare", "Flat"])
+def test_no_inputs_are_no_error(rule: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that there is nothing to initialise
+        module = nn.Linear(0, 3)
+    assert relevance(RULES[rule](), module, torch.empty(2, 0), torch.ones(2, 3)).shape == (2, 0)
+
+
+# --- Convolutions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zeroed", [None, "bias", "weight", ("weight", "bias")])
+@pytest.mark.parametrize("rule", ["Epsilon", "ZPlus", "AlphaBeta(2,1)", "Gamma(0.25)", "Gamma(4)", "ZBox(-1,2)"])
+@pytest.mark.parametrize("name", ["conv1d", "conv2d-asymmetric", "conv2d-groups", "conv2d-circular", "conv3d"])
+def test_convolutions_side_by_side_are_those_one_by_one(
+    name: str, rule: str, zeroed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = CASES[name].module(), CASES[name].input()
+    R = integers(output_of(module, x).shape, seed=2)
+    found = []
+    for few in (0, convolution.FEW):
+        monkeypatch.setattr(convolution, "FEW", few)
+        hook = FORMULAS[rule][0](zero_params=zeroed)
+        found.append((relevance(hook, module, x, R), relevance(hook, module, x[0], R[0])))
+    (one_by_one, alone), (side_by_side, alone_side_by_side) = found
+    assert torch.equal(side_by_side, one_by_one)
+    assert torch.equal(alone_side_by_side, alone)
+    assert torch.equal(alone, one_by_one[0])
+
+
+def with_powers(rule: str) -> Any:
+    hook: Any = RULES[rule]()
+    hook.stabilizer = power_of_two
+    return hook
+
+
+class DoubledConv2d(nn.Conv2d):
+    """Computes its output in a way of its own, below ``forward``; as weight standardization is often written."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        output: Tensor = super()._conv_forward(input, 2 * weight, bias)
+        return output
+
+
+@pytest.mark.parametrize("rule", ["Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma"])
+def test_a_convolution_that_uses_its_weight_in_a_way_of_its_own(rule: str) -> None:
+    own, plain = DoubledConv2d(2, 3, 2).double(), nn.Conv2d(2, 3, 2).double()
+    for k, (parameter, other) in enumerate(zip(own.parameters(), plain.parameters(), strict=True)):
+        parameter.data = integers(parameter.shape, seed=k)
+        other.data = (1 if parameter is own.bias else 2) * parameter.data
+    x, R = integers((2, 2, 3, 4), seed=5), integers((2, 3, 2, 3), seed=6)
+    got, expected = (relevance(with_powers(rule), module, x, R) for module in (own, plain))
+    assert torch.equal(got, expected)
+
+
+# --- Elementwise layers -----------------------------------------------------------------------------------------------
+
+
+class TracedReLU(nn.ReLU):
+    """The same, but nobody recognises it."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("rule", ["Epsilon", "Norm", "ZPlus", "ReLUGuidedBackprop"])
+def test_the_derivative_of_a_relevance_goes_back_through_a_relu(rule: str) -> None:
+    below, above = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+    for k, parameter in enumerate((*below.parameters(), *above.parameters())):
+        parameter.data = integers(parameter.shape, seed=k)
+    R, found = integers((3, 3), seed=8), []
+    for relu in (nn.ReLU(), TracedReLU()):
+        x = integers((3, 4), seed=7).requires_grad_()
+        with with_powers(rule).register(relu), Epsilon(power_of_two).register(above):
+            z = above(relu(below(x)))
+        (r,) = torch.autograd.grad(z, x, R, create_graph=True)
+        found.append((r, *torch.autograd.grad(r.square().sum(), x)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("name", ["relu", "batchnorm2d", "linear", "conv2d-circular", "transposed1d"])
+def test_a_graph_changes_no_denominator(name: str) -> None:
+    # a stabilizer that looks at the whole output sees the same one, where it is known and where it is computed again
+    module, x = (nn.ReLU(), integers((3, 8), 1)) if name == "relu" else (CASES[name].module(), CASES[name].input())
+    R = integers(output_of(module, x).shape, seed=2)
+    hook = Norm(Stabilizer(1.0, norm_scale=True))
+    r = relevance(hook, module, x, R)
+    assert torch.equal(relevance(hook, module, x, R, create_graph=True).detach(), r)
+
+
+def test_a_longer_bound_is_cut_to_the_batch_and_to_nothing_else() -> None:
+    low, high = -torch.ones(5, 1), torch.ones(5, 1)
+    assert relevance(ZBox(low, high), nn.ReLU(), torch.randn(3, 4), torch.randn(3, 4)).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"low has shape \(5,\)"):
+        relevance(ZBox(low[:, 0], high[:, 0]), nn.ReLU(), torch.randn(3), torch.randn(3))
+
+
+@pytest.mark.parametrize("make", [Flat, WSquare])
+def test_a_relu_of_a_single_number(make: Callable[[Any], Hook]) -> None:
+    r = relevance(make(power_of_two), nn.ReLU(), torch.tensor(-2.0), torch.tensor(3.0))
+    assert torch.equal(r, torch.tensor(1.5))  # 1 / S(1) is a half
+
+
+def test_guided_backprop_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", 1)
+    x, R = integers((5, 4), seed=1) / 4, integers((5, 4), seed=2) / 4
+    expected = torch.where((x > 0) & (R > 0), R, 0.0)
+    assert torch.equal(relevance(ReLUGuidedBackprop(), nn.ReLU(), x, R), expected)
+
+
+def test_statistics_with_more_digits_than_the_input_leave_its_dtype() -> None:
+    module = nn.BatchNorm1d(4, affine=False).float().eval()
+    x, seen = torch.randn(3, 4).bfloat16(), []
+
+    def recorder(d: Tensor) -> Tensor:
+        seen.append(d.dtype)
+        return power_of_two(d)
+
+    z = output_of(module, x)
+    relevance(ZPlus(recorder), module, x, torch.ones_like(z))
+    assert seen == [z.dtype] == [torch.bfloat16]
