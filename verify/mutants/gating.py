@@ -145,8 +145,8 @@ class PassGradient(Pass):
 
     needs_grad_input = True
 
-    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
-        return grad_input
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.matrix().T @ R
 
 
 @mutant()
@@ -173,8 +173,8 @@ class ReLUDeconvNetGatedByInput(ReLUDeconvNet):
 
     needs_grad_input = True
 
-    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
-        return grad_input
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.matrix().T @ R
 
 
 @mutant("gate-both")
@@ -207,24 +207,24 @@ class ReLUDeconvNetUngated(ReLUDeconvNet):
 class ReLUGuidedBackpropDerivativeIgnored(ReLUGuidedBackprop):
     """Relevance passes whole where the gradient is not zero: right for a ReLU, and for no other activation."""
 
-    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
-        return (positive(grad_output[0]) * (grad_input[0] != 0),)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return positive(R) * (layer.matrix().T @ R != 0)
 
 
 @mutant("ungated")
 class ReLUGuidedBackpropUngated(ReLUGuidedBackprop):
     """The sign of the relevance is not looked at: the plain gradient."""
 
-    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
-        return grad_input
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.matrix().T @ R
 
 
 @mutant("gate-swapped")
 class ReLUGuidedBackpropNegative(ReLUGuidedBackprop):
     """Negative relevance is passed on, and positive is not."""
 
-    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
-        return (grad_input[0] * (grad_output[0] < 0),)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return (layer.matrix().T @ R) * (R < 0)
 
 
 @mutant("gate-input")
