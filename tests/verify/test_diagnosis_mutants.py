@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import defaultdict
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -86,7 +87,9 @@ def outcomes_of(mutant: Mutant) -> Iterator[Outcome]:
     subject = mutant.subject()
     for case in cases_of_all()[mutant.rule]:
         try:
-            finding = case.run(subject)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of a layer that it pads for itself
+                finding = case.run(subject)
         except Exception as error:  # noqa: BLE001  as the runner does
             finding = Finding(Verdict.ERROR, reason=str(error))
         yield outcome_of(case, finding, 0.0)
