@@ -69,6 +69,7 @@ UNDECLARED = {
 OF_DERIVATIVES = {"denominator-detached", "input-detached", "parameters-detached", "relevance-detached"}
 #: Why some mutants that follow a variant are not diagnosed, or not by one name alone.
 UNNAMED = {
+    "epsilon-running-mean-left-out": "it does so where the bias is zeroed alone: elsewhere, the forward pass has it",
     "zbox-input-clipped": "on a pooling it gives zeros, which is a second mistake",
     "flat-only-zero-replaced": "no denominator of Flat is between 0 and epsilon: epsilon-clip gives the same",
     "relubetasmooth-in-float32": "the bound of a sigmoid in float32 is too wide to tell it from noise",
