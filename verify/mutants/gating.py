@@ -173,8 +173,8 @@ class ReLUDeconvNetGatedByInput(ReLUDeconvNet):
 
     needs_grad_input = True
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return layer.matrix().T @ R
+    def backward(self, module: nn.Module, grad_input: Tensors, grad_output: Tensors) -> Tensors:
+        return grad_input
 
 
 @mutant("gate-both")
