@@ -16,10 +16,7 @@ from matplotlib.text import Text
 from rich.console import Console
 
 import lrp_rules
-from reference.precision import model_for
-from reference.rules import Part
 from verify import network
-from verify.carrying import carried
 from verify.digits import load_model
 from verify.layers import FAMILIES
 from verify.model import Level, Verdict
@@ -293,20 +290,6 @@ def test_the_bound_of_the_chain_is_finite_and_narrow(results: dict[str, NetworkR
     largest = np.abs(chain.expected).max()
     assert chain.worst.max() < {"float64": 1e-11, "float32": 1e-2}[dtype] * largest
     assert (chain.probable <= chain.worst).all()
-
-
-def test_the_error_that_a_layer_carries_on() -> None:
-    # r = v * A^T (R / d) with A v = d = (2, 4): r_0 = R_0 / 2 + 2 R_1 / 4, r_1 = R_0 / 2 + 2 R_1 / 4, r_2 = 0
-    part = Part(((np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 5.0]]), np.array([1.0, 1.0, 0.0])),), np.zeros(2))
-    rounding = model_for("float64")
-    exact, R = np.zeros((2, 2)), np.array([3.0, -1.0])
-    own = carried((part,), R, exact, network.STABILIZER, rounding)
-    error = np.array([[0.5, 0.25], [0.125, 0.0]])
-    moved = carried((part,), R, error, network.STABILIZER, rounding)
-    assert moved - own == pytest.approx(np.array([[0.375, 0.375, 0.0], [0.0625, 0.0625, 0.0]]), rel=1e-6)
-    unbounded = carried((part,), R, np.array([[np.inf, 0.0], [0.0, 0.0]]), network.STABILIZER, rounding)
-    assert np.isinf(unbounded[0]).tolist() == [True, True, False]
-    assert np.isfinite(unbounded[1]).all()
 
 
 # --- table and figure -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,6 +26,11 @@ class Value:
     value: float
     off: float
     signs: tuple[Any, ...]
+
+    @classmethod
+    def total(cls, values: Sequence[Value]) -> Value:
+        """Return the sum over samples."""
+        return cls(sum(v.value for v in values), sum(v.off for v in values), tuple(v.signs for v in values))
 
 
 def differentiate(value: Callable[[Array], Value], start: Array, directions: Array) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ from verify.torch_layers import array, describe
 from verify.variants import Sample, Variant, level, variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -88,12 +88,11 @@ def _by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Fi
     rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
     (got,) = derivatives([(rule, problem.module)], problem, lambda x: [x])
     described = describe(problem.module, layer.sample_shape)
-    wanted, room = _of_each_sample(problem, lambda data, x: _value(described, of, replace(data, x=x)))
+    wanted, room = of_each_sample(problem, lambda data, x: _value(described, of, replace(data, x=x)))
     return finding(rows(got, batched=problem.batched), wanted, room)
 
 
 def _by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
-    """Compare along two directions for each parameter; each entry takes part in both, with other factors."""
     problem = away_from_zero(draw(layer, "signed", "float64"))
     module: Any = problem.module
     with torch.no_grad():
@@ -106,23 +105,17 @@ def _by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) 
     gradients = derivatives([(rule, module)], problem, lambda _: list(module.parameters()))
     described = describe(module, layer.sample_shape)
     assert isinstance(described, Weighted)
-    samples = _samples(problem)
+    data = samples(problem)
 
     def value(name: str, at: Array) -> Value:
         parameter: Any = {name: at.reshape(getattr(described, name).shape)}
         changed = replace(described, **parameter)
-        values = [_value(changed, of, data) for data in samples]
-        return Value(sum(v.value for v in values), sum(v.off for v in values), tuple(v.signs for v in values))
+        return Value.total([_value(changed, of, one) for one in data])
 
-    got, wanted, room = [], [], []
-    for name, gradient in zip(names, gradients, strict=True):
-        start = array(getattr(module, name)).ravel()
-        directions = np.array([pattern(start.size), pattern(start.size)[::-1]])
-        slopes, limits = differentiate(partial(value, name), start, directions)
-        got.append(directions @ array(gradient).ravel())
-        wanted.append(slopes)
-        room.append(limits)
-    return finding(np.array(got), np.array(wanted), np.array(room))
+    return of_parameters(
+        (partial(value, name), array(getattr(module, name)), array(gradient))
+        for name, gradient in zip(names, gradients, strict=True)
+    )
 
 
 def _of_gradient_rule(
@@ -132,11 +125,32 @@ def _of_gradient_rule(
     (got,) = derivatives([(subject.get(rule_name)(**arguments), problem.module)], problem, lambda x: [x])
     described = describe(problem.module, layer.sample_shape)
 
-    def value(data: _Data, x: Array) -> Value:
+    def value(data: Data, x: Array) -> Value:
         r, limit = gradient_rule(rule_name, described, x, data.relevance, arguments, MODEL)
         return Value(float(r @ data.weights), float(np.abs(data.weights) @ limit.worst), ((x < 0).tobytes(),))
 
-    return finding(rows(got, batched=problem.batched), *_of_each_sample(problem, value))
+    return finding(rows(got, batched=problem.batched), *of_each_sample(problem, value))
+
+
+def of_parameters(parameters: Iterable[tuple[Callable[[Array], Value], Array, Array]]) -> Finding:
+    """Compare along two directions for each parameter; each entry takes part in both, with other factors.
+
+    A parameter is given by the value as its function, by where it stands, and by the gradient that a subject has found.
+    """
+    got, wanted, room = [], [], []
+    for value, start, gradient in parameters:
+        directions = np.array([pattern(start.size), pattern(start.size)[::-1]])
+        slopes, limits = differentiate(value, start.ravel(), directions)
+        got.append(directions @ gradient.ravel())
+        wanted.append(slopes)
+        room.append(limits)
+    return finding(np.array(got), np.array(wanted), np.array(room))
+
+
+def of_each_sample(problem: Problem, value: Callable[[Data, Array], Value]) -> tuple[Array, Array]:
+    """Return the slopes by each entry of the input, and their limits; one row a sample."""
+    found = [differentiate(partial(value, data), data.x, np.eye(len(data.x))) for data in samples(problem)]
+    return np.array([slopes for slopes, _ in found]), np.array([limits for _, limits in found])
 
 
 def finding(got: Array, wanted: Array, room: Array) -> Finding:
@@ -185,7 +199,7 @@ def _weights(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Data:
     """One sample; ``weights`` are those of the relevances in the sum that is differentiated."""
 
     sample: Sample
@@ -194,20 +208,16 @@ class _Data:
     weights: Array
 
 
-def _samples(problem: Problem) -> list[_Data]:
+def samples(problem: Problem) -> list[Data]:
+    """Return the samples of a problem."""
     data = [
         rows(t, batched=problem.batched) for t in (problem.x.detach(), problem.relevance, _weights(problem.x.detach()))
     ]
     shape = tuple(problem.x.shape)
-    return [_Data(Sample(i, shape, problem.batched), *of_sample) for i, of_sample in enumerate(zip(*data, strict=True))]
+    return [Data(Sample(i, shape, problem.batched), *of_sample) for i, of_sample in enumerate(zip(*data, strict=True))]
 
 
-def _of_each_sample(problem: Problem, value: Callable[[_Data, Array], Value]) -> tuple[Array, Array]:
-    found = [differentiate(partial(value, data), data.x, np.eye(len(data.x))) for data in _samples(problem)]
-    return np.array([slopes for slopes, _ in found]), np.array([limits for _, limits in found])
-
-
-def _value(described: Layer, of: Variant, data: _Data) -> Value:
+def _value(described: Layer, of: Variant, data: Data) -> Value:
     parts = of.parts(affine(described, data.x, of.zero_params), data.sample)
     r = ref.relevance(parts, data.relevance, of.stabilizer)
     off = bound(parts, data.relevance, of.stabilizer, MODEL).worst

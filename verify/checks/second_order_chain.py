@@ -21,12 +21,22 @@ from reference.layers import Weighted, affine
 from reference.rounding import bound, product_bound
 from verify.carrying import carried
 from verify.checks.agreement import gradient_rule, rows
-from verify.checks.differences import Value, differentiate, pattern, signs
-from verify.checks.second_order import MODEL, VARIANTS, away_from_zero, derivatives, finding, outwards
+from verify.checks.differences import Value, signs
+from verify.checks.second_order import (
+    MODEL,
+    VARIANTS,
+    away_from_zero,
+    derivatives,
+    finding,
+    of_each_sample,
+    of_parameters,
+    outwards,
+    samples,
+)
 from verify.layers import LayerCase
 from verify.model import Case, Finding, Level
 from verify.torch_layers import array, describe
-from verify.variants import Sample, Variant, variant
+from verify.variants import Variant, variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
 
     from reference.affine import Affine
     from verify.cases import Draw
+    from verify.checks.second_order import Data
     from verify.problem import Problem
     from verify.subjects import Subject
 
@@ -91,36 +102,29 @@ def _cases(id_: str, rule: str, chain: Chain, draw: Draw, of: Variant) -> Iterat
 def _by_input(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Finding:
     problem = _problem(draw, chain)
     (got,) = derivatives(_rules(subject, of, chain, problem), problem, lambda x: [x])
-    layers, data = _Layers.of(problem.module, chain), _data(problem)
-    found = [differentiate(partial(_value, layers, of, one), one.x, np.eye(one.x.size)) for one in data]
-    return finding(rows(got, batched=True), np.array([s for s, _ in found]), np.array([limits for _, limits in found]))
+    layers = _Layers.of(problem.module, chain)
+    wanted, room = of_each_sample(problem, partial(_value, layers, of))
+    return finding(rows(got, batched=True), wanted, room)
 
 
 def _by_parameters(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Finding:
-    """Compare along two directions for each parameter; each entry takes part in both, with other factors."""
     problem = _problem(draw, chain)
     module: Any = problem.module
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(outwards(parameter))
     gradients = derivatives(_rules(subject, of, chain, problem), problem, lambda _: list(module.parameters()))
-    layers, data = _Layers.of(module, chain), _data(problem)
+    layers, data = _Layers.of(module, chain), samples(problem)
 
     def value(which: str, name: str, at: Array) -> Value:
         changed = layers.but(which, name, at)
-        values = [_value(changed, of, one, one.x) for one in data]
-        return Value(sum(v.value for v in values), sum(v.off for v in values), tuple(v.signs for v in values))
+        return Value.total([_value(changed, of, one, one.x) for one in data])
 
-    got, wanted, room = [], [], []
     places = product(("lower", "upper"), ("weight", "bias"))
-    for (which, name), gradient in zip(places, gradients, strict=True):
-        start = array(getattr(getattr(module, which), name)).ravel()
-        directions = np.array([pattern(start.size), pattern(start.size)[::-1]])
-        slopes, limits = differentiate(partial(value, which, name), start, directions)
-        got.append(directions @ array(gradient).ravel())
-        wanted.append(slopes)
-        room.append(limits)
-    return finding(np.array(got), np.array(wanted), np.array(room))
+    return of_parameters(
+        (partial(value, which, name), array(getattr(getattr(module, which), name)), array(gradient))
+        for (which, name), gradient in zip(places, gradients, strict=True)
+    )
 
 
 # --- the subject ------------------------------------------------------------------------------------------------------
@@ -155,16 +159,6 @@ def _rules(subject: Subject, of: Variant, chain: Chain, problem: Problem) -> lis
 
 
 @dataclass(frozen=True)
-class _Data:
-    """One sample; ``weights`` are those of the relevances in the sum that is differentiated."""
-
-    index: int
-    x: Array
-    relevance: Array
-    weights: Array
-
-
-@dataclass(frozen=True)
 class _Layers:
     """The network as the reference knows it."""
 
@@ -188,21 +182,15 @@ class _Layers:
         return replace(self, **changed)
 
 
-def _data(problem: Problem) -> list[_Data]:
-    x = problem.x.detach()
-    weights = torch.from_numpy(pattern(x.numel())).reshape(x.shape)
-    rows_ = [rows(t, batched=True) for t in (x, problem.relevance, weights)]
-    return [_Data(index, *of_sample) for index, of_sample in enumerate(zip(*rows_, strict=True))]
-
-
-def _value(layers: _Layers, of: Variant, data: _Data, x: Array) -> Value:
+def _value(layers: _Layers, of: Variant, data: Data, x: Array) -> Value:
     chain, zero_params, stabilizer = layers.chain, of.zero_params, of.stabilizer
     below = affine(layers.lower, x, zero_params)
     between = affine(describe(chain.between(), below.z.shape), below.z)
-    above = of.parts(affine(layers.upper, between.z, zero_params), Sample(data.index, chain.upper.shape, batched=True))
+    upper = replace(data.sample, batch_shape=chain.upper.shape)
+    above = of.parts(affine(layers.upper, between.z, zero_params), upper)
     R, limit = ref.relevance(above, data.relevance, stabilizer), bound(above, data.relevance, stabilizer, MODEL)
     down, off = _down(between, chain.rule, R, np.stack([limit.worst, limit.probable]))
-    parts = of.parts(below, Sample(data.index, chain.lower.shape, batched=True))
+    parts = of.parts(below, data.sample)
     r, off = ref.relevance(parts, down, stabilizer), carried(parts, down, off, stabilizer, MODEL)
     parameters = [p for layer in (layers.lower, layers.upper) for p in (layer.weight, layer.bias) if p is not None]
     kinks = (
