@@ -56,17 +56,19 @@ class Stabilizer:
             msg = f"epsilon is {epsilon!r}; expected a finite number that is not negative, such as 1e-6"
             raise ValueError(msg)
         object.__setattr__(self, "epsilon", float(epsilon))  # numpy's, and fractions
-        # numbers would be made into tensors at each call, which takes longer than the arithmetic of a small layer
-        tensors = {
-            dtype: tuple(torch.tensor(number, dtype=dtype, device="cpu") for number in (self.epsilon, 0.0))
-            for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-        }
+        # numbers would be made into tensors at each call, which takes longer than the arithmetic of a small layer; and
+        # those that are made in inference mode are of no use to a graph
+        with torch.inference_mode(mode=False):
+            tensors = {
+                dtype: tuple(torch.tensor(number, dtype=dtype, device="cpu") for number in (self.epsilon, 0.0))
+                for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+            }
         object.__setattr__(self, "_numbers", tensors)
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
         epsilon, zero = (denominator.is_cpu and self._numbers.get(denominator.dtype)) or (
-            denominator.new_full((), self.epsilon),
+            denominator.new_full((), self.epsilon, dtype=torch.result_type(denominator, self.epsilon)),
             denominator.new_zeros(()),
         )
         if self.norm_scale:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lrp_rules import Stabilizer
 from tests.lrp_rules.cases import pickled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
 D = [-2.0, -0.25, -0.0, 0.0, 0.25, 3.0]
 
@@ -157,3 +156,16 @@ def test_other_devices_and_a_default_device() -> None:
 def test_what_cannot_be_a_stabilizer_is_told_what_can(bad: Any) -> None:
     with pytest.raises(TypeError, match=r"the stabilizer is .*; expected a number such as 1e-6, or a callable"):
         Stabilizer.ensure(bad)
+
+
+@pytest.mark.parametrize("denominator", [torch.tensor([1, -2, 0]), torch.tensor(-2)])
+def test_integers_are_stabilized_as_numbers(denominator: Tensor) -> None:
+    assert torch.equal(Stabilizer(0.25)(denominator), Stabilizer(0.25)(denominator.to(torch.get_default_dtype())))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_one_that_was_made_in_inference_mode_can_be_differentiated(clip: bool) -> None:
+    with torch.inference_mode():
+        stabilizer = Stabilizer(0.25, clip=clip)
+    d = torch.tensor([-0.5, 2.0], requires_grad=True)
+    assert torch.equal(torch.autograd.grad(stabilizer(d).sum(), d)[0], torch.ones(2))
