@@ -134,6 +134,14 @@ def test_a_relevance_can_be_viewed_like_its_input(rule: str, batch: int) -> None
         assert r.untyped_storage().nbytes() == r.nbytes
 
 
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_a_relevance_is_not_what_windows_without_an_input_were_cut_from(rule: str) -> None:
+    # of one sample with one channel, what is left of a wider tensor is contiguous
+    module, x = nn.ConvTranspose1d(1, 2, 2, stride=2, output_padding=2, dilation=3), integers((1, 1, 3), 1)
+    r = relevance(FORMULAS[rule][0](), module, x, output_of(module, x))
+    assert r.untyped_storage().nbytes() == r.nbytes
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("gamma", [0.25, 10.0])
 def test_a_weight_is_changed_once_for_all_samples(gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:

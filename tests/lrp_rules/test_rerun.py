@@ -114,12 +114,13 @@ def test_bounds_of_a_longer_batch_are_cut_where_there_is_a_batch() -> None:
 class Drops(nn.Module):
     """Its first layer is called with the very tensor that it is called with itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_keyword: bool) -> None:
         super().__init__()
         self.linear, self.dropout = nn.Linear(8, 64), nn.Dropout(0.5)
+        self.by_keyword = by_keyword
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped: Tensor = self.dropout(self.linear(x))
+        dropped: Tensor = self.dropout(self.linear(input=x) if self.by_keyword else self.linear(x))
         return dropped
 
 
@@ -135,10 +136,11 @@ class WritesAfterwards(nn.Module):
         return y + x.mul_(2)
 
 
+@pytest.mark.parametrize("by_keyword", [False, True], ids=["by-position", "by-keyword"])
 @pytest.mark.parametrize("inner", [False, True], ids=["alone", "with-a-rule-inside"])
-def test_a_call_is_repeated_with_the_mask_it_was_made_with(inner: bool) -> None:
+def test_a_call_is_repeated_with_the_mask_it_was_made_with(inner: bool, by_keyword: bool) -> None:
     # what was dropped has no relevance to give, unless another mask is drawn
-    module, x = Drops(), torch.rand(1, 8, requires_grad=True)
+    module, x = Drops(by_keyword=by_keyword), torch.rand(1, 8, requires_grad=True)
     with BasicHook().register(module), Epsilon().register(module.linear if inner else nn.Identity()):
         output = module(x)
         torch.randn(7)
@@ -245,3 +247,22 @@ def test_parameters_below_a_container_that_is_called_twice() -> None:
     again = torch.autograd.grad(r.sum(), parameters, create_graph=True)
     for a, b in zip(once, again, strict=True):
         assert (a - b).abs().max() <= 2**-40 * a.abs().max()
+
+
+class Scaled(nn.Module):
+    """A layer with a part, and with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.scale = nn.Tanh(), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.part(x) * self.scale
+        return scaled
+
+
+def test_a_pattern_takes_a_module_with_a_parameter_of_its_own_before_its_parts() -> None:
+    model = nn.Sequential(Scaled())
+    with attach(model, {"*": Norm()}) as attached:
+        assert len(attached.registrations) == 1
+        assert len(model[0]._forward_hooks) == 1
