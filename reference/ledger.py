@@ -75,7 +75,8 @@ def ledger(parts: Parts, R: Array, stabilize: Stabilize = 1e-6) -> Ledger:
     So a part leaves at most gamma(8 parts) (|s| (|contributions| + |bias| + |d| + |S|) + |R|).
 
     The transposition. sum_i v_i (A^T s)_i and sum_j s_j (A v)_j are the same products, added up in another order: m
-    additions and two products on one side, n and two on the other, then the sums over m and n entries.
+    additions and two products on one side, n and two on the other, then the sums over m and n entries. A product that
+    underflows loses at most tiny: w v times s on one side, w s times v on the other; what comes after, once an entry.
     """
     R = np.asarray(R, np.float64).ravel()
     sinks = np.zeros((3, len(R)))
@@ -95,6 +96,8 @@ def ledger(parts: Parts, R: Array, stabilize: Stabilize = 1e-6) -> Ledger:
             products = sum(np.abs(matrix) @ np.abs(v) for matrix, v in part.terms)
             length = 2 * (len(R) + sum(len(v) for _, v in part.terms)) + 8
             transposition += abs(part.coefficient) * float(FLOAT64.gamma(length) * (np.abs(s) * products).sum())
+            lost = sum(float((np.abs(s) @ (A != 0)).sum() + ((A != 0) @ np.abs(v)).sum()) for A, v in part.terms)
+            transposition += FLOAT64.tiny * (abs(part.coefficient) * lost + (1 + abs(part.coefficient)) * length)
             closed &= ~open_
     inputs, bias, stabilized = sinks
     return Ledger(inputs, bias, stabilized, np.where(closed, R, 0.0), R, balance, transposition)

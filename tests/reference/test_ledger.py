@@ -114,6 +114,16 @@ def test_the_inputs_share_is_what_the_inputs_get(name: str) -> None:
         assert abs(r.sum() - account.total().inputs) <= account.inputs_bound(limit, r)
 
 
+@pytest.mark.parametrize(("weight", "x"), [(3.5, 5e-324), (2.0**-520, 2.0**-521 * 3), (1.5e-160, -7e-163)])
+@pytest.mark.parametrize("name", RULES)
+def test_products_that_underflow_lose_digits_on_one_side_alone(name: str, weight: float, x: float) -> None:
+    # w v is a subnormal number or none, and then multiplied with s; w s and v are of the usual size
+    parts = RULES[name](ref.affine(ref.Linear((1,), np.array([[weight]]), np.zeros(1)), np.array([x])))
+    R = np.ones(1)
+    account, r = ledger(parts, R), rules.relevance(parts, R)
+    assert abs(r.sum() - account.total().inputs) <= account.transposition
+
+
 def test_a_sum_in_float32_needs_the_bound_of_float32() -> None:
     layer, R = random_layer(0)
     parts = rules.epsilon(layer)
