@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lrp_rules.derivative import Derivative
 from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters
 from lrp_rules.registration import Registration
@@ -29,6 +30,8 @@ class Hook:
     the forward pass is needed. Both get tuples, with one entry for each floating-point tensor that goes in or comes
     out, as in torch's full backward hooks. Tensors that ``forward`` sets as attributes of ``self`` belong to that one
     call: its ``backward`` finds them, no other call does, and they go with the graph.
+
+    On a module whose parts have hooks of their own, ``grad_input`` is what comes back through these.
 
     >>> class SignOfRelevance(Hook):
     ...     needs_grad_input = False
@@ -111,7 +114,7 @@ class Hook:
         self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
     ) -> Sequence[Tensor | None]:
         """Return the gradients of the call's inputs, and of the parameters it was recorded with."""
-        if any(parameter.requires_grad for parameter in call.module.parameters()):
+        if Derivative.by_parameters() and any(p.requires_grad for p in call.module.parameters()):
             msg = (
                 f"{type(self).__name__} on {call.module}: the derivative of a relevance reaches this module, and it "
                 "cannot be taken by its parameters; expected a module without any. Put rules on its parts, freeze the "
@@ -290,6 +293,8 @@ class BasicHook(LayerHook):
 
     With a formula, a subclass overrides ``relevance(layer, R)``; all rules of this package do, since it saves most of
     these runs.
+
+    Where parts of the module have hooks of their own, these change nothing: gradients are those of the module itself.
 
     Parameters
     ----------

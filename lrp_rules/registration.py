@@ -8,22 +8,21 @@ graph goes.
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lrp_rules.derivative import Derivative
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -86,7 +85,7 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> Any:
         call: Call = ctx.call
-        if _Derivative.under_way():
+        if Derivative.under_way():
             return (None, None, None, *_Node._differentiated(ctx, call, relevance))
         tensors = ctx.saved_tensors
         count = len(call.shapes) if call.hook.uses_inputs else 0
@@ -106,7 +105,7 @@ class _Node(torch.autograd.Function):
             )
             raise TypeError(msg)
         if torch.is_grad_enabled():
-            answer = [r if r is None else _Derivative.behind(r) for r in answer]
+            answer = [r if r is None else Derivative.behind(r) for r in answer]
         return (None, None, None, *answer, *[None] * call.parameters)
 
     @staticmethod
@@ -114,79 +113,16 @@ class _Node(torch.autograd.Function):
         """Return what the module's own backward pass would."""
         tensors = ctx.saved_tensors
         count = len(call.shapes) if call.hook.uses_inputs else 0
-        with _Derivative.inside(), torch.autocast(gradients[0].device.type, enabled=False):
+        with Derivative.inside(), torch.autocast(gradients[0].device.type, enabled=False):
             answer = call.hook._differentiate(
                 call, tensors[:count], tensors[count:], gradients, ctx.next_functions[: len(call.shapes)]
             )
-        return [r if r is None else _Derivative.behind(r) for r in answer]
+        return [r if r is None else Derivative.behind(r) for r in answer]
 
 
 def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
     # None is no relevance
     return len(got) == len(expected) and all(a in (None, b) for a, b in zip(got, expected, strict=True))
-
-
-class _Derivative(torch.autograd.Function):
-    """Stands behind a relevance that may be differentiated, and notices when it is.
-
-    One pass of autograd is either a propagation of relevance or a derivative of one; a derivative comes by here before
-    it reaches any layer, and from here on layers are differentiated as they are.
-    """
-
-    passes: ClassVar[set[int]] = set()
-    within: ClassVar[threading.local] = threading.local()
-
-    @staticmethod
-    def forward(_ctx: Any, r: Tensor) -> Tensor:
-        return r.view_as(r)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        number = torch._C._current_graph_task_id()
-        if number not in _Derivative.passes:
-            torch.autograd.Variable._execution_engine.queue_callback(_Pass(number))
-        return gradient
-
-    @staticmethod
-    def behind(r: Tensor) -> Tensor:
-        """Return a relevance, or a derivative of one, that is noticed when it is differentiated."""
-        noticed: Tensor = _Derivative.apply(r)  # type: ignore[no-untyped-call]
-        return noticed
-
-    @staticmethod
-    @contextmanager
-    def inside() -> Iterator[None]:
-        """Take every pass that begins here, on this thread, for a part of the derivative that is under way."""
-        before = getattr(_Derivative.within, "deep", False)
-        _Derivative.within.deep = True
-        try:
-            yield
-        finally:
-            _Derivative.within.deep = before
-
-    @staticmethod
-    def under_way() -> bool:
-        """Whether this pass is a derivative of a relevance."""
-        if getattr(_Derivative.within, "deep", False):
-            return True
-        return bool(_Derivative.passes) and torch._C._current_graph_task_id() in _Derivative.passes
-
-
-class _Pass:
-    """Has its number among the passes that are derivatives, as long as autograd keeps it: until the pass ends.
-
-    Autograd calls it at the end of a pass that succeeds, and lets go of it after one that does not, too.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-        _Derivative.passes.add(number)
-
-    def __call__(self) -> None:
-        _Derivative.passes.discard(self._number)
-
-    def __del__(self) -> None:
-        _Derivative.passes.discard(self._number)
 
 
 class Registration:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor
 
+from lrp_rules.derivative import Derivative
 from lrp_rules.layer import Layer, Matrix
 
 if TYPE_CHECKING:
     from lrp_rules.layer import Change
+
+    Tensors = tuple[Tensor, ...]
 
 
 @dataclass
@@ -28,14 +31,14 @@ class TracedLayer(Layer):
         create_graph = torch.is_grad_enabled()
 
         def transposed(s: Tensor) -> Tensor:
-            return pull(outputs, inputs, (s,), create_graph=create_graph)[0]
+            return _jacobian_pull(outputs, inputs, (s,), create_graph=create_graph)[0]
 
         def forward(v: Tensor) -> Tensor:
             # A^T u is linear in u, so its own transpose is A
             with torch.enable_grad():
                 u = torch.zeros_like(outputs[0], requires_grad=True)
-                (pulled,) = pull(outputs, inputs[:1], (u,), create_graph=True)
-            return pull((pulled,), (u,), (v.expand_as(pulled),), create_graph=create_graph)[0]
+                (pulled,) = _jacobian_pull(outputs, inputs[:1], (u,), create_graph=True)
+            return _jacobian_pull((pulled,), (u,), (v.expand_as(pulled),), create_graph=create_graph)[0]
 
         return Matrix(forward, transposed)
 
@@ -54,21 +57,21 @@ class TracedLayer(Layer):
         return False  # nobody knows how the module uses its parameters, if it has any
 
     @property
-    def linear_outputs(self) -> tuple[Tensor, ...]:
+    def linear_outputs(self) -> Tensors:
         return self._values(self._trace(None)[1])
 
     @property
-    def real_outputs(self) -> tuple[Tensor, ...]:
+    def real_outputs(self) -> Tensors:
         return self._values(self.but(zero_params=())._trace(None)[1])
 
-    def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def pull(self, s: Tensors) -> Tensors:
         inputs, outputs = self._trace(None)
-        return pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
+        return _jacobian_pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
 
     def at_ones(self) -> Self:
         return self.but(inputs=(torch.ones_like(self.x),), outputs=None)
 
-    def _trace(self, change: Change | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _trace(self, change: Change | None) -> tuple[Tensors, Tensors]:
         """Return inputs and outputs with a graph between them."""
         unchanged = not self.zeroes and (change is None or all(v is None for n, v in self.given.items() if n != "bias"))
         if unchanged and self.outputs is not None:
@@ -86,13 +89,17 @@ class TracedLayer(Layer):
             return inputs, self.run(parameters, *inputs)
 
     @staticmethod
-    def _values(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _values(outputs: Tensors) -> Tensors:
         return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
 
 
-def pull(
-    outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], s: tuple[Tensor, ...], *, create_graph: bool
-) -> tuple[Tensor, ...]:
+def _jacobian_pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
+    """A^T s, where modules inside may have rules of their own: A is the Jacobian, whatever they say."""
+    with Derivative.inside(by_parameters=False):
+        return pull(outputs, inputs, s, create_graph=create_graph)
+
+
+def pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
     """A^T s, by the graph between inputs and outputs; zero where there is none."""
     pairs = [(output, part.to(output.dtype)) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]

@@ -24,7 +24,7 @@ from lrp_rules import (
     WSquare,
     ZBox,
     ZPlus,
-    registration,
+    derivative,
 )
 from tests.lrp_rules.cases import (
     Square,
@@ -350,5 +350,5 @@ def test_nothing_is_left_of_a_derivative_that_fails() -> None:
     (r,) = torch.autograd.grad(output.sum(), x, create_graph=True)
     with pytest.raises(ArithmeticError, match="not again"):
         torch.autograd.grad(r.sum(), x)
-    assert not registration._Derivative.passes
-    assert not registration._Derivative.under_way()
+    assert not derivative.Derivative.passes
+    assert not derivative.Derivative.under_way()

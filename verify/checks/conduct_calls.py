@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from verify.checks.conduct_probing import (
     grad,
     layer,
     leaf,
+    linear,
     make,
     power,
     tensor,
@@ -114,6 +115,29 @@ def _two_modules(rule: str, subject: Subject) -> Iterator[str]:
     yield from differs(found, expected, "the relevance through two modules with one rule")
 
 
+class _Square(nn.Module):
+    """Its Jacobian is exact, and depends on the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * input
+
+
+def _rules_inside(rule: str, subject: Subject) -> Iterator[str]:
+    """A rule on a module whose parts have rules, too, uses the Jacobian of the module, whatever these say."""
+    first, second, third = linear(), _Square(), linear(scale=-0.5)
+    module = nn.Sequential(first, second, third)
+    expected = fresh(subject, rule, module)
+    for parts in ((first,), (second,), (first, second, third)):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attached(make(subject, rule), module))
+            for part in parts:
+                stack.enter_context(attached(make(subject, rule), part))
+            x = leaf(X)
+            found = grad(module(x), x, R)
+        names = " and ".join(type(part).__name__.strip("_") for part in parts)
+        yield from differs(found, expected, f"with rules on {names} inside the module, the relevance")
+
+
 def _registered_twice(rule: str, subject: Subject) -> Iterator[str]:
     """A rule registered twice gives the relevance of one, or is refused; in either case remove() takes all away."""
     for kind in ("the same rule", "another rule of that kind"):
@@ -190,7 +214,7 @@ def _threads(rule: str, subject: Subject) -> Iterator[str]:
     barrier = threading.Barrier(2)
 
     def meet() -> None:
-        with suppress(threading.BrokenBarrierError):  # a subject may do one after the other
+        with contextlib.suppress(threading.BrokenBarrierError):  # a subject may do one after the other
             barrier.wait(timeout=2)
 
     def meeting(d: Tensor) -> Tensor:
@@ -261,6 +285,8 @@ TOPICS = (
     Topic("called-twice", _called_twice),
     Topic("two-modules", _two_modules),
     Topic("registered-twice", _registered_twice),
+    # RULES.md says that A is the Jacobian of the module, and nothing of rules on its parts
+    Topic("rules-inside", _rules_inside, ("Epsilon", "Norm"), Level.SHOULD),
     Topic("copy", _copied("copy()", lambda rule: rule.copy())),
     # RULES.md asks for copy() alone
     Topic("deepcopy", _copied("deepcopy", deepcopy), level=Level.SHOULD),

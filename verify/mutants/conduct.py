@@ -27,6 +27,7 @@ from lrp_rules import (
 )
 from lrp_rules.linear_map import TracedLayer
 from lrp_rules.params import twin
+from lrp_rules.traced import pull
 from verify.mutants.registry import Handles, mutant, traced
 
 if TYPE_CHECKING:
@@ -282,3 +283,16 @@ class EpsilonOutputReadLate(Epsilon):
         if torch.is_grad_enabled() or isinstance(layer, TracedLayer) or self.zero_params or z.dtype != layer.x.dtype:
             return super().relevances(layer, R)
         return (layer.x * layer.pull((R[0] / self.stabilizer(z),))[0],)
+
+
+@mutant()
+class NormThroughRulesInside(Norm):
+    """The graph that is gone through has the rules of the module's parts in it, which are no Jacobians (zennit)."""
+
+    def relevances(self, layer: Layer, R: Tensors) -> Tensors:
+        if not isinstance(layer, TracedLayer):
+            return super().relevances(layer, R)
+        s = tuple(R_k / self.stabilizer(d) for R_k, d in zip(R, layer.linear_outputs, strict=True))
+        assert layer.outputs is not None
+        pulled = pull(layer.outputs, layer.inputs, s, create_graph=torch.is_grad_enabled())
+        return tuple(x * c for x, c in zip(layer.inputs, pulled, strict=True))
