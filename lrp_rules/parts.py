@@ -37,14 +37,17 @@ def parts(size: int, *tensors: Tensor) -> list[slice] | None:
 
 
 def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Return ``formula(*tensors)``, for an elementwise formula of tensors that are alike."""
+    """Return ``formula(*tensors, out)``, for an elementwise formula of tensors that are alike.
+
+    ``out`` is where a part of the result goes, so that nothing else is asked of memory; None where all is done at once.
+    """
     first = tensors[0]
     alike = all(t.is_contiguous() and t.shape == first.shape and t.dtype == first.dtype for t in tensors)
     cuts = parts(first.numel(), *tensors) if alike and large(first) else None
     if cuts is None:
-        return formula(*tensors)
+        return formula(*tensors, None)
     result = torch.empty_like(first)
     into, flat = result.view(-1), [t.view(-1) for t in tensors]
     for cut in cuts:
-        into[cut] = formula(*(t[cut] for t in flat))
+        formula(*(t[cut] for t in flat), into[cut])
     return result

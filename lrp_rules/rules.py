@@ -469,7 +469,7 @@ class ReLUGuidedBackprop(LayerHook):
     """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return layer.by_samples(lambda layer, R, out: gated(layer.matrix().T @ R, R, out), R.to(layer.x.dtype))
+        return layer.by_samples(lambda layer, R, out: gated(layer.pull((R,), out)[0], R, out), R.to(layer.x.dtype))
 
 
 class ReLUBetaSmooth(Hook):
@@ -504,4 +504,8 @@ class ReLUBetaSmooth(Hook):
 
     def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the relevance, scaled by the sigmoid of the input."""
-        return (elementwise(lambda x, R: torch.sigmoid(self.beta_smooth * x) * R, self.input, grad_output[0]),)
+        return (elementwise(self._scaled, self.input, grad_output[0]),)
+
+    def _scaled(self, x: Tensor, R: Tensor, out: Tensor | None) -> Tensor:
+        slope = torch.sigmoid(torch.mul(x, self.beta_smooth, out=out), out=out)
+        return torch.mul(slope, R, out=out)

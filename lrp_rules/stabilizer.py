@@ -68,8 +68,8 @@ class Stabilizer:
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
         epsilon, zero = (denominator.is_cpu and self._numbers.get(denominator.dtype)) or (
-            denominator.new_full((), self.epsilon, dtype=torch.result_type(denominator, self.epsilon)),
-            denominator.new_zeros(()),
+            denominator.new_full((), number, dtype=torch.result_type(denominator, number))
+            for number in (self.epsilon, 0.0)
         )
         if self.norm_scale:
             dim = tuple(range(1, denominator.ndim)) if self.dim is None else self.dim
@@ -80,7 +80,7 @@ class Stabilizer:
         signed = denominator + zero  # -0.0 + 0.0 is 0.0, so that its sign is +
         if self.clip:
             return torch.copysign(torch.maximum(denominator.abs(), epsilon), signed)
-        return signed + torch.copysign(epsilon, signed)
+        return signed.add_(torch.copysign(epsilon, signed))  # no graph holds on to signed
 
     @classmethod
     def ensure(cls, value: float | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

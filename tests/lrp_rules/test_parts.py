@@ -114,9 +114,9 @@ def test_elementwise_formulas_in_parts(layout: str) -> None:
     x = {"contiguous": x, "transposed": torch.randn(4, 5).double().T, "mixed-dtypes": x.float()}[layout]
     called: list[int] = []
 
-    def formula(v: Tensor, s: Tensor) -> Tensor:
+    def formula(v: Tensor, s: Tensor, out: Tensor | None) -> Tensor:
         called.append(v.numel())
-        return v.clamp(min=0) * s
+        return torch.mul(v.clamp(min=0), s, out=out)
 
     with torch.no_grad():
         assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
