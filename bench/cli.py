@@ -144,6 +144,44 @@ def compare(
     _exit(comparison)
 
 
+@app.command(name="false-alarms")
+def false_alarms(
+    *,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs are compared with the one before.")] = 20,
+    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Only these types of layers, models, or workloads.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs; those that are there count.")] = Path(
+        "bench-false-alarms"
+    ),
+) -> None:
+    """Run the same code again and again, and say how often it is called slower or faster. Exit 1 if it ever is.
+
+    By default Epsilon and ZPlus on the smallest linear layer. An interrupted call, made again, goes on.
+    """
+
+    def ask() -> Status:
+        from bench.false_alarms import Alarms, asked  # noqa: PLC0415  see the top
+        from bench.showing import Bar, alarms_shown  # noqa: PLC0415
+
+        options = [f"--rule={one}" for one in rule or ("Epsilon*", "ZPlus")]
+        options += [f"--layer={one}" for one in layer or ("linear-16-16",)]
+        console, found, compared = _console(), Alarms(), 0
+        try:
+            with Bar(console) as bar:
+                bar.show(0, runs + 1, "run 0")
+                for compared, found in asked(out, runs, [*options, f"--threads={threads}", "--quick"]):
+                    if compared < runs:
+                        bar.show(compared + 1, runs + 1, f"run {compared + 1}, {len(found.alarms)} false alarms so far")
+        except KeyboardInterrupt:
+            alarms_shown(found, compared, console)
+            return Status.INTERRUPTED
+        alarms_shown(found, compared, console)
+        return Status.FOUND if found.alarms else Status.GOOD
+
+    _exit(ask)
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],

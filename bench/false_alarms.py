@@ -1,50 +1,75 @@
-"""How often two runs of the same code are called different: ``python -m bench.false_alarms [RUNS] [options of run]``.
-
-Makes RUNS + 1 runs of a few small cells, each in fresh processes, and compares each run with the one before it, as
-``lrp-bench compare`` does. Exit 1 if any cell of any comparison is called slower or faster.
-"""
+"""How often two runs of the same code are called different: what ``lrp-bench false-alarms`` asks."""
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bench.comparing import compared
-from bench.table import read
+from bench.statistics import Verdict
+from bench.table import TableError, read
 
-RUNS = 20
-CELLS = ("--layer", "linear-16-16", "--rule", "Epsilon*", "--rule", "ZPlus", "--quick", "--threads", "1")
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-
-def run(folder: Path, options: tuple[str, ...] = CELLS) -> None:
-    """Run ``lrp-bench run`` into a folder, in a process of its own."""
-    program = "from bench.cli import main; main()"
-    subprocess.run([sys.executable, "-c", program, "run", *options, "--out", str(folder)],  # noqa: S603  this project
-                   check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    from bench.comparing import Change
 
 
-def main(runs: int = RUNS, options: tuple[str, ...] = CELLS) -> int:
-    """Make the runs, and print how many comparisons of cells came to which verdict."""
-    counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = [Path(scratch) / str(index) for index in range(runs + 1)]
-        run(folders[0], options)
-        for old, new in itertools.pairwise(folders):
-            run(new, options)
-            changes = compared(read(old), read(new))
-            counts.update(str(change.verdict) for change in changes)
-            for change in changes:
-                sys.stdout.write(f"{change.name}: {change.verdict} {change.estimate}\n")
-            sys.stdout.flush()
-    alarms, asked = counts["slower"] + counts["faster"], counts.total()
-    sys.stdout.write(f"{runs} A/A runs, {asked} comparisons, {alarms} false alarms; {dict(counts)}\n")
-    return int(alarms > 0)
+@dataclass
+class Alarms:
+    """How many comparisons of cells came to which verdict, and the alarms among them."""
+
+    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    alarms: list[Change] = field(default_factory=list)
+
+    def add(self, changes: Sequence[Change]) -> None:
+        """Count the changes from one run to the next of the same code."""
+        for change in changes:
+            if change.verdict is None:
+                continue  # no time in either run, which is no verdict
+            self.verdicts[change.verdict] += 1
+            if change.verdict in (Verdict.SLOWER, Verdict.FASTER):
+                self.alarms.append(change)
+
+    @property
+    def rate(self) -> float:
+        """The share of the comparisons that are alarms; 0 where there is none."""
+        return len(self.alarms) / max(1, self.verdicts.total())
 
 
-if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(main(int(given[0]) if given else RUNS, tuple(given[1:]) or CELLS))
+def runs(folder: Path, count: int, options: Sequence[str]) -> Iterator[Path]:
+    """Make ``count`` runs and one more, each in a process of its own, and yield the folder of each as it is finished.
+
+    Runs that are there are not made again, and one that was interrupted goes on.
+
+    Raises
+    ------
+    TableError
+        If a run fails.
+
+    """
+    for index in range(count + 1):
+        one = folder / f"{index:03}"
+        if not (one / "table.parquet").exists():
+            program = "from bench.cli import main; main()"
+            command = [sys.executable, "-c", program, "run", *options, "--resume", "--out", str(one)]
+            made = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  this project
+            if made.returncode:
+                msg = f"lrp-bench run {' '.join(options)} ended with {made.returncode}: {made.stderr or made.stdout}"
+                raise TableError(msg)
+        yield one
+
+
+def asked(folder: Path, count: int, options: Sequence[str]) -> Iterator[tuple[int, Alarms]]:
+    """Compare each of the runs with the one before it, and yield how many are compared and what was found so far."""
+    found, before = Alarms(), None
+    for index, one in enumerate(runs(folder, count, options)):
+        run = read(one)
+        if before is not None:
+            found.add(compared(before, run))
+        before = run
+        yield index, found

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.comparing import Change
+    from bench.false_alarms import Alarms
 
 _MET = {True: "✓", False: "✗"}
 
@@ -100,3 +101,15 @@ def changes_shown(changes: Sequence[Change], console: Console) -> None:
     if lines.rows:
         console.print(lines)
     console.print(", ".join(f"{count} {word}" for word, count in counts.items()), highlight=False)
+
+
+def alarms_shown(found: Alarms, runs: int, console: Console) -> None:
+    """Print the false alarms, and how often there was one."""
+    if found.alarms:
+        changes_shown(found.alarms, console)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts.items())
+    console.print(
+        f"{runs} runs beside the one before: {len(found.alarms)} false alarms in {found.verdicts.total()} comparisons "
+        f"({100 * found.rate:.2g} %); {verdicts or 'nothing compared'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
