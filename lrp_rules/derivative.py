@@ -64,8 +64,8 @@ class Derivative(torch.autograd.Function):
 
     @staticmethod
     def by_parameters() -> bool:
-        """Whether the derivative that is under way is one by parameters, too."""
-        return bool(vars(Derivative.within).get("by_parameters", True))
+        """Whether the derivative that this is ``inside`` of is one by parameters, too."""
+        return bool(Derivative.within.by_parameters)
 
 
 class _Pass:

@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Gamma, Stabilizer, WSquare, ZBox, ZPlus, convolution, linear_map, parts
+from lrp_rules import (
+    Epsilon,
+    Gamma,
+    Hook,
+    ReLUBetaSmooth,
+    ReLUGuidedBackprop,
+    Stabilizer,
+    WSquare,
+    ZBox,
+    ZPlus,
+    convolution,
+    linear_map,
+    parts,
+)
 from lrp_rules import layer as layer_module
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
@@ -121,6 +134,14 @@ def test_elementwise_formulas_in_parts(layout: str) -> None:
     with torch.no_grad():
         assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
     assert called == ([1] * 20 if layout == "contiguous" else [20])
+
+
+@pytest.mark.parametrize("rule", [ReLUBetaSmooth(3), ReLUGuidedBackprop()], ids=lambda rule: type(rule).__name__)
+def test_gradient_rules_in_parts(rule: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, R = torch.randn(5, 4), torch.randn(5, 4)
+    whole = relevance(rule, nn.ReLU(), x, R)
+    monkeypatch.setattr(parts, "PART", 1)
+    assert torch.equal(relevance(rule, nn.ReLU(), x, R), whole)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
