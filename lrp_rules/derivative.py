@@ -47,18 +47,19 @@ class Derivative(torch.autograd.Function):
 
         ``by_parameters`` says whether it is one by parameters, too, or by inputs alone.
         """
-        before = vars(Derivative.within).copy()
-        vars(Derivative.within).setdefault("by_parameters", by_parameters)
+        if hasattr(Derivative.within, "by_parameters"):
+            yield
+            return
+        Derivative.within.by_parameters = by_parameters
         try:
             yield
         finally:
-            vars(Derivative.within).clear()
-            vars(Derivative.within).update(before)
+            del Derivative.within.by_parameters
 
     @staticmethod
     def under_way() -> bool:
         """Whether this pass is a derivative: of a relevance, or of a module that a rule looks at as a whole."""
-        if vars(Derivative.within):
+        if hasattr(Derivative.within, "by_parameters"):
             return True
         return bool(Derivative.passes) and torch._C._current_graph_task_id() in Derivative.passes
 

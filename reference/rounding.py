@@ -79,11 +79,14 @@ class Bound:
 
     worst, probable   for each entry of r (n,); inf where nothing finite holds
     undecided         for each part, the outputs (m,) whose sign or gate rounding may change
+    overflows         entries of r (n,) that may even be infinite or NaN: something on the way to them may leave the
+                      range of numbers, or be divided by zero
     """
 
     worst: Array
     probable: Array
     undecided: tuple[Gate, ...]
+    overflows: Gate
 
     @cached_property
     def inconclusive(self) -> Gate:
@@ -259,6 +262,7 @@ def _bound(parts: Parts, R: Array, stabilize: Stabilizer | CallableStabilizer, a
     n = len(parts[0].terms[0][1])
     products, received = np.zeros(n), np.zeros(n)
     carried, reached = np.zeros((3, n)), np.zeros(n, np.bool_)
+    overflows = np.full(n, any(flow.spoilt for flow in flows))
     # An implementation may add up the products of all terms and parts in one sum.
     for part, flow in zip(parts, flows, strict=True):
         active = np.stack([flow.active, flow.lost]).astype(np.float32)
@@ -279,11 +283,11 @@ def _bound(parts: Parts, R: Array, stabilize: Stabilizer | CallableStabilizer, a
             size = np.abs(v)
             carried += factor * size * (back[1:] * (1 + relative) + relative * back[0] + lost_below)
             carried += analysis.tiny * (1 + factor) * ((size > 0) & (products > 0))
-            reached |= ~(back[0] * np.maximum(1, size) * max(1.0, factor) <= analysis.model.huge / 2)
+            overflows |= ~(back[0] * np.maximum(1, size) * max(1.0, factor) <= analysis.model.huge / 2)
     # These sums are of nonnegative numbers in float64; the last factor covers their own rounding.
     total = (carried[:2] + carried[2]) * (1 + FLOAT64.gamma(len(R) + n + 64.0))
-    total[:, reached | any(flow.spoilt for flow in flows)] = np.inf
-    return Bound(total[0], total[1], tuple(flow.lost for flow in flows))
+    total[:, reached | overflows] = np.inf
+    return Bound(total[0], total[1], tuple(flow.lost for flow in flows), overflows)
 
 
 def _gate(part: Part, analysis: _Analysis) -> tuple[Gate, Gate]:
@@ -309,7 +313,7 @@ def product_bound(size: Array, R: Array, roundings: int, model: Model) -> Bound:
     error = analysis.relative(roundings + 1.0) * size.ravel() * R
     # exp overflows where the factor is below 1 / huge, and gives 0
     error = np.where(error > 0, error + analysis.tiny + R / np.array([[min(FLOAT32.huge, model.huge)]]), error)
-    return Bound(error[0] + error[2], error[1] + error[2], ())
+    return Bound(error[0] + error[2], error[1] + error[2], (), np.zeros(len(R), np.bool_))
 
 
 def beta_smooth_bound(x: Array, R: Array, beta: float, model: Model) -> Bound:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Comparison:
     """The largest test ratio |got - expected| / bound over the decided entries, and where it is.
 
-    ``undecided`` is the share of entries whose bound is infinite: rounding decides the sign of a denominator there.
+    ``undecided`` is the share of entries whose bound is infinite: rounding decides the sign of a denominator there, or
+    something leaves the range of numbers.
     """
 
     ratio: float
@@ -36,8 +37,10 @@ class Comparison:
         return not (self.ratio <= 1)
 
 
-def compare(got: Array, expected: Array, bound: Array, probable: Array | None = None) -> Comparison:
-    """Compare entry by entry.
+def compare(
+    got: Array, expected: Array, bound: Array, probable: Array | None = None, overflows: NDArray[np.bool_] | None = None
+) -> Comparison:
+    """Compare entry by entry; those that overflow, and have an infinite bound, may even be NaN.
 
     Raises
     ------
@@ -49,8 +52,8 @@ def compare(got: Array, expected: Array, bound: Array, probable: Array | None = 
         msg = f"shape {got.shape}, expected {expected.shape}"
         raise ValueError(msg)
     ratio = _ratios(got, expected, bound)
-    # an undecided entry may be anything finite, but a rule of finite numbers is never NaN
-    undecided = np.isposinf(bound) & ~np.isnan(got)
+    # an undecided entry may be anything, but a rule of finite numbers is never NaN
+    undecided = np.isposinf(bound) & (~np.isnan(got) | (False if overflows is None else overflows))
     decided = ratio[~undecided]
     share = float(undecided.mean()) if undecided.size else 0.0
     if not decided.size:
@@ -109,6 +112,14 @@ def check_itself() -> None:
         same = found.ratio == ratio or (np.isnan(ratio) and np.isnan(found.ratio))
         if not same or found.holds != (ratio <= 1):
             msg = f"the comparator finds ratio {found.ratio} for data that is {name}; it must be {ratio}"
+            raise ComparatorError(msg)
+    may_overflow = np.array([False, True, True, False])
+    for where in (1, 2, 3):
+        # NaN is nothing known where both the bound is infinite and numbers overflow, and wrong where one of them is not
+        bound = np.where(np.arange(4) == 2, room, np.inf)
+        found = compare(np.where(np.arange(4) == where, nan, exact), exact, bound, None, may_overflow)
+        if found.holds != (where == 1) or (found.holds and found.undecided != 0.75):
+            msg = f"the comparator finds {found} for NaN in entry {where}; only entry 1 may be NaN"
             raise ComparatorError(msg)
     for wrong in (exact[:3], exact.reshape(2, 2)):
         try:

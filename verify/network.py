@@ -266,7 +266,7 @@ def _finding(judged: Judged, result: NetworkResult, details: dict[str, Any]) -> 
     found = judged.comparison
     details = {"model": result.model, "images": result.images.labels.tolist(), **details}
     if found.undecided == 1:
-        reason = "rounding decides the sign of a denominator behind every entry"
+        reason = "behind every entry, rounding decides the sign of a denominator, or numbers leave the dtype's range"
         return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details)
     reason = ""
     if found.refuted:

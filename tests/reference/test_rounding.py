@@ -554,8 +554,19 @@ def test_a_quotient_that_may_overflow_spoils_the_sample() -> None:
     parts = rules.epsilon(p.affine())
     half_precision = model_for("float16")
     assert bound(parts, np.ones(1), 1e-6, half_precision).inconclusive.all()
-    assert bound(parts, np.array([1e-3]), 1e-6, half_precision).inconclusive.tolist() == [True, True, True, False]
+    assert bound(parts, np.ones(1), 1e-6, half_precision).overflows.all()
+    small = bound(parts, np.array([1e-3]), 1e-6, half_precision)
+    assert small.inconclusive.tolist() == [True, True, True, False]
+    assert not small.overflows.any()  # anything, but finite
     assert bound(parts, np.ones(1), 1e-6, FLOAT32).inconclusive.tolist() == [True, True, True, False]
+
+
+def test_a_sum_that_overflows_may_be_nan_where_the_input_is_zero() -> None:
+    """1e15 * (1e15 / 1e-9) is no float32, and 0 * inf is NaN; beside it, input 2 has no weight there."""
+    p = Problem(np.array([[1e15, 0.0], [0.0, 1.0]]), np.zeros(2), np.array([0.0, 1.0]), np.array([1e15, 1.0]))
+    limit = bound(rules.epsilon(p.affine()), p.relevance, 1e-9, FLOAT32)
+    assert limit.overflows.tolist() == limit.inconclusive.tolist() == [True, False]
+    assert not bound(rules.epsilon(p.affine()), p.relevance, 1e-9, FLOAT64).overflows.any()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -674,7 +685,8 @@ def test_rules_that_do_not_round() -> None:
 
 
 def test_ratio_of_what_is_not_a_number() -> None:
-    limit = Bound(np.array([1.0, 1.0, 0.0, np.inf, 0.0]), np.array([0.5, 0.5, 0.0, np.inf, 0.0]), ())
+    worst, probable = np.array([1.0, 1.0, 0.0, np.inf, 0.0]), np.array([0.5, 0.5, 0.0, np.inf, 0.0])
+    limit = Bound(worst, probable, (), np.zeros(5, np.bool_))
     ratio = limit.ratio(np.array([np.nan, 2.0, 1.0, np.nan, 0.0]), np.array([0.0, 1.0, 1.0, 1.0, 1e-300]))
     assert not (ratio[0] <= 1)
     assert ratio[1:].tolist() == [1.0, 0.0, 0.0, np.inf]

@@ -31,6 +31,16 @@ def test_nan_is_rejected_also_where_rounding_decides() -> None:
         assert compare(got, EXPECTED, bound).refuted
 
 
+def test_nan_is_nothing_known_only_where_numbers_overflow() -> None:
+    got, bound, overflows = EXPECTED.copy(), BOUND.copy(), np.zeros((2, 3), np.bool_)
+    got[0, 1], bound[0, 1], overflows[0, 1] = np.nan, np.inf, True
+    found = compare(got, EXPECTED, bound, None, overflows)
+    assert found.holds
+    assert found.undecided == 1 / 6
+    assert compare(got, EXPECTED, BOUND, None, overflows).refuted
+    assert compare(got, EXPECTED, bound, None, ~overflows).refuted
+
+
 def test_infinity_is_rejected() -> None:
     got = EXPECTED.copy()
     got[0, 0] = np.inf
@@ -76,9 +86,17 @@ def test_the_comparator_holds_for_itself() -> None:
     ("name", "wrong"),
     [
         ("never refuses", lambda *_: comparator.Comparison(0.0, 0.0, 0.0, None)),
-        ("lets NaN pass", lambda got, expected, bound: compare(np.nan_to_num(got, nan=expected[0]), expected, bound)),
-        ("is twice as lenient", lambda got, expected, bound: compare(got, expected, 2 * bound)),
-        ("takes sorted data", lambda got, expected, bound: compare(np.sort(got), np.sort(expected), bound)),
+        (
+            "lets NaN pass",
+            lambda got, expected, *bounds: compare(np.nan_to_num(got, nan=expected[0]), expected, *bounds),
+        ),
+        (
+            "lets NaN pass where undecided",
+            lambda got, wanted, limit, *_: compare(got, wanted, limit, None, np.isposinf(limit)),
+        ),
+        ("lets no NaN pass", lambda got, expected, *bounds: compare(got, expected, *bounds[:2])),
+        ("is twice as lenient", lambda got, expected, bound, *more: compare(got, expected, 2 * bound, *more)),
+        ("takes sorted data", lambda got, expected, *bounds: compare(np.sort(got), np.sort(expected), *bounds)),
     ],
     ids=lambda v: v.replace(" ", "-") if isinstance(v, str) else "",
 )

@@ -61,6 +61,30 @@ def test_what_is_found_is_simplified_where_several_numbers_have_to_change_at_onc
     assert simple.case().run(subject()).verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize(("w", "verdict"), [(1e15, Verdict.INCONCLUSIVE), (1e12, Verdict.FAIL)], ids=str)
+def test_numbers_that_leave_the_range_of_their_dtype_prove_nothing(w: float, verdict: Verdict) -> None:
+    # x = 0, and 1e15 * (1e15 / 1e-9) is no float32: 0 * inf. A thousandth of that is, and then NaN is wrong
+    class NotANumber(lrp_rules.Norm):
+        def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (super().relevances(layer, R)[0] * float("nan"),)
+
+    example = Example(
+        rule="Norm",
+        arguments={"stabilizer": 1e-9},
+        kind="Linear",
+        options={"in_features": 1, "out_features": 1, "bias": False},
+        shape=(1, 1),
+        weight=(w,),
+        bias=(0.0,),
+        x=(0.0,),
+        relevance=(1e15,),
+        dtype="float32",
+    )
+    assert example.case().run(subject(Norm=NotANumber)).verdict is verdict
+    right = Verdict.PASS if verdict is Verdict.FAIL else verdict
+    assert example.case().run(subject()).verdict is right
+
+
 def test_correct_rules_are_left_alone() -> None:
     assert {o.verdict for o in search(subject(), count=160)} == {Verdict.PASS}
 

@@ -92,6 +92,7 @@ class Expected:
         self.relevance = np.array(found).reshape(x.shape)
         self.worst = np.array([limit.worst for limit in self.bounds]).reshape(x.shape)
         self.probable = np.array([limit.probable for limit in self.bounds]).reshape(x.shape)
+        self.overflows = np.array([limit.overflows for limit in self.bounds], np.bool_).reshape(x.shape)
 
 
 def agrees(
@@ -106,7 +107,10 @@ def agrees(
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
     expected = Expected(problem, layer, variant, device)
-    return judge(got, expected.relevance, expected.worst, expected.probable, expected.model.name, expected.ledgers)
+    return judge(
+        got, expected.relevance, expected.worst, expected.probable, expected.model.name, expected.ledgers,
+        expected.overflows,
+    )  # fmt: skip
 
 
 def judge(
@@ -116,9 +120,10 @@ def judge(
     probable: Array | None,
     model: str,
     ledgers: list[Ledger] | None = None,
+    overflows: NDArray[np.bool_] | None = None,
 ) -> Finding:
     """Turn a comparison into a finding: every check that compares ends here. One row a sample."""
-    found = compare(got, expected, worst, probable)
+    found = compare(got, expected, worst, probable, overflows)
     details: dict[str, Any] = {"model": model}
     if found.index is not None:
         sample, entry = (int(i) for i in np.unravel_index(found.index, got.shape))
@@ -141,7 +146,7 @@ def judge(
         )
         return Finding(Verdict.FAIL, found.ratio, found.probable, found.undecided, reason, details)
     if found.undecided == 1:
-        reason = "rounding decides the sign of a denominator behind every entry"
+        reason = "behind every entry, rounding decides the sign of a denominator, or numbers leave the dtype's range"
         return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details)
     return Finding(Verdict.PASS, found.ratio, found.probable, found.undecided, "", details)
 
@@ -173,8 +178,8 @@ def conserves(
     inputs = np.array([[account.total().inputs] for account in expected.ledgers]).reshape(len(got), 1)
     sums, room = np.zeros_like(inputs), np.zeros_like(inputs)
     for index, (account, limit, row) in enumerate(zip(expected.ledgers, expected.bounds, got, strict=True)):
-        # beyond the range of its dtype, an entry is infinite, and two of them may have no sum; NaN is never right
-        bounded = np.isfinite(row).all() or np.isnan(row).any()
+        # beyond the range of its dtype, an entry is infinite, and two of them may have no sum; otherwise NaN is wrong
+        bounded = np.isfinite(row).all() or (np.isnan(row) & ~limit.overflows).any()
         sums[index] = row.sum() if bounded else inputs[index]
         room[index] = account.inputs_bound(limit, row) if bounded else np.inf
     return judge(sums, inputs, np.where(np.isnan(room), np.inf, room), None, expected.model.name, expected.ledgers)
