@@ -23,6 +23,9 @@ whose result underflows is off by at most tiny, half the smallest subnormal numb
           All this holds if the sign of d is decided: |d| > e_d, or e_d = 0.
     s     |R / S' - R / S| <= |R / S| e_S / (|S| - e_S), and a quotient or a product with a reciprocal rounds twice:
               e_s = |s| (q + (1 + q) gamma(2)) + tiny (1 + |R|),   q = e_S / (|S| - e_S)
+          Before it goes back it may be scaled, and underflow once more: by a coefficient c, or R by it before; and twice
+          where it is scaled in place of parameters, as (1 + g/2) s and g/2 s for A(w + g w+):
+              e_s += tiny (1 + 1 / |S|) / |c| + 2 tiny
     r     the products, the parameters, times v, the coefficient and times it, and m_i - 1 additions in any order over
           outputs, terms and parts, m_i the number of all nonzero products for input i:
               e_r = sum |coefficient| |v| (A(|w|)^T e_s + gamma(m_i + c + 1 + 2) A(|w|)^T (|s| + e_s) + m_i tiny)
@@ -241,11 +244,14 @@ def _flow(part: Part, R: Array, stabilize: Stabilizer | CallableStabilizer, anal
     live = open_ & ~lost & (R != 0)
     s = np.where(live, np.abs(R / S), 0.0)
     q = e_S / (np.abs(S) - e_S)
-    error = s * (q + (1 + q) * analysis.relative(2.0)) + analysis.tiny * (1 + np.abs(R))
+    sizes, factor = part.known_sizes, abs(part.coefficient)
+    scaled = np.full_like(s, 2.0 * (sizes.roundings > 0))
+    if factor and (factor < 1 or np.frexp(factor)[0] != 0.5):
+        scaled += (1 + 1 / np.abs(S)) / factor
+    error = s * (q + (1 + q) * analysis.relative(2.0)) + analysis.tiny * (1 + np.abs(R) + scaled)
     error = np.where(live, error, 0.0)
 
     # What overflows, or is divided by zero, spreads over the whole sample: 0 * inf.
-    sizes = part.known_sizes
     finite = (floor.min(0) > 0) & (part.magnitude <= huge)
     # Where the sign is undecided, s may be as large as R over the least |S|.
     largest = np.where(lost, np.abs(R) / floor.min(0), s + error[0])

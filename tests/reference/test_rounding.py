@@ -541,6 +541,40 @@ def test_underflow_in_float32() -> None:
     assert ratio.max() > 0
 
 
+@pytest.mark.parametrize("scaled", ["s", "R"])
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 1.5, 2.0, 3.0])
+def test_a_quotient_that_is_scaled_may_underflow_twice(alpha: float, scaled: str) -> None:
+    """R / 1e12 has a few bits in float32, and 1e12 makes an error of what they lose; or R itself has, and S is small."""
+    w, c = (np.float32(1e12), np.float32(alpha)) if scaled == "s" else (np.float32(1e-3), np.float32(alpha))
+    worst = 0.0
+    for k in range(1, 200):
+        R = np.float32(k * (1e-33 if scaled == "s" else 2.0**-149))
+        S = w + np.float32(1e-6)
+        got = w * (c * (R / S)) if scaled == "s" else w * ((c * R) / S)
+        assert got.dtype == np.float32
+        p = Problem(np.array([[w]], np.float64), np.zeros(1), np.ones(1), np.array([R], np.float64))
+        parts = rules.alpha_beta(p.affine(), alpha, alpha - 1)
+        limit = bound(parts, p.relevance, 1e-6, FLOAT32)
+        worst = max(worst, float(limit.ratio(np.array([got]), rules.relevance(parts, p.relevance, 1e-6))[0]))
+    assert worst <= 1
+
+
+@pytest.mark.parametrize("g", [0.25, 1.0])
+def test_gamma_in_two_maps_may_underflow_more_often(g: float) -> None:
+    """w+ and w- are (w + |w|) / 2 and (w - |w|) / 2, and so s is scaled by 1 + g/2 and by g/2 in place of weights."""
+    w, half, worst = np.float32(1e12), np.float32(g / 2), 0.0
+    for k in range(1, 200):
+        R = np.float32(k * 1e-33)
+        s = R / ((1 + half) * w + half * w + np.float32(1e-6))
+        got = w * ((1 + half) * s) + w * (half * s)
+        assert got.dtype == np.float32
+        p = Problem(np.array([[w]], np.float64), np.zeros(1), np.ones(1), np.array([R], np.float64))
+        parts = rules.gamma(p.affine(), g)
+        limit = bound(parts, p.relevance, 1e-6, FLOAT32)
+        worst = max(worst, float(limit.ratio(np.array([got]), rules.relevance(parts, p.relevance, 1e-6))[0]))
+    assert worst <= 1
+
+
 def test_overflow_is_inconclusive() -> None:
     """1e3 * 1e3 is no float16, and 1e-7 / 1e-4 a small one; float32 knows both."""
     p = Problem(np.full((2, 2), 1e3), np.zeros(2), np.array([1e3, 2e3]), np.ones(2))
