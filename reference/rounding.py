@@ -23,8 +23,8 @@ whose result underflows is off by at most tiny, half the smallest subnormal numb
           All this holds if the sign of d is decided: |d| > e_d, or e_d = 0.
     s     |R / S' - R / S| <= |R / S| e_S / (|S| - e_S), and a quotient or a product with a reciprocal rounds twice:
               e_s = |s| (q + (1 + q) gamma(2)) + tiny (1 + |R|),   q = e_S / (|S| - e_S)
-          Before it goes back it may be scaled, and underflow once more: by a coefficient c, or R by it before; and twice
-          where it is scaled in place of parameters, as (1 + g/2) s and g/2 s for A(w + g w+):
+          Before it goes back it may be scaled, and underflow once more: by a coefficient c, or R by it before; and
+          twice where it is scaled in place of parameters, as (1 + g/2) s and g/2 s for A(w + g w+):
               e_s += tiny (1 + 1 / |S|) / |c| + 2 tiny
     r     the products, the parameters, times v, the coefficient and times it, and m_i - 1 additions in any order over
           outputs, terms and parts, m_i the number of all nonzero products for input i:

@@ -544,7 +544,7 @@ def test_underflow_in_float32() -> None:
 @pytest.mark.parametrize("scaled", ["s", "R"])
 @pytest.mark.parametrize("alpha", [1.0, 1.25, 1.5, 2.0, 3.0])
 def test_a_quotient_that_is_scaled_may_underflow_twice(alpha: float, scaled: str) -> None:
-    """R / 1e12 has a few bits in float32, and 1e12 makes an error of what they lose; or R itself has, and S is small."""
+    """R / 1e12 has few bits in float32, and 1e12 makes an error of what they lose; or R itself has, and S is small."""
     w, c = (np.float32(1e12), np.float32(alpha)) if scaled == "s" else (np.float32(1e-3), np.float32(alpha))
     worst = 0.0
     for k in range(1, 200):
