@@ -9,36 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import (
-    AlphaBeta,
-    BasicHook,
-    Epsilon,
-    Flat,
-    Gamma,
-    Hook,
-    Norm,
-    Pass,
-    ReLUDeconvNet,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
-from tests.lrp_rules.cases import Square, integers, power_of_two, relevance
+from lrp_rules import BasicHook, Flat, Hook, Norm, Pass, ReLUDeconvNet, ZPlus
+from tests.lrp_rules.cases import FORMULAS, Square, integers, power_of_two, relevance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OUTSIDE: dict[str, Callable[[], Hook]] = {
-    "Epsilon": lambda: Epsilon(power_of_two),
-    "Norm": lambda: Norm(power_of_two),
-    "ZPlus": lambda: ZPlus(power_of_two),
-    "AlphaBeta": lambda: AlphaBeta(2, 1, power_of_two),
-    "Gamma": lambda: Gamma(0.25, power_of_two),
-    "ZBox": lambda: ZBox(-4, 4, power_of_two),
-    "WSquare": lambda: WSquare(power_of_two),
-    "Flat": lambda: Flat(power_of_two),
-    "BasicHook": lambda: BasicHook(stabilizer=power_of_two),
-}
+OUTSIDE: dict[str, Callable[[], Hook]] = {name: make for name, (make, _) in FORMULAS.items()}
+OUTSIDE["BasicHook"] = lambda: BasicHook(stabilizer=power_of_two)
 
 
 class Nothing(Hook):
