@@ -82,8 +82,7 @@ class Bound:
 
     worst, probable   for each entry of r (n,); inf where nothing finite holds
     undecided         for each part, the outputs (m,) whose sign or gate rounding may change
-    overflows         entries of r (n,) that may even be infinite or NaN: something on the way to them may leave the
-                      range of numbers, or be divided by zero
+    overflows         entries of r (n,) that may even be NaN: on the way, something may overflow or be divided by zero
     """
 
     worst: Array
