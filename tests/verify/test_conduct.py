@@ -357,6 +357,16 @@ class RefusesSilently(Accepts):
         raise RuntimeError
 
 
+class ThroughRulesInside(Plant):
+    """Adds what comes back through the graph of the call, in which rules inside have a say."""
+
+    def _propagate(self, call: Any, inputs: Any, saved: Any, relevance: Any) -> Any:
+        (r,) = super()._propagate(call, inputs, saved, relevance)
+        if any(call.module.children()):
+            r = r + torch.autograd.grad(saved[0], inputs, relevance, retain_graph=True)[0]
+        return (r,)
+
+
 class TakesAllHooks(Plant):
     def register(self, module: nn.Module) -> Any:
         handle = super().register(module)
@@ -564,6 +574,7 @@ PLANTS: dict[str, dict[str, type | tuple[type, tuple[str, ...]]]] = {
     "called-twice": {"last-input": LastInput},
     "two-modules": {"last-module": LastModule, "last-input": LastInput},
     "registered-twice": {"doubled": Doubles, "stays": StaysTwice, "silent": RefusesSilently},
+    "rules-inside": {"through": ThroughRulesInside},
     "threads": {"last-input": LastInputOfAll, "last-module": (LastModuleOfAll, WEIGHED)},
     "retain-graph": {"running": Running},
     "create-graph": {
