@@ -166,7 +166,7 @@ def false_alarms(
 
         options = [f"--rule={one}" for one in rule or ("Epsilon*", "ZPlus")]
         options += [f"--layer={one}" for one in layer or ("linear-16-16",)]
-        console, found, compared = _console(), Alarms(), 0
+        console, found, compared, interrupted = _console(), Alarms(), 0, False
         try:
             with Bar(console) as bar:
                 bar.show(0, runs + 1, "run 0")
@@ -174,9 +174,10 @@ def false_alarms(
                     if compared < runs:
                         bar.show(compared + 1, runs + 1, f"run {compared + 1}, {len(found.alarms)} false alarms so far")
         except KeyboardInterrupt:
-            alarms_shown(found, compared, console)
-            return Status.INTERRUPTED
+            interrupted = True
         alarms_shown(found, compared, console)
+        if interrupted:
+            return Status.INTERRUPTED
         return Status.FOUND if found.alarms else Status.GOOD
 
     _exit(ask)

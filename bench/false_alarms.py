@@ -44,23 +44,22 @@ class Alarms:
 def runs(folder: Path, count: int, options: Sequence[str]) -> Iterator[Path]:
     """Make ``count`` runs and one more, each in a process of its own, and yield the folder of each as it is finished.
 
-    Runs that are there are not made again, and one that was interrupted goes on.
+    Each goes on with what is there: nothing, if it was finished, and all that is left, if it was interrupted.
 
     Raises
     ------
     TableError
-        If a run fails.
+        If a run fails, as one does in the folder of another one.
 
     """
     for index in range(count + 1):
         one = folder / f"{index:03}"
-        if not (one / "table.parquet").exists():
-            program = "from bench.cli import main; main()"
-            command = [sys.executable, "-c", program, "run", *options, "--resume", "--out", str(one)]
-            made = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  this project
-            if made.returncode:
-                msg = f"lrp-bench run {' '.join(options)} ended with {made.returncode}: {made.stderr or made.stdout}"
-                raise TableError(msg)
+        program = "from bench.cli import main; main()"
+        command = [sys.executable, "-c", program, "run", *options, "--resume", "--out", str(one)]
+        made = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  this project
+        if made.returncode:
+            msg = f"lrp-bench run {' '.join(options)} ended with {made.returncode}: {made.stderr or made.stdout}"
+            raise TableError(msg)
         yield one
 
 

@@ -58,14 +58,17 @@ def made(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return asked
 
 
-def test_each_run_is_compared_with_the_one_before_and_none_is_made_twice(made: list[str], tmp_path: Path) -> None:
+def test_each_run_is_compared_with_the_one_before_and_goes_on_with_what_is_there(
+    made: list[str], tmp_path: Path
+) -> None:
     words = ["false-alarms", "--runs", "3", "--out", str(tmp_path / "runs")]
     found = CliRunner().invoke(app, words)
     assert made == ["000", "001", "002", "003"]
     assert found.exit_code == 0, found.output
     assert "3 runs beside the one before: 0 false alarms in" in found.output
+    # what an interrupted run left has a table, too, of fewer cells: that it is there does not tell that it is whole
     assert CliRunner().invoke(app, words).output.splitlines()[-1] == found.output.splitlines()[-1]
-    assert made == ["000", "001", "002", "003"]
+    assert made == ["000", "001", "002", "003"] * 2
 
 
 def test_a_run_that_fails_ends_the_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
