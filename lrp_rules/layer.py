@@ -212,8 +212,8 @@ class Layer:
             out.addcmul_(v, c)
         return out
 
-    def pull(self, s: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return A^T s for each input; that of one may be written into ``out``."""
+    def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return A^T s for each input."""
         return (self.matrix().T @ s[0],)
 
     @property

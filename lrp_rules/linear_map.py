@@ -153,9 +153,6 @@ class ReLULayer(Layer):
         x = self.x
         return Matrix(lambda v: gated(v, x), lambda s: gated(s, x))
 
-    def pull(self, s: tuple[Tensor, ...], out: Tensor | None = None) -> tuple[Tensor, ...]:
-        return (gated(s[0], self.x, out),)
-
     def output(self) -> Tensor:
         return F.relu(self.x)
 

@@ -469,7 +469,7 @@ class ReLUGuidedBackprop(LayerHook):
     """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return layer.by_samples(lambda layer, R, out: gated(layer.pull((R,), out)[0], R, out), R.to(layer.x.dtype))
+        return layer.by_samples(lambda layer, R, out: gated(layer.pull((R,))[0], R, out), R.to(layer.x.dtype))
 
 
 class ReLUBetaSmooth(Hook):

@@ -64,7 +64,7 @@ class TracedLayer(Layer):
     def real_outputs(self) -> Tensors:
         return self._values(self.but(zero_params=())._trace(None)[1])
 
-    def pull(self, s: Tensors, out: Tensor | None = None) -> Tensors:
+    def pull(self, s: Tensors) -> Tensors:
         inputs, outputs = self._trace(None)
         return _jacobian_pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
 
