@@ -126,7 +126,7 @@ class Hook:
         pulled = torch.autograd.grad(
             [edge for edge, _ in pairs], wanted, [g for _, g in pairs],
             retain_graph=True, create_graph=torch.is_grad_enabled(), allow_unused=True,
-        ) if pairs and wanted else [None] * len(wanted)  # fmt: skip
+        )  # fmt: skip
         found = iter(pulled)
         return [None if edge[0] is None else next(found) for edge in edges]
 

@@ -58,11 +58,11 @@ class TracedLayer(Layer):
 
     @property
     def linear_outputs(self) -> Tensors:
-        return self._values(self._trace(None)[1])
+        return self._trace(None)[1]
 
     @property
     def real_outputs(self) -> Tensors:
-        return self._values(self.but(zero_params=())._trace(None)[1])
+        return self.but(zero_params=())._trace(None)[1]
 
     def pull(self, s: Tensors) -> Tensors:
         inputs, outputs = self._trace(None)
@@ -76,21 +76,13 @@ class TracedLayer(Layer):
         unchanged = not self.zeroes and (change is None or all(v is None for n, v in self.given.items() if n != "bias"))
         if unchanged and self.outputs is not None:
             return self.inputs, self.outputs
-        create_graph = torch.is_grad_enabled()
         parameters = {
             name: value if value is None or change is None or name == "bias" else change(value)
             for name, value in self.parameters.items()
         }
         with torch.enable_grad():
-            # a path of their own: several inputs may be one tensor, or depend on each other
-            inputs = tuple(
-                x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_() for x in self.inputs
-            )
+            inputs = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in self.inputs)
             return inputs, self.run(parameters, *inputs)
-
-    @staticmethod
-    def _values(outputs: Tensors) -> Tensors:
-        return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
 
 
 def _jacobian_pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
@@ -101,12 +93,12 @@ def _jacobian_pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_grap
 
 def pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
     """A^T s, by the graph between inputs and outputs; zero where there is none."""
-    pairs = [(output, part.to(output.dtype)) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
+    pairs = [(output, part) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]
     pulled = torch.autograd.grad(
         [output for output, _ in pairs], wanted, [part for _, part in pairs],
         retain_graph=True, create_graph=create_graph, allow_unused=True,
-    ) if pairs and wanted else [None] * len(wanted)  # fmt: skip
-    gradients = iter(pulled)
-    found = (next(gradients) if x.requires_grad else None for x in inputs)
-    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True))
+    ) if wanted else ()  # fmt: skip
+    found = iter(pulled)
+    gradients = [next(found) if x.requires_grad else None for x in inputs]
+    return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))

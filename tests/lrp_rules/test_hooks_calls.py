@@ -13,15 +13,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lrp_rules import (
+    AlphaBeta,
     BasicHook,
     Epsilon,
     Flat,
+    Gamma,
     Hook,
     Norm,
     ParamMod,
     Pass,
     ReLUBetaSmooth,
     WSquare,
+    ZBox,
     ZPlus,
     attach,
 )
@@ -383,6 +386,30 @@ def test_lists_that_are_not_given_are_as_long_as_those_that_are() -> None:
 def test_no_modifiers_give_no_relevance() -> None:
     x = torch.randn(2, 3)
     assert torch.equal(relevance(BasicHook([]), nn.Linear(3, 3), x, torch.randn(2, 3)), torch.zeros(2, 3))
+
+
+STABILIZED: dict[str, Callable[[Callable[[Tensor], Tensor]], Hook]] = {
+    "Epsilon": Epsilon,
+    "Epsilon, no bias": lambda s: Epsilon(s, "bias"),
+    "Norm": Norm,
+    "ZPlus": ZPlus,
+    "ZPlus, no bias": lambda s: ZPlus(s, "bias"),
+    "AlphaBeta": lambda s: AlphaBeta(2, 1, s),
+    "Gamma": lambda s: Gamma(0.25, s),
+    "Gamma, no bias": lambda s: Gamma(0.25, s, "bias"),
+    "ZBox": lambda s: ZBox(-1.0, 1.0, s),
+    "WSquare": WSquare,
+    "Flat": Flat,
+}
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, TracedLinear])
+@pytest.mark.parametrize("rule", STABILIZED)
+def test_a_stabilizer_may_use_numpy(rule: str, layer: type[nn.Linear]) -> None:
+    # what it is given has no graph, where nobody asked for one
+    module, x, R = layer(3, 2).double(), integers((4, 3), 1), integers((4, 2), 2)
+    expected = relevance(STABILIZED[rule](lambda d: d + 1), module, x, R)
+    assert torch.equal(relevance(STABILIZED[rule](lambda d: torch.from_numpy(d.numpy() + 1)), module, x, R), expected)
 
 
 def test_modifiers_and_mappers_may_use_numpy() -> None:

@@ -84,6 +84,23 @@ def test_matrix_and_its_transpose(name: str, change: str) -> None:
     assert (found.T @ s).shape == v.shape
 
 
+class SquaredLinear(nn.Linear):
+    """A layer whose Jacobian depends on its bias."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input).square()
+
+
+def test_a_change_of_the_weights_leaves_the_bias_of_a_traced_layer_as_it_is() -> None:
+    module, x, s = SquaredLinear(3, 2).double(), integers((4, 3), 1), integers((4, 2), 2)
+    weight, bias = integers((2, 3), 3), torch.tensor([5.0, -7.0]).double()
+    module.weight.data, module.bias.data = weight, bias
+    slope = 2 * (x @ up(weight).T + bias)
+    A = as_layer(module, x).matrix(up)
+    assert torch.equal(A.T @ s, (slope * s) @ up(weight))
+    assert torch.equal(A @ x, slope * (x @ up(weight).T))
+
+
 @each_change
 @each_layer
 def test_transpose_is_the_adjoint(name: str, change: str) -> None:

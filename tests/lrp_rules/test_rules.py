@@ -249,6 +249,14 @@ def test_deconvnet_and_guided(module: nn.Module) -> None:
     assert torch.equal(relevance(ReLUGuidedBackprop(), module, x, R), torch.where(R > 0, slope * R, 0.0))
 
 
+def test_guided_backprop_keeps_the_gradient_of_a_linear_where_the_relevance_is_positive() -> None:
+    # no module to use it on, but zennit does the same, and A^T is not A here
+    module, x, R = nn.Linear(3, 3).double(), integers((2, 3), 1), integers((2, 3), 2)
+    module.weight.data = integers((3, 3), 3)
+    pulled = R @ module.weight.data
+    assert torch.equal(relevance(ReLUGuidedBackprop(), module, x, R), torch.where(R > 0, pulled, 0.0))
+
+
 @pytest.mark.parametrize("beta", [0.5, 10, 1000])
 def test_beta_smooth(beta: float) -> None:
     x, R = torch.randn(4, 6), integers((4, 6), 2)
