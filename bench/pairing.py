@@ -34,13 +34,14 @@ class Effort:
 
     ``pairs_fast`` is for calls below a millisecond and ``pairs_slow`` the least for slow ones, between them the number
     falls with the time of a call. ``seconds`` limits one comparison, but each process does one quad in any case.
+    ``warm_up`` is in seconds, for each side of a comparison in each process.
     """
 
     processes: int = 5
     pairs_fast: int = 400
     pairs_slow: int = 30
-    seconds: float = 30.0
-    warm_up: float = 0.1
+    seconds: float = 15.0
+    warm_up: float = 0.05
 
     def quads(self, pair_seconds: float) -> int:
         """Return the quads of one process, when a call of A and one of B take ``pair_seconds`` together.
@@ -85,8 +86,8 @@ def quiet() -> Iterator[None]:
 
 
 def warm(call: Call, clock: Clock, seconds: float) -> float:
-    """Call until ``seconds`` have passed, at least three times; return the median of the later half."""
-    times = [clock(call) for _ in range(3)]
+    """Call until ``seconds`` have passed, at least twice; return the median of the later half."""
+    times = [clock(call) for _ in range(2)]
     while sum(times) < seconds:
         times.append(clock(call))
     return float(np.median(times[len(times) // 2 :]))
