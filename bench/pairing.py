@@ -86,8 +86,8 @@ def quiet() -> Iterator[None]:
 
 
 def warm(call: Call, clock: Clock, seconds: float) -> float:
-    """Call until ``seconds`` have passed, at least twice; return the median of the later half."""
-    times = [clock(call) for _ in range(2)]
+    """Call until ``seconds`` have passed, at least once; return the median of the later half."""
+    times = [clock(call)]
     while sum(times) < seconds:
         times.append(clock(call))
     return float(np.median(times[len(times) // 2 :]))

@@ -7,8 +7,10 @@ subjects share the module's parameters, the input and the relevance.
 from __future__ import annotations
 
 import copy
+import gc
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,9 +81,13 @@ class Contender:
                 handle.remove()
 
 
+@cache
 def contender(name: str) -> Contender:
     """Return a subject by name, or by MODULE[:ATTRIBUTE]; raise SubjectError if it cannot be imported."""
-    return Contender(name, None if name == GRADIENT else load(SPECS.get(name, name)))
+    found = Contender(name, None if name == GRADIENT else load(SPECS.get(name, name)))
+    gc.collect()
+    gc.freeze()  # what was imported stays: the collections between cells need not look at it again
+    return found
 
 
 def _sharing(module: nn.Module) -> nn.Module:
