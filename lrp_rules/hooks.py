@@ -139,11 +139,6 @@ class Hook:
         return hook, saved[len(call.kept) :]
 
 
-def _end(tensor: Tensor, *, create_graph: bool) -> Tensor:
-    """Return the tensor as an end of a graph, which leads on to its own graph if one is to be created."""
-    return tensor.view_as(tensor) if create_graph and tensor.requires_grad else tensor.detach().requires_grad_()
-
-
 def _edge(output: Tensor) -> torch.autograd.graph.GradientEdge:
     """Return where a gradient of the output enters its graph. Unlike the output, it holds no values."""
     return torch.autograd.graph.get_gradient_edge(output)
@@ -221,7 +216,7 @@ class LayerHook(Hook):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             # ends of their own: an input may depend on the parameters, as where a module is called twice
-            ends = tuple(_end(t, create_graph=create_graph) for t in (*inputs, *saved[: len(call.names)], *below))
+            ends = tuple(t.view_as(t) for t in (*inputs, *saved[: len(call.names)], *below))
             xs, own = ends[: len(inputs)], dict(zip(call.names, ends[len(inputs) : count], strict=True))
             if call.kind is TracedLayer:
                 outputs = call.run(own, *xs, below=ends[count:])

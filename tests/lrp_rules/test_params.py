@@ -267,3 +267,18 @@ def test_changes_under_a_norm(name: str) -> None:
     with ClampMod(min=0)(module) as modified:
         expected = nn.functional.linear(x, found["weight"].clamp(min=0), found["bias"].clamp(min=0))
         assert torch.equal(modified(x), expected)
+
+
+class Nameless:
+    """A pre-hook of torch's that makes no parameter, were there one."""
+
+    __module__ = "torch.nn.utils.other"
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Do nothing."""
+
+
+def test_a_hook_of_torch_that_makes_no_parameter() -> None:
+    module = nn.Linear(3, 2)
+    module.register_forward_pre_hook(Nameless())
+    assert effective_parameters(module) == {"weight": module.weight, "bias": module.bias}
