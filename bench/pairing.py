@@ -86,9 +86,9 @@ def quiet() -> Iterator[None]:
 
 
 def warm(call: Call, clock: Clock, seconds: float) -> float:
-    """Call until ``seconds`` have passed, at least once; return the median of the later half."""
-    times = [clock(call)]
-    while sum(times) < seconds:
+    """Call until ``seconds`` have passed, after a first call that is cold; return the median of the later half."""
+    times = [clock(call) for _ in range(2)]
+    while sum(times[1:]) < seconds:
         times.append(clock(call))
     return float(np.median(times[len(times) // 2 :]))
 

@@ -214,7 +214,7 @@ class Layer:
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return A^T s for each input."""
-        return (self.matrix().T @ s[0],)
+        return (self.matrix().transposed(s[0]),)
 
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:

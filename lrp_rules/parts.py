@@ -42,9 +42,8 @@ def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     ``out`` is where a part of the result goes, so that nothing else is asked of memory; None where all is done at once.
     """
     first = tensors[0]
-    alike = all(t.is_contiguous() and t.shape == first.shape and t.dtype == first.dtype for t in tensors)
-    cuts = parts(first.numel(), *tensors) if alike and large(first) else None
-    if cuts is None:
+    cuts = parts(first.numel(), *tensors) if large(first) else None
+    if cuts is None or any(t.shape != first.shape or t.dtype != first.dtype or not t.is_contiguous() for t in tensors):
         return formula(*tensors, None)
     result = torch.empty_like(first)
     into, flat = result.view(-1), [t.view(-1) for t in tensors]

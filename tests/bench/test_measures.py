@@ -200,7 +200,7 @@ def test_a_graph_is_warmed_on_a_stream_of_its_own_captured_once_and_replayed() -
     assert log.count("call") == 3 + 1
     assert log[: log.index("capture")].count("call") == 3
     assert log[log.index("capture") + 1 : log.index("captured")] == ["call"]
-    assert log.count("replay") == 1 + 5
+    assert log.count("replay") == 2 + 5
 
 
 # --- what a cell shows ------------------------------------------------------------------------------------------------

@@ -37,13 +37,19 @@ def test_order_is_abba_and_times_belong_to_their_calls() -> None:
     calls = Calls()
     times = paired(calls.a, calls.b, Effort(processes=1, pairs_slow=6, pairs_fast=6, warm_up=0), Calls.clock)
     np.testing.assert_array_equal(times, np.tile([1e-3, 2e-3, 2e-3, 1e-3], (3, 1)))
-    assert "".join(calls.log) == "AB" + 3 * "ABBA"  # warmed first
+    assert "".join(calls.log) == "AABB" + 3 * "ABBA"  # warmed first
 
 
 def test_warm_up_goes_on_until_its_time_is_up() -> None:
     calls = Calls()
     assert pairing.warm(calls.a, Calls.clock, seconds=0.0095) == 1e-3
-    assert len(calls.log) == 10
+    assert len(calls.log) == 1 + 10  # the first is cold
+
+
+def test_a_cold_call_does_not_end_the_warm_up() -> None:
+    times = iter([1.0, 2e-3, 2e-3, 2e-3])
+    assert pairing.warm(lambda: None, lambda _: next(times), seconds=5e-3) == 2e-3
+    assert not list(times)
 
 
 @pytest.mark.parametrize(
