@@ -43,18 +43,20 @@ LOOKED_AT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "conv2d": (lambda: nn.Conv2d(8, 3, 2), (8, 4, 4), 1),
     "conv2d-one-output": (lambda: nn.Conv2d(2, 1, 2), (2, 4, 4), 1),
     "conv3d": (lambda: nn.Conv3d(4, 3, (2, 2, 1)), (4, 3, 3, 3), 1),
-    "transposed1d": (lambda: nn.ConvTranspose1d(8, 3, 2, stride=2), (8, 6), 2),
-    "transposed2d": (lambda: nn.ConvTranspose2d(2, 3, 2, stride=2), (2, 4, 4), 1),
-    "transposed2d-one-output": (lambda: nn.ConvTranspose2d(4, 1, 2, stride=2), (4, 4, 4), 1),
-    "transposed3d": (lambda: nn.ConvTranspose3d(4, 3, (2, 2, 1), stride=(2, 2, 1)), (4, 3, 3, 3), 1),
+    "transposed1d": (lambda: nn.ConvTranspose1d(8, 3, 2), (8, 6), 2),
+    "transposed2d": (lambda: nn.ConvTranspose2d(2, 3, 2), (2, 4, 4), 1),
+    "transposed2d-one-output": (lambda: nn.ConvTranspose2d(4, 1, 2), (4, 4, 4), 1),
+    "transposed3d": (lambda: nn.ConvTranspose3d(4, 3, (2, 2, 1)), (4, 3, 3, 3), 1),
 }
-#: Layers with no more than that.
+#: Layers with no more than that, or none that is looked at.
 TOO_FEW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(3, 5), (3,)),
     "conv1d-of-one": (lambda: nn.Conv1d(1, 3, 1), (1, 6)),
     "conv2d": (lambda: nn.Conv2d(3, 2, 1), (3, 4, 4)),
     "conv2d-one-input": (lambda: nn.Conv2d(1, 2, 2), (1, 4, 4)),
     "transposed2d-one-input": (lambda: nn.ConvTranspose2d(1, 2, 2), (1, 4, 4)),
+    "transposed1d-stride": (lambda: nn.ConvTranspose1d(8, 3, 2, stride=2), (8, 6)),
+    "transposed2d-stride": (lambda: nn.ConvTranspose2d(8, 3, 2, stride=(1, 2)), (8, 4, 4)),
     "transposed2d-one-to-one": (lambda: nn.ConvTranspose2d(1, 1, 1), (1, 4, 4)),
 }
 each_sample = pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
