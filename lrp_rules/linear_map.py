@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.utils import _single
 
 from lrp_rules.convolution import ConvLayer, ConvTransposeLayer
 from lrp_rules.layer import TERMS, Layer, Matrix, WeightedLayer
@@ -33,6 +34,7 @@ __all__ = [
     "Layer",
     "LinearLayer",
     "Matrix",
+    "PoolLayer",
     "ReLULayer",
     "TracedLayer",
     "gated",
@@ -165,6 +167,44 @@ class ReLULayer(Layer):
         return self.x.ndim > 1
 
 
+@dataclass
+class PoolLayer(Layer):
+    """:class:`torch.nn.AvgPool1d`, AvgPool2d and AvgPool3d: a matrix that no parameter and no input changes."""
+
+    module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d
+
+    def matrix(self, change: Change | None = None) -> Matrix:
+        return Matrix(self.module.forward, self._transposed)
+
+    def output(self) -> Tensor:
+        return self.module.forward(self.x)
+
+    @property
+    def bias(self) -> Tensor:
+        return self.x.new_zeros(())
+
+    @property
+    def batched(self) -> bool:
+        return self.x.ndim == self._dims + 2
+
+    @property
+    def _dims(self) -> int:
+        return 1 if isinstance(self.module, nn.AvgPool1d) else 2 if isinstance(self.module, nn.AvgPool2d) else 3
+
+    def _transposed(self, s: Tensor) -> Tensor:
+        n, module = self._dims, self.module
+        like = s.new_empty((*s.shape[:-n], *self.x.shape[-n:]))  # of the input, only the shape is looked at
+        ends = (module.ceil_mode, module.count_include_pad)
+        if isinstance(module, nn.AvgPool1d):
+            # torch has it in two dimensions alone
+            sizes = ((1, *_single(module.kernel_size)), (1, *_single(module.stride)), (0, *_single(module.padding)))
+            flat: Tensor = torch.ops.aten.avg_pool2d_backward(s[..., None, :], like[..., None, :], *sizes, *ends, None)
+            return flat[..., 0, :]
+        backward = torch.ops.aten.avg_pool2d_backward if n == 2 else torch.ops.aten.avg_pool3d_backward
+        r: Tensor = backward(s, like, module.kernel_size, module.stride, module.padding, *ends, module.divisor_override)
+        return r
+
+
 #: Named after what it is used for otherwise, and several times as fast as torch.where.
 _threshold = torch.ops.aten.threshold_backward
 
@@ -185,6 +225,9 @@ _KNOWN: dict[Callable[..., Tensor], type[Layer]] = {
     nn.ConvTranspose3d.forward: ConvTransposeLayer,
     nn.BatchNorm1d.forward: BatchNormLayer,
     nn.ReLU.forward: ReLULayer,
+    nn.AvgPool1d.forward: PoolLayer,
+    nn.AvgPool2d.forward: PoolLayer,
+    nn.AvgPool3d.forward: PoolLayer,
 }
 _CONVOLUTIONS = {nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward}
 

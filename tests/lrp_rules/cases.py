@@ -125,12 +125,15 @@ KNOWN: dict[str, Case] = {
     "batchnorm1d-of-sequences": Case(lambda: nn.BatchNorm1d(3, eps=0.0), (3, 4)),
     "batchnorm2d": Case(lambda: nn.BatchNorm2d(2, eps=0.0), (2, 3, 2)),
     "batchnorm3d-not-affine": Case(lambda: nn.BatchNorm3d(2, eps=0.0, affine=False), (2, 2, 1, 3)),
+    "avgpool1d": Case(lambda: nn.AvgPool1d(2), (2, 6)),
+    "avgpool2d": Case(lambda: nn.AvgPool2d(2, stride=1, padding=1), (2, 3, 4)),
+    "avgpool2d-ceil": Case(lambda: nn.AvgPool2d(2, padding=1, ceil_mode=True, count_include_pad=False), (2, 4, 3)),
+    "avgpool2d-divisor": Case(lambda: nn.AvgPool2d(2, divisor_override=8), (2, 4, 4)),
+    "avgpool3d": Case(lambda: nn.AvgPool3d((1, 2, 2), padding=(0, 1, 0)), (2, 2, 2, 4)),
 }
 TRACED: dict[str, Case] = {
     "traced-linear": Case(lambda: TracedLinear(4, 3), (4,)),
     "traced-conv2d": Case(lambda: TracedConv2d(2, 2, 3, padding=1, padding_mode="circular"), (2, 3, 4)),
-    "avgpool1d": Case(lambda: nn.AvgPool1d(2), (2, 6)),
-    "avgpool2d": Case(lambda: nn.AvgPool2d(2, stride=1, padding=1), (2, 3, 4)),
     "adaptive-avgpool2d": Case(lambda: nn.AdaptiveAvgPool2d((1, 2)), (2, 2, 4)),
     "flatten": Case(nn.Flatten, (2, 3)),
 }
