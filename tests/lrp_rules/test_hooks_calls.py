@@ -192,7 +192,7 @@ NOT_KEPT: dict[str, Callable[[], tuple[Hook, nn.Module]]] = {
     "ZPlus-linear": lambda: (ZPlus(), nn.Linear(4, 4)),
     "WSquare-batchnorm": lambda: (WSquare(), nn.BatchNorm1d(4).eval()),
     # these need the values, and have them of their own
-    "Norm-pooling": lambda: (Norm(), nn.AvgPool1d(1)),
+    "Norm-pooling": lambda: (Norm(), nn.AdaptiveAvgPool1d(4)),
     "BasicHook-traced-linear": lambda: (BasicHook(), TracedLinear(4, 4)),
 }
 
