@@ -21,6 +21,7 @@ from tests.lrp_rules.cases import (
     down,
     integers,
     output_of,
+    power_of_two,
     relevance,
     up,
 )
@@ -223,3 +224,10 @@ def test_no_relevance_where_no_gradient_flows() -> None:
 
     x, R = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(relevance(Norm(), Detached(), x, R), torch.zeros(2, 3))
+
+
+def test_a_pooling_whose_sizes_are_numbers() -> None:
+    module, x, R = nn.AvgPool1d(2, stride=1, padding=1), integers((2, 3, 4), 1), integers((2, 3, 5), 2)
+    expected = relevance(Norm(power_of_two), module, x, R)
+    vars(module).update(kernel_size=2, stride=1, padding=1)  # as forward takes them, too
+    assert torch.equal(relevance(Norm(power_of_two), module, x, R), expected)
