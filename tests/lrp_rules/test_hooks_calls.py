@@ -569,3 +569,24 @@ def test_a_pattern_takes_a_layer_with_parts_that_has_parameters_of_its_own() -> 
 def test_a_key_without_a_module_names_those_of_the_model() -> None:
     with pytest.raises(ValueError, match=r"^'2' matches no module; the model has 0, 1$"):
         attach(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), {"2": Pass()})
+
+
+class Slotted(Hook):
+    """Keeps a number outside of ``__dict__``, and a tensor of each call inside."""
+
+    __slots__ = ("factor",)
+    needs_grad_input: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
+        self.kept = input[0]
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
+        return (grad_output[0] * self.kept * self.factor,)
+
+
+def test_what_a_hook_has_in_slots_is_there_for_each_call() -> None:
+    x, R = integers((3, 4), 1), integers((3, 4), 2)
+    assert torch.equal(relevance(Slotted(), nn.ReLU(), x, R), 2 * x * R)
