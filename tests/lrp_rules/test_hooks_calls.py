@@ -580,7 +580,7 @@ class Slotted(Hook):
     def __init__(self) -> None:
         self.factor = 2.0
 
-    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
+    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:  # noqa: A002
         self.kept = input[0]
 
     def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
