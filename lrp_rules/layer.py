@@ -147,6 +147,13 @@ class Layer:
         """Return the matrices A(change(w)), in the rows of the changes."""
         if len(rows) == len(rows[0]) == 1:
             return Grid.of(((self.matrix(rows[0][0]),),), self.start)
+        if self.fixed and not any(nothing in row for row in rows):
+            # one matrix in every place: a sum goes through it once
+            A, height, width = self.matrix(), len(rows), len(rows[0])
+            return Grid(
+                lambda vectors: [A @ reduce(torch.add, vectors)] * height,
+                lambda s: [A.T @ reduce(torch.add, s)] * width,
+            )
         made = {change: None if change is nothing else self.matrix(change) for row in rows for change in row}
         return Grid.of([[made[change] for change in row] for row in rows], self.start)
 
@@ -251,6 +258,11 @@ class Layer:
     def batched(self) -> bool:
         """Whether the first dimension of the input holds samples."""
         return True
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every change of the parameters leaves A as it is."""
+        return False
 
     @property
     def additive(self) -> bool:

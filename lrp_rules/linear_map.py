@@ -163,6 +163,10 @@ class ReLULayer(Layer):
         return self.x.new_zeros(())
 
     @property
+    def fixed(self) -> bool:
+        return True
+
+    @property
     def batched(self) -> bool:
         return self.x.ndim > 1
 
@@ -182,6 +186,10 @@ class PoolLayer(Layer):
     @property
     def bias(self) -> Tensor:
         return self.x.new_zeros(())
+
+    @property
+    def fixed(self) -> bool:
+        return True
 
     @property
     def batched(self) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
 from lrp_rules.layer import Grid, nothing
-from lrp_rules.linear_map import gated
+from lrp_rules.linear_map import ReLULayer, gated
 from lrp_rules.parts import elementwise, whole
 from lrp_rules.stabilizer import Stabilizer
 
@@ -61,9 +61,10 @@ def nonnegative(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() > 0 and x.amin().item() >= 0
 
 
-def split(x: Tensor) -> tuple[Tensor, ...]:
-    """Return x+ and x-, without the second where it vanishes."""
-    return (x,) if nonnegative(x) else (positive(x), negative(x))
+def split(layer: Layer) -> tuple[Tensor, ...]:
+    """Return x+ and x-, or x alone: where x- vanishes, and where both meet the same matrix whatever the rule."""
+    x = layer.x
+    return (x,) if layer.fixed or nonnegative(x) else (positive(x), negative(x))
 
 
 class Epsilon(FormulaRule):
@@ -142,7 +143,7 @@ class ZPlus(FormulaRule):
     """
 
     def vectors(self, layer: Layer) -> Tensors:
-        return split(layer.x)
+        return split(layer)
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         A = layer.grid((positive, negative)[: len(vectors)])
@@ -190,7 +191,7 @@ class AlphaBeta(FormulaRule):
         self.alpha, self.beta = alpha, beta
 
     def vectors(self, layer: Layer) -> Tensors:
-        return split(layer.x)
+        return split(layer)
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         n, b = len(vectors), layer.bias
@@ -243,7 +244,7 @@ class Gamma(FormulaRule):
         self.gamma = gamma
 
     def vectors(self, layer: Layer) -> Tensors:
-        return (layer.x, layer.x.abs()) if self._is_in_two_maps(layer) else split(layer.x)
+        return (layer.x, layer.x.abs()) if self._is_in_two_maps(layer) else split(layer)
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         if self._is_in_two_maps(layer):
@@ -469,10 +470,14 @@ class ReLUGuidedBackprop(LayerHook):
     """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return layer.by_samples(lambda layer, R, out: gated(layer.pull((R,))[0], R, out), R.to(layer.x.dtype))
+        R = R.to(layer.x.dtype)
+        (r,) = layer.pull((R,))
+        # what autograd gives may be R itself, or be wanted for a derivative
+        own = isinstance(layer, ReLULayer) and not torch.is_grad_enabled()
+        return gated(r, R, r if own else None)
 
 
-class ReLUBetaSmooth(Hook):
+class ReLUBetaSmooth(LayerHook):
     """Gradient of a softplus in place of a ReLU's (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
 
     Makes explanations of ReLU networks differentiable in x.
@@ -489,22 +494,14 @@ class ReLUBetaSmooth(Hook):
 
     """
 
-    needs_grad_input: ClassVar[bool] = False
-    allows_several: ClassVar[bool] = False
-
     def __init__(self, beta_smooth: float = 10.0) -> None:
         if not 0 < beta_smooth < math.inf:
             msg = f"beta_smooth is {beta_smooth!r}; expected a finite number above 0, such as 10"
             raise ValueError(msg)
         self.beta_smooth = beta_smooth
 
-    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep the input for the backward pass."""
-        self.input = input[0]
-
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the relevance, scaled by the sigmoid of the input."""
-        return (elementwise(self._scaled, self.input, grad_output[0]),)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return elementwise(self._scaled, layer.x, R)
 
     def _scaled(self, x: Tensor, R: Tensor, out: Tensor | None) -> Tensor:
         slope = torch.sigmoid(torch.mul(x, self.beta_smooth, out=out), out=out)

@@ -53,6 +53,10 @@ class TracedLayer(Layer):
         return self.x.ndim == int(name[-2]) + 2 if name[-2:] in {"1d", "2d", "3d"} else self.x.ndim > 1
 
     @property
+    def fixed(self) -> bool:
+        return all(value is None for name, value in self.given.items() if name != "bias")
+
+    @property
     def additive(self) -> bool:
         return False  # nobody knows how the module uses its parameters, if it has any
 
@@ -73,7 +77,7 @@ class TracedLayer(Layer):
 
     def _trace(self, change: Change | None) -> tuple[Tensors, Tensors]:
         """Return inputs and outputs with a graph between them."""
-        unchanged = not self.zeroes and (change is None or all(v is None for n, v in self.given.items() if n != "bias"))
+        unchanged = not self.zeroes and (change is None or self.fixed)
         if unchanged and self.outputs is not None:
             return self.inputs, self.outputs
         parameters = {

@@ -23,6 +23,7 @@ from lrp_rules import (
     ParamMod,
     Pass,
     ReLUBetaSmooth,
+    ReLUDeconvNet,
     WSquare,
     ZBox,
     ZPlus,
@@ -221,7 +222,7 @@ class Pooling(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("rule", [Pass, ReLUBetaSmooth])
+@pytest.mark.parametrize("rule", [Pass, ReLUDeconvNet])
 def test_an_output_is_not_even_kept_as_a_copy_where_no_rule_needs_it(rule: Callable[[], Hook]) -> None:
     x, module = torch.randn(4, 4, requires_grad=True), Pooling()
     with rule().register(module):

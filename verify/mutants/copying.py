@@ -168,14 +168,12 @@ _LAST: WeakKeyDictionary[nn.Module, Tensors] = WeakKeyDictionary()
 class ReLUBetaSmoothLastInputForAll(ReLUBetaSmooth):
     """The input is remembered on the rule, so that of two calls both get the second one's (zennit)."""
 
-    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:  # noqa: A002  the API's name
-        super().forward(module, input, output)
+    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:  # noqa: A002, ARG002  the API's names
         _INPUTS[self.beta_smooth] = input[0]
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         last = _INPUTS[self.beta_smooth]
-        self.input = last if last.shape == grad_output[0].shape else self.input
-        return super().backward(module, grad_input, grad_output)
+        return super().relevance(replace(layer, inputs=(last,)) if last.shape == R.shape else layer, R)
 
 
 _INPUTS: dict[float, Tensor] = {}

@@ -57,8 +57,8 @@ class ZBoxInputDetached(ZBox):
 class ReLUBetaSmoothInputDetached(ReLUBetaSmooth):
     """The input is remembered without its graph, though this rule is there to be differentiated."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (torch.sigmoid(self.beta_smooth * self.input.detach()) * grad_output[0],)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta_smooth * layer.x.detach()) * R
 
 
 @mutant("relevance-detached")

@@ -241,8 +241,8 @@ class _Smooth(ReLUBetaSmooth):
     def factor(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (self.factor(self.input) * grad_output[0],)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return self.factor(layer.x) * R
 
 
 @mutant()
@@ -297,5 +297,5 @@ class ReLUBetaSmoothScaled(_Smooth):
 class ReLUBetaSmoothPositive(_Smooth):
     """Negative relevance is dropped."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (torch.sigmoid(self.beta_smooth * self.input) * positive(grad_output[0]),)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta_smooth * layer.x) * positive(R)

@@ -215,8 +215,8 @@ class WSquareRelevanceInFloat32(_Changed, WSquare):
 class ReLUBetaSmoothInFloat32(ReLUBetaSmooth):
     """The sigmoid is taken in float32."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> Tensors:
-        return (torch.sigmoid(self.beta_smooth * self.input.float()).to(self.input) * grad_output[0],)
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta_smooth * layer.x.float()).to(layer.x) * R
 
 
 @mutant("relevance-normalised")
