@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def write(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of the runs in the folders ``runs`` into the folder ``out``.
 
-    Writes ``report.html``, ``report.md``, ``table.csv`` and ``plots/*.svg`` and ``.png``; returns the path of the page.
-    The same runs give the same bytes.
+    Writes ``report.html``, ``report.md``, ``table.csv`` and ``plots/run*.svg`` and ``.png``; returns the path of the
+    page. The same runs give the same bytes. Plots of an earlier report that this one has not are removed.
 
     Raises
     ------
@@ -31,6 +31,10 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     (out / "plots").mkdir(parents=True, exist_ok=True)
     drawn = {view.setting.slug: draw(view, out / "plots") for view in filled["views"]}
     plots = {slug: [path.relative_to(out) for path in paths] for slug, paths in drawn.items()}
+    here = {path.stem for paths in drawn.values() for path in paths}
+    for path in (out / "plots").glob("run[0-9]*-*"):
+        if path.suffix in {".svg", ".png"} and path.stem not in here:
+            path.unlink()
     write_file(out / "table.csv", shown(settings).to_csv(index=False, lineterminator="\n").encode())
     write_file(out / "report.md", markdown(filled, plots).encode())
     page = out / "report.html"

@@ -227,7 +227,7 @@ def quick_cells() -> list[Cell]:
 
 
 def all_cells(device: str = "cpu") -> list[Cell]:
-    """Return every cell, the most important ones first: what has a goal, then each layer, then dtypes and scaling."""
+    """Return every cell, the most important ones first: what has a goal, each layer, dtypes, scaling, long ones."""
     both = (NONNEGATIVE, SIGNED)
     cells = [
         *_layers(lambda workload, batch, _: (workload.name, batch) in GOALS, both),
@@ -238,12 +238,12 @@ def all_cells(device: str = "cpu") -> list[Cell]:
             for composite in COMPOSITES
         ),
         *_layers(lambda _w, batch, regime: regime != OVERHEAD and batch != 64, both),
-        *_layers(lambda *_: True, both),
         *(Cell("conv2d-64-64-3x3@56", "AlphaBeta(1, 0)", sign, 4) for sign in both),
     ]
     for dtype in ("bfloat16", "float64"):
         cells += [replace(cell, dtype=dtype) for cell in _layers(lambda w, b, _: (w.name, b) in GOALS)]
-    cells += [*_scaling()]
+    # a cell of a convolution with a large batch takes as long as ten others
+    cells += [*_scaling(), *_layers(lambda *_: True, both)]
     return [replace(cell, device=device) for cell in dict.fromkeys(cells)]
 
 

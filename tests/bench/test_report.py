@@ -77,6 +77,21 @@ def test_same_runs_give_the_same_bytes(example_run: Path, tmp_path: Path) -> Non
     assert written() == written()
 
 
+def test_plots_of_an_earlier_report_go_and_what_others_put_there_stays(
+    example_run: Path, other_run: Path, tmp_path: Path
+) -> None:
+    out, plots = tmp_path / "out", tmp_path / "out" / "plots"
+    report.write([example_run, other_run], out)
+    for name in ("mine.png", "run1-notes.txt"):
+        (plots / name).write_text("mine")
+    report.write([example_run], out)
+    report.write([example_run], tmp_path / "fresh")
+    assert {p.name for p in plots.iterdir()} - {"mine.png", "run1-notes.txt"} == {
+        p.name for p in (tmp_path / "fresh" / "plots").iterdir()
+    }
+    assert all((plots / name).read_text() == "mine" for name in ("mine.png", "run1-notes.txt"))
+
+
 def test_page_needs_nothing_else(example_run: Path) -> None:
     found = page(example_run)
     assert "default-src 'none'" in found

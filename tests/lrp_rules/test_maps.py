@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrp_rules import (
@@ -22,7 +23,6 @@ from lrp_rules import (
     ZPlus,
     convolution,
     linear_map,
-    parts,
 )
 from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
@@ -297,11 +297,85 @@ def test_a_relu_of_a_single_number(make: Callable[[Any], Hook]) -> None:
     assert torch.equal(r, torch.tensor(1.5))  # 1 / S(1) is a half
 
 
-def test_guided_backprop_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART", 1)
+@pytest.mark.parametrize("create_graph", [False, True], ids=["", "with-a-graph"])
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.Identity()], ids=["relu", "identity"])
+def test_guided_backprop_writes_to_nothing_of_others(module: nn.Module, create_graph: bool) -> None:
     x, R = integers((5, 4), seed=1) / 4, integers((5, 4), seed=2) / 4
-    expected = torch.where((x > 0) & (R > 0), R, 0.0)
-    assert torch.equal(relevance(ReLUGuidedBackprop(), nn.ReLU(), x, R), expected)
+    given, slope = R.clone(), (x > 0 if isinstance(module, nn.ReLU) else torch.ones_like(x))
+    r = relevance(ReLUGuidedBackprop(), module, x, R, create_graph=create_graph)
+    assert torch.equal(R, given)
+    assert torch.equal(r, torch.where(R > 0, R * slope, 0.0))
+
+
+# --- One matrix whatever the rule -------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Which operations of torch were called, with the size of the first dimension of what they were given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.called: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim > 0]
+        self.called.append((func.overloadpacket.__name__, len(tensors[0]) if tensors else 0))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name: str) -> int:
+        return sum(called == name for called, _ in self.called)
+
+
+def operations(rule: Hook, module: nn.Module, x: Tensor, *, create_graph: bool = False) -> Operations:
+    """What propagating through a module calls."""
+    with rule.register(module):
+        x = x.detach().requires_grad_()
+        z = module(x)
+    found = Operations()
+    with found:
+        torch.autograd.grad(z, x, torch.ones_like(z), create_graph=create_graph)
+    return found
+
+
+@pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma", "Gamma(2)"])
+def test_a_pooling_is_gone_through_once_in_each_direction(rule: str) -> None:
+    found = operations(RULES[rule](), nn.AvgPool2d(2), torch.randn(3, 2, 4, 4))
+    # z is wanted for its sign, and A x
+    assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward")) == (1, 1)
+
+
+@pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma(2)"])
+def test_a_relu_is_gone_through_once_in_each_direction(rule: str) -> None:
+    found = operations(RULES[rule](), nn.ReLU(), torch.randn(3, 4))
+    gates = 2 if rule.startswith("Gamma") else 0  # of its two denominators
+    assert found.count("threshold_backward") - gates == 2
+
+
+@pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma(2)"])
+def test_a_module_without_weights_is_gone_through_once(rule: str) -> None:
+    # to know A from A^T, for b and for d; and for r
+    found = operations(RULES[rule](), nn.AdaptiveAvgPool2d(2), torch.randn(3, 2, 4, 4))
+    assert found.count("_adaptive_avg_pool2d_backward") == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "create_graph", "run"),
+    [(torch.float32, 1, False, 2), (torch.float32, 3, False, 3), (torch.float64, 1, False, 1),
+     (torch.float32, 1, True, 1)],
+    ids=["alone", "three", "float64", "with-a-graph"],
+)  # fmt: skip
+def test_one_small_volume_is_convolved_as_two(dtype: torch.dtype, batch: int, create_graph: bool, run: int) -> None:
+    module, x = nn.Conv3d(2, 3, 2).to(dtype), torch.randn(batch, 2, 4, 4, 4, dtype=dtype)
+    found = operations(Epsilon(zero_params="bias"), module, x, create_graph=create_graph)
+    assert ("convolution", run) in found.called
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 4), (1, 4, 4, 4)])
+def test_a_volume_without_a_batch_is_convolved_as_it_is(shape: tuple[int, ...]) -> None:
+    module, x = nn.Conv3d(shape[0], 3, 2), torch.randn(shape)
+    r, alone = (relevance(ZPlus(), module, v, module(v).detach()) for v in (x, x[None]))
+    assert r.shape == shape
+    assert torch.allclose(r, alone[0], rtol=1e-5)
 
 
 def test_statistics_with_more_digits_than_the_input_leave_its_dtype() -> None:
