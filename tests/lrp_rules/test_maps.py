@@ -351,6 +351,12 @@ def test_a_relu_is_gone_through_once_in_each_direction(rule: str) -> None:
     assert found.count("threshold_backward") - gates == 2
 
 
+@pytest.mark.parametrize(("lowest", "products"), [(0.0, 2), (-1.0, 4)])
+def test_a_part_of_the_input_that_vanishes_is_left_out(lowest: float, products: int) -> None:
+    x = torch.tensor([[lowest, 1.0, 0.0, 2.0]], dtype=torch.get_default_dtype())
+    assert operations(ZPlus(), nn.Linear(4, 5), x).count("mm") == products
+
+
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma(2)"])
 def test_a_module_without_weights_is_gone_through_once(rule: str) -> None:
     # to know A from A^T, for b and for d; and for r
