@@ -24,11 +24,14 @@ from lrp_rules import (
     convolution,
     linear_map,
 )
+from lrp_rules.layer import nothing
 from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from lrp_rules.layer import Layer
 
 # --- A x from an output that holds a bias, too ------------------------------------------------------------------------
 
@@ -341,7 +344,7 @@ def operations(rule: Hook, module: nn.Module, x: Tensor, *, create_graph: bool =
 def test_a_pooling_is_gone_through_once_in_each_direction(rule: str) -> None:
     found = operations(RULES[rule](), nn.AvgPool2d(2), torch.randn(3, 2, 4, 4))
     # z is wanted for its sign, and A x
-    assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward")) == (1, 1)
+    assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward"), found.count("addcmul")) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma(2)"])
@@ -362,6 +365,25 @@ def test_a_module_without_weights_is_gone_through_once(rule: str) -> None:
     # to know A from A^T, for b and for d; and for r
     found = operations(RULES[rule](), nn.AdaptiveAvgPool2d(2), torch.randn(3, 2, 4, 4))
     assert found.count("_adaptive_avg_pool2d_backward") == 3
+
+
+class Apart(ZPlus):
+    """Sends relevance through two maps that do not meet: to x, and twice of it to |x|."""
+
+    def vectors(self, layer: Layer) -> tuple[Tensor, ...]:
+        return (layer.x, layer.x.abs())
+
+    def coefficients(self, layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
+        A = layer.grid((None, nothing), (nothing, torch.abs))
+        assert all(torch.equal(d, layer.module(v)) for d, v in zip(A @ vectors, vectors, strict=True))
+        return A.T @ [R, 2 * R]
+
+
+@pytest.mark.parametrize("module", [nn.AvgPool1d(2), nn.ReLU()], ids=["pooling", "relu"])
+def test_nothing_is_no_place_of_the_one_matrix(module: nn.Module) -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.get_default_dtype())
+    r = relevance(Apart(), module, x, torch.ones_like(module(x)))
+    assert torch.equal(r, 3 * x / (x.shape[1] // module(x).shape[1]))
 
 
 @pytest.mark.parametrize(
