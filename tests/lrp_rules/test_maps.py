@@ -398,10 +398,15 @@ def test_one_small_volume_is_convolved_as_two(dtype: torch.dtype, batch: int, cr
     assert ("convolution", run) in found.called
 
 
+def test_one_image_is_convolved_as_it_is() -> None:
+    module, x = nn.Conv2d(2, 3, 2).float(), torch.randn(1, 2, 4, 4).float()
+    assert ("convolution", 1) in operations(Epsilon(zero_params="bias"), module, x).called
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 4, 4), (1, 4, 4, 4)])
 def test_a_volume_without_a_batch_is_convolved_as_it_is(shape: tuple[int, ...]) -> None:
-    module, x = nn.Conv3d(shape[0], 3, 2), torch.randn(shape)
-    r, alone = (relevance(ZPlus(), module, v, module(v).detach()) for v in (x, x[None]))
+    module, x, rule = nn.Conv3d(shape[0], 3, 2).float(), torch.randn(shape).float(), Epsilon(zero_params="bias")
+    r, alone = (relevance(rule, module, v, module(v).detach()) for v in (x, x[None]))
     assert r.shape == shape
     assert torch.allclose(r, alone[0], rtol=1e-5)
 
