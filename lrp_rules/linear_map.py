@@ -147,8 +147,20 @@ class BatchNormLayer(Layer):
         return v.view((-1,) + (1,) * (self.x.ndim - 2)).to(self.x.dtype)
 
 
+class FixedLayer(Layer):
+    """A known layer without parameters: z = A x."""
+
+    @property
+    def bias(self) -> Tensor:
+        return self.x.new_zeros(())
+
+    @property
+    def fixed(self) -> bool:
+        return True
+
+
 @dataclass
-class ReLULayer(Layer):
+class ReLULayer(FixedLayer):
     """:class:`torch.nn.ReLU`, not in place: a diagonal of ones where x > 0, and of zeros."""
 
     def matrix(self, change: Change | None = None) -> Matrix:
@@ -159,20 +171,12 @@ class ReLULayer(Layer):
         return F.relu(self.x)
 
     @property
-    def bias(self) -> Tensor:
-        return self.x.new_zeros(())
-
-    @property
-    def fixed(self) -> bool:
-        return True
-
-    @property
     def batched(self) -> bool:
         return self.x.ndim > 1
 
 
 @dataclass
-class PoolLayer(Layer):
+class PoolLayer(FixedLayer):
     """:class:`torch.nn.AvgPool1d`, AvgPool2d and AvgPool3d: a matrix that no parameter and no input changes."""
 
     module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d
@@ -182,14 +186,6 @@ class PoolLayer(Layer):
 
     def output(self) -> Tensor:
         return self.module.forward(self.x)
-
-    @property
-    def bias(self) -> Tensor:
-        return self.x.new_zeros(())
-
-    @property
-    def fixed(self) -> bool:
-        return True
 
     @property
     def batched(self) -> bool:
