@@ -343,7 +343,7 @@ def operations(rule: Hook, module: nn.Module, x: Tensor, *, create_graph: bool =
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma", "Gamma(2)"])
 def test_a_pooling_is_gone_through_once_in_each_direction(rule: str) -> None:
     found = operations(RULES[rule](), nn.AvgPool2d(2), torch.randn(3, 2, 4, 4))
-    # z is wanted for its sign, and A x
+    # the forward pass has left z; A x is taken once, whatever it is compared with
     assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward"), found.count("addcmul")) == (1, 1, 0)
 
 
@@ -392,7 +392,7 @@ def test_nothing_is_no_place_of_the_one_matrix(module: nn.Module) -> None:
      (torch.float32, 1, True, 1)],
     ids=["alone", "three", "float64", "with-a-graph"],
 )  # fmt: skip
-def test_one_small_volume_is_convolved_as_two(dtype: torch.dtype, batch: int, create_graph: bool, run: int) -> None:
+def test_one_volume_is_convolved_as_two(dtype: torch.dtype, batch: int, create_graph: bool, run: int) -> None:
     module, x = nn.Conv3d(2, 3, 2).to(dtype), torch.randn(batch, 2, 4, 4, 4, dtype=dtype)
     found = operations(Epsilon(zero_params="bias"), module, x, create_graph=create_graph)
     assert ("convolution", run) in found.called
