@@ -31,9 +31,9 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     (out / "plots").mkdir(parents=True, exist_ok=True)
     drawn = {view.setting.slug: draw(view, out / "plots") for view in filled["views"]}
     plots = {slug: [path.relative_to(out) for path in paths] for slug, paths in drawn.items()}
-    here = {path.stem for paths in drawn.values() for path in paths}
+    current = {path.stem for paths in drawn.values() for path in paths}
     for path in (out / "plots").glob("run[0-9]*-*"):
-        if path.suffix in {".svg", ".png"} and path.stem not in here:
+        if path.is_file() and path.suffix in {".svg", ".png"} and path.stem not in current:
             path.unlink()
     write_file(out / "table.csv", shown(settings).to_csv(index=False, lineterminator="\n").encode())
     write_file(out / "report.md", markdown(filled, plots).encode())

@@ -82,14 +82,15 @@ def test_plots_of_an_earlier_report_go_and_what_others_put_there_stays(
 ) -> None:
     out, plots = tmp_path / "out", tmp_path / "out" / "plots"
     report.write([example_run, other_run], out)
-    for name in ("mine.png", "run1-notes.txt"):
-        (plots / name).write_text("mine")
+    mine = [plots / "mine.png", plots / "run1-notes.txt", plots / "run9-folder.png" / "mine.txt"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     report.write([example_run], out)
     report.write([example_run], tmp_path / "fresh")
-    assert {p.name for p in plots.iterdir()} - {"mine.png", "run1-notes.txt"} == {
-        p.name for p in (tmp_path / "fresh" / "plots").iterdir()
-    }
-    assert all((plots / name).read_text() == "mine" for name in ("mine.png", "run1-notes.txt"))
+    left = {path.relative_to(out) for path in plots.rglob("*") if path.is_file() and path not in mine}
+    assert left == {path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh" / "plots").iterdir()}
+    assert all(path.read_text() == "mine" for path in mine)
 
 
 def test_page_needs_nothing_else(example_run: Path) -> None:
