@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Relevance = Callable[[Any, Layer, Tensor], Tensor]
 
+#: Seconds for a diagnosis. Out of time it says nothing, which a test must not take for an answer on a slow machine.
+ENOUGH_TIME = 3600.0
+
 
 @pytest.fixture(scope="module", autouse=True)
 def remembered() -> Iterator[None]:
@@ -75,7 +78,7 @@ def run(subject: Subject, cases: Sequence[Case], enough: int = 48, failing: int 
 def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
     chosen = cases_of(rule) if cases is None else cases
     outcomes = run(subject, chosen)
-    return diagnose(outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": 60.0} | options)
+    return diagnose(outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options)
 
 
 def names(found: Sequence[Diagnosis]) -> set[tuple[str, ...]]:
@@ -269,7 +272,7 @@ def test_another_mistake_gets_no_name(rule: str, mistake: str) -> None:
     cases = cases_of(rule)[:24]
     outcomes = run(subject, cases)
     assert any(one.verdict in {Verdict.FAIL, Verdict.ERROR} for one in outcomes)
-    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=60.0) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=ENOUGH_TIME) == []
 
 
 def test_zennit_is_not_misnamed() -> None:
@@ -280,7 +283,7 @@ def test_zennit_is_not_misnamed() -> None:
     chosen = [case for case in grid() if "zero_params=other" in case.id or "/batchnorm" in case.id]
     chosen += [case for rule in RULES for case in cases_of(rule)[:12]]
     cases = {case.id: case for case in chosen}
-    found = diagnose([outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=3600.0)
+    found = diagnose([outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=ENOUGH_TIME)
     # it searches a string for the names of parameters, and subtracts the running mean in every changed batch norm
     known = {Level.MUST: {"zero-params-by-substring"}, Level.SHOULD: {"running-mean-with-weight"}}
     assert {one.rule for one in found} >= {"Epsilon", "ZPlus", "Gamma"}
@@ -329,7 +332,7 @@ def test_answers_that_were_recorded_do_as_well() -> None:
     outcomes = [outcome(case, subject) for case in cases]
     ask = asking(subject)
     recorded = {case.id: ask(case) for case in cases}
-    found = diagnose(outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=60.0)
+    found = diagnose(outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=ENOUGH_TIME)
     assert names(found) == {("separate-denominators",)}
 
 
@@ -360,7 +363,7 @@ def test_no_more_cases_are_asked_than_enough() -> None:
         asked.append(case.id)
         return asking(subject)(case)
 
-    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=60.0)
+    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME)
     failing = {one.id for one in outcomes if one.verdict is Verdict.FAIL and one.level is Level.MUST}
     assert len(asked) == len(set(asked))
     assert len(failing & set(asked)) <= diagnosis.ENOUGH < len(failing)
