@@ -43,6 +43,10 @@ class Change:
 def compared(old: Run, new: Run, *, other_machine: bool = False) -> list[Change]:
     """Compare the times of the subject, in gradients of the same run, cell by cell.
 
+    A machine may do one kind of work slower than it did and another as fast, so that ratios change though no code has.
+    What is the same in both runs tells: the gradient's own time, and each peer's in gradients. A change that is no
+    larger than theirs is called none.
+
     Parameters
     ----------
     old, new
@@ -73,7 +77,7 @@ def compared(old: Run, new: Run, *, other_machine: bool = False) -> list[Change]
 
 def _changes(old: Run, new: Run) -> Iterator[Change]:
     before, after = _cells(old), _cells(new)
-    quads = _quads(old), _quads(new)
+    quads, moves = (_quads(old), _quads(new)), _moved(old, new)
     for cell, row in after.items():
         if cell not in before:
             continue
@@ -83,8 +87,37 @@ def _changes(old: Run, new: Run) -> Iterator[Change]:
             yield Change(cell, None, None, "" if was["status"] == row["status"] else note)
             continue
         found = change(quads[0][cell], quads[1][cell])
-        floor = max(float(was["floor"]), float(row["floor"]))
-        yield Change(cell, found, verdict(found, floor))
+        floor, moved = max(float(was["floor"]), float(row["floor"])), moves.get(cell, 0.0)
+        says = verdict(found, floor)
+        if says in (Verdict.SLOWER, Verdict.FASTER) and verdict(found, max(floor, moved)) is not says:
+            note = f"ambiguous: the gradient or a peer has changed by {100 * moved:.2g} %"
+            yield Change(cell, found, Verdict.AMBIGUOUS, note)
+        else:
+            yield Change(cell, found, says)
+
+
+def _moved(old: Run, new: Run) -> dict[tuple[Any, ...], float]:
+    """Return by which share what is the same in both runs takes longer in one of them, at most, by cell."""
+    before, found = _same(old), dict[tuple[Any, ...], float]()
+    for key, value in _same(new).items():
+        if key in before:
+            share = max(value / before[key], before[key] / value) - 1
+            found[key[0]] = max(found.get(key[0], 0.0), share)
+    return found
+
+
+def _same(run: Run) -> dict[tuple[Any, ...], float]:
+    """Return the gradient's seconds and each peer's ratio to them, by cell and by all that makes them what they are."""
+    table = run.table[(run.table.baseline == GRADIENT) & (run.table.status == "ok")]
+    gradient = (GRADIENT, run.facts["machine"], run.facts["versions"]["torch"])
+    found: dict[tuple[Any, ...], float] = {}
+    for row in table.to_dict("records"):
+        cell = tuple(row[name] for name in CELL)
+        if row["subject"] == _subject(run):
+            found[cell, *gradient] = float(row["baseline_seconds"])
+        else:
+            found[cell, row["subject"], row["subject_version"]] = float(row["ratio"])
+    return found
 
 
 def _subject(run: Run) -> Any:

@@ -53,6 +53,52 @@ def test_a_peer_that_became_slower_is_no_regression(old: Run) -> None:
     assert not any(one.regression for one in compared(old, replace(old, samples=samples)))
 
 
+def moved(run: Run, subject: str, column: str, factor: float) -> Run:
+    """A run in which something that is not under test takes longer, in every cell."""
+    table = run.table.copy()
+    rows = (table.subject == subject) & (table.baseline == "gradient")
+    table.loc[rows, column] *= factor
+    return replace(run, table=table)
+
+
+CONTROLS = pytest.mark.parametrize(
+    ("subject", "column"), [("lrp_rules", "baseline_seconds"), ("zennit", "ratio")], ids=["gradient", "peer"]
+)
+
+
+@CONTROLS
+@pytest.mark.parametrize("other", [1.6, 1 / 1.6], ids=["slower", "faster"])
+@pytest.mark.parametrize("factor", [1.5, 0.7])
+def test_a_change_that_is_no_larger_than_that_of_what_is_the_same_is_ambiguous(
+    old: Run, subject: str, column: str, other: float, factor: float
+) -> None:
+    changes = compared(old, moved(slower(old, "Epsilon()", factor), subject, column, other))
+    (one,) = [one for one in changes if one.note]
+    assert str(one.verdict) == "ambiguous"
+    assert one.note == "ambiguous: the gradient or a peer has changed by 60 %"
+    assert not any(one.regression for one in changes)
+
+
+@CONTROLS
+def test_a_larger_change_is_still_one(old: Run, subject: str, column: str) -> None:
+    changes = compared(old, moved(slower(old, "Epsilon()", 1.5), subject, column, 1.2))
+    assert [str(one.verdict) for one in changes if one.regression] == ["slower"]
+
+
+@pytest.mark.parametrize("what", ["torch", "machine", "peer"])
+def test_what_is_not_the_same_says_nothing_of_the_machine(old: Run, what: str) -> None:
+    peer = what == "peer"
+    new = moved(slower(old, "Epsilon()", 1.5), *(("zennit", "ratio") if peer else ("lrp_rules", "baseline_seconds")), 2)
+    if what == "torch":
+        new = replace(new, facts=new.facts | {"versions": new.facts["versions"] | {"torch": "another"}})
+    elif what == "machine":
+        new = replace(new, facts=new.facts | {"machine": "another"})
+    else:
+        new = replace(new, table=new.table.assign(subject_version="another"))
+    changes = compared(old, new, other_machine=True)
+    assert [str(one.verdict) for one in changes if one.regression] == ["slower"]
+
+
 def test_a_cell_that_is_wrong_now_is_a_regression(old: Run) -> None:
     table = old.table.copy()
     row = (table.rule == "Epsilon()") & (table.baseline == "gradient") & (table.subject == "lrp_rules")
