@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,21 @@ class WindowLayer(WeightedLayer):
             lambda s: _spread(A.T @ _gather(s, groups, dim), inside, groups, dim),
         )
 
+    def at_ones(self) -> Self:
+        one = self.x[:1] if self.batched else self.x
+        return self.but(inputs=(one.new_ones(()).expand(one.shape),), outputs=None)
+
+    def _product(self, v: Tensor, weight: Tensor) -> Tensor:
+        """Return A(weight) v. Where all channels of v are one tensor, the weights are added up before."""
+        dim, groups = -self._dims - 1, self.module.groups
+        if v.stride(dim) == 0 and v.shape[dim] > groups:
+            v, weight = v.narrow(dim, 0, groups), self._gathered(weight)
+        return self.run_with(v, weight, None)
+
+    def _gathered(self, weight: Tensor) -> Tensor:
+        """Return the weights, with those for all input channels of a group added up."""
+        raise NotImplementedError
+
     def excess(self) -> Tensor | None:
         x, weight, bias, dim = self.x, self.given["weight"], self.given["bias"], -self._dims - 1
         assert weight is not None
@@ -75,6 +90,9 @@ class ConvLayer(WindowLayer):
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
     input_dim: ClassVar[int] = 1
+
+    def _gathered(self, weight: Tensor) -> Tensor:
+        return weight.sum(1, keepdim=True)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = self.module._conv_forward(x, weight, bias)
@@ -109,10 +127,10 @@ class ConvLayer(WindowLayer):
             alone = v.ndim == 5 and v.shape[0] == 1 and v.dtype == torch.float32
             if alone and v.device.type == "cpu" and not torch.is_grad_enabled():
                 # torch gives one sample of volumes to code that takes three times as long as another does for two
-                return self.run_with(v.expand(2, *v.shape[1:]), weight, None)[:1]
-            return self.run_with(v, weight, None)
+                return self._product(v.expand(2, *v.shape[1:]), weight)[:1]
+            return self._product(v, weight)
 
-        return Matrix(forward, transposed)
+        return Matrix(forward, transposed, fresh=True)
 
     def grid(self, *rows: Sequence[Change | None]) -> Grid:
         dim, count = -self._dims - 1, len(rows[0])
@@ -162,6 +180,10 @@ class ConvTransposeLayer(WindowLayer):
 
     input_dim: ClassVar[int] = 0
 
+    def _gathered(self, weight: Tensor) -> Tensor:
+        gathered: Tensor = weight.unflatten(0, (self.module.groups, -1)).sum(1)
+        return gathered
+
     def excess(self) -> Tensor | None:
         # where windows do not overlap, an output is made of few products for each channel, and looking takes too long
         return super().excess() if max(self.module.stride) == 1 else None
@@ -188,4 +210,4 @@ class ConvTransposeLayer(WindowLayer):
                 r = r.narrow(dim, 0, size)
             return r
 
-        return Matrix(lambda v: self.run_with(v, weight, None), transposed)
+        return Matrix(lambda v: self._product(v, weight), transposed, fresh=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from lrp_rules.hooks import BasicHook
 from lrp_rules.params import parameter_names
+from lrp_rules.parts import into
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -62,6 +65,13 @@ class FormulaRule(BasicHook):
         self, layer: Layer, vectors: Sequence[Tensor], coefficients: Sequence[Tensor], out: Tensor | None
     ) -> Tensor:
         return layer.total(vectors, coefficients, out)
+
+    def shares(self, R: Tensor, d: Tensor) -> Tensor:
+        """Return s = R / S(d)."""
+        S = self.stabilizer(d)
+        # one's own callable may keep what it gives
+        own = isinstance(self.stabilizer, Stabilizer) and S.shape == R.shape
+        return torch.div(R, S, out=into(S) if own else None)
 
     @property
     def stabilizes_entries(self) -> bool:

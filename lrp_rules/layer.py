@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.params import zeroed
-from lrp_rules.parts import large, parts, whole
+from lrp_rules.parts import into, large, parts, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,10 +35,15 @@ def nothing(v: Tensor, out: Tensor | None = None) -> Tensor:
 
 @dataclass(slots=True)  # frozen ones take longer to make than a small product
 class Matrix:
-    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``; ``onto(s, c)`` is c + A^T s, and may write to c."""
+    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``.
+
+    ``plus(v, d)`` is d + A v and ``onto(s, c)`` is c + A^T s. Where what a matrix gives is ``fresh``, nobody else's,
+    they may write to d and c, which it has given. ``adding`` is a faster way to the latter.
+    """
 
     forward: Callable[[Tensor], Tensor]
     transposed: Callable[[Tensor], Tensor]
+    fresh: bool = False
     adding: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __matmul__(self, vector: Tensor) -> Tensor:
@@ -47,11 +52,15 @@ class Matrix:
     @property
     def T(self) -> Matrix:
         """The transpose."""
-        return Matrix(self.transposed, self.forward)
+        return Matrix(self.transposed, self.forward, self.fresh)
+
+    def plus(self, v: Tensor, d: Tensor) -> Tensor:
+        """Return d + A v."""
+        return torch.add(d, self.forward(v), out=into(d) if self.fresh else None)
 
     def onto(self, s: Tensor, c: Tensor) -> Tensor:
         """Return c + A^T s."""
-        return c + self.transposed(s) if self.adding is None else self.adding(s, c)
+        return self.T.plus(s, c) if self.adding is None else self.adding(s, c)
 
 
 @dataclass(slots=True)
@@ -78,8 +87,8 @@ class Grid:
         columns = list(zip(*rows, strict=True))
         starts = [None] * len(columns) if start is None else start
         return cls(
-            lambda vectors: [reduce(torch.add, (A @ v for A, v in _pairs(row, vectors))) for row in rows],
-            lambda s: [_added(column, s, c) for column, c in zip(columns, starts, strict=True)],
+            lambda vectors: [_forward(row, vectors) for row in rows],
+            lambda s: [_transposed(column, s, c) for column, c in zip(columns, starts, strict=True)],
         )
 
 
@@ -87,7 +96,15 @@ def _pairs(matrices: Sequence[Matrix | None], tensors: Tensors) -> Iterator[tupl
     return ((A, v) for A, v in zip(matrices, tensors, strict=True) if A is not None)
 
 
-def _added(column: Sequence[Matrix | None], parts: Tensors, c: Tensor | None) -> Tensor:
+def _forward(row: Sequence[Matrix | None], vectors: Tensors) -> Tensor:
+    d: Tensor | None = None
+    for A, v in _pairs(row, vectors):
+        d = A.forward(v) if d is None else A.plus(v, d)
+    assert d is not None
+    return d
+
+
+def _transposed(column: Sequence[Matrix | None], parts: Tensors, c: Tensor | None) -> Tensor:
     for A, s in _pairs(column, parts):
         c = A.transposed(s) if c is None else A.onto(s, c)
     assert c is not None
@@ -166,6 +183,10 @@ class Layer:
         """b, in a shape that broadcasts to the output."""
         raise NotImplementedError
 
+    def plus(self, d: Tensor, b: Tensor) -> Tensor:
+        """Return d + b, for d that the layer's matrices gave and that is not needed any more."""
+        return d + b
+
     def output(self) -> Tensor:
         """Return what the module returned, once more, to the last bit."""
         raise NotImplementedError
@@ -232,7 +253,7 @@ class Layer:
     def linear_outputs(self) -> tuple[Tensor, ...]:
         """A(w) x + b. Where nothing is set to zero, the forward pass has computed it already."""
         # not z - b: where b outweighs A x, that difference would have lost the digits of A x
-        return (self.matrix() @ self.x + self.bias,) if self.zeroes else self.real_outputs
+        return (self.plus(self.matrix() @ self.x, self.bias),) if self.zeroes else self.real_outputs
 
     @property
     def x(self) -> Tensor:
@@ -293,6 +314,9 @@ class WeightedLayer(Layer):
     def bias(self) -> Tensor:
         bias = self.parameters["bias"]
         return self.x.new_zeros(()) if bias is None else self._per_output(bias)
+
+    def plus(self, d: Tensor, b: Tensor) -> Tensor:
+        return torch.add(d, b, out=into(d))
 
     @property
     def linear_outputs(self) -> tuple[Tensor, ...]:

@@ -55,7 +55,7 @@ class LinearLayer(WeightedLayer):
                 return c + s @ weight
             return c.addmm_(s, weight)
 
-        return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight, adding)
+        return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight, fresh=True, adding=adding)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -121,7 +121,7 @@ class BatchNormLayer(Layer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         scale = self._scale(change)
-        return Matrix(lambda v: v * scale, lambda s: s * scale)
+        return Matrix(lambda v: v * scale, lambda s: s * scale, fresh=True)
 
     def output(self) -> Tensor:
         mean, variance = self.buffers["running_mean"], self.buffers["running_var"]

@@ -14,8 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How many bytes a part has in the largest tensor, for each thread.
-PART = 2**19
+#: How many bytes a part has in the largest tensor, for each thread: as many as the cache, in its second level.
+PART = int(torch.cpu.get_capabilities().get("l2_cache_size", 0)) or 2**19
 
 
 def large(*tensors: Tensor) -> bool:
@@ -34,6 +34,14 @@ def parts(size: int, *tensors: Tensor) -> list[slice] | None:
         return None
     step = max(1, PART * torch.get_num_threads() * size // max(1, *(t.nbytes for t in tensors)))
     return None if step >= size else [slice(start, start + step) for start in range(0, size, step)]
+
+
+def into(tensor: Tensor) -> Tensor | None:
+    """Return the tensor as the ``out`` of an operation that it is not needed after; None where a derivative needs it.
+
+    What is written there is in cache, and no memory is asked for.
+    """
+    return None if torch.is_grad_enabled() else tensor
 
 
 def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
 from lrp_rules.layer import Grid, nothing
 from lrp_rules.linear_map import ReLULayer, gated
-from lrp_rules.parts import elementwise, whole
+from lrp_rules.parts import elementwise, into, whole
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Epsilon(FormulaRule):
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         A = layer.grid([None])
-        return A.T @ [R / self.stabilizer(layer.linear_outputs[0])]
+        return A.T @ [self.shares(R, layer.linear_outputs[0])]
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if len(layer.inputs) == len(R) == 1:
@@ -148,7 +148,7 @@ class ZPlus(FormulaRule):
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         A = layer.grid((positive, negative)[: len(vectors)])
         (d,) = A @ vectors
-        return A.T @ [R / self.stabilizer(d + positive(layer.bias))]
+        return A.T @ [self.shares(R, layer.plus(d, positive(layer.bias)))]
 
 
 class AlphaBeta(FormulaRule):
@@ -199,11 +199,12 @@ class AlphaBeta(FormulaRule):
         if self.beta == 0:
             A = layer.grid(halves[0])
             (da,) = A @ vectors
-            return A.T @ [R / self.stabilizer(da + positive(b))]  # alpha is 1
+            return A.T @ [self.shares(R, layer.plus(da, positive(b)))]  # alpha is 1
         A = layer.grid(*halves)
         da, db = A @ vectors
-        sa, sb = R / self.stabilizer(da + positive(b)), R / self.stabilizer(db + negative(b))
-        return A.T @ [self.alpha * sa, -self.beta * sb]
+        sa = self.shares(R, layer.plus(da, positive(b)))
+        sb = self.shares(R, layer.plus(db, negative(b)))
+        return A.T @ [torch.mul(sa, self.alpha, out=into(sa)), torch.mul(sb, -self.beta, out=into(sb))]
 
 
 class Gamma(FormulaRule):
@@ -253,8 +254,8 @@ class Gamma(FormulaRule):
         up, down = Increased(g, positive), Increased(g, negative)
         A = layer.grid((up, down)[:n], (down, up)[:n])
         above, below = A @ vectors
-        s_above = gated(R / self.stabilizer(above + up(b)), z)
-        s_below = gated(R / self.stabilizer(below + down(b)), -z)
+        s_above = gated(self.shares(R, layer.plus(above, up(b))), z)
+        s_below = gated(self.shares(R, layer.plus(below, down(b))), -z)
         return A.T @ [s_above, s_below]
 
     def _is_in_two_maps(self, layer: Layer) -> bool:
@@ -268,12 +269,14 @@ class Gamma(FormulaRule):
         # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
         # large gamma takes the way above.
         z, half = layer.z, self.gamma / 2
-        sign = z.sign()
-        z_abs = layer.matrix(torch.abs) @ vectors[1] + layer.bias.abs()
-        d = torch.addcmul((1 + half) * layer.linear_outputs[0], sign, z_abs, value=half)
-        s = gated(R / self.stabilizer(d), z.abs())
+        d = layer.plus(layer.matrix(torch.abs) @ vectors[1], layer.bias.abs())
+        d = torch.copysign(torch.mul(d, half, out=into(d)), z, out=into(d))
+        d = torch.add(d, layer.linear_outputs[0], alpha=1 + half, out=into(d))
+        s = self.shares(R, d)
+        s = gated(s, z.abs(), into(s))
+        s_abs = torch.mul(z.sign(), s)
         A = layer.grid((None, nothing), (nothing, torch.abs))
-        return A.T @ [(1 + half) * s, half * sign * s]
+        return A.T @ [torch.mul(s, 1 + half, out=into(s)), torch.mul(s_abs, half, out=into(s_abs))]
 
 
 class ZBox(FormulaRule):
@@ -333,7 +336,7 @@ class ZBox(FormulaRule):
             d = layer.linear_outputs[0] - layer.once(ZBox, lambda: (A @ self._box(layer))[0] + layer.bias)
         else:
             (d,) = A @ vectors
-        return A.T @ [R / self.stabilizer(d)]
+        return A.T @ [self.shares(R, d)]
 
     def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor]:
         return _expand(self.low, layer, "low"), _expand(self.high, layer, "high")

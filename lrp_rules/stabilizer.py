@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lrp_rules.parts import into
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,7 +82,8 @@ class Stabilizer:
         signed = denominator + zero  # -0.0 + 0.0 is 0.0, so that its sign is +
         if self.clip:
             return torch.copysign(torch.maximum(denominator.abs(), epsilon), signed)
-        return signed.add_(torch.copysign(epsilon, signed))  # no graph holds on to signed
+        eps = torch.copysign(epsilon, signed, out=into(signed))
+        return torch.add(eps, denominator, out=into(eps))
 
     @classmethod
     def ensure(cls, value: float | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
