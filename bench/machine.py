@@ -14,6 +14,8 @@ import torch
 
 import lrp_rules
 
+#: How the names of variables begin that may bear on times: of threads, of libraries, of malloc.
+_BEARING = ("OMP_", "MKL_", "DNNL_", "MALLOC_", "GLIBC_", "LD_PRELOAD")
 _PACKAGES = ("captum", "lxt", "numpy", "pandas", "torchvision", "zennit")
 
 
@@ -61,7 +63,7 @@ def facts(device: str = "cpu") -> dict[str, Any]:
         "parallel_info": torch.__config__.parallel_info(),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        "environment": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "MKL_", "DNNL_"))},
+        "environment": {key: value for key, value in os.environ.items() if key.startswith(_BEARING)},
         "cuda": _cuda(device) if device.startswith("cuda") else None,
     }
 

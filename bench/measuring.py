@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OK, UNSUPPORTED, WRONG, OUT_OF_MEMORY, FAILED = "ok", "unsupported", "wrong", "out-of-memory", "failed"
 _LONGEST_REASON = 300
+#: The most that glibc's malloc learns from, see mallopt(3): 32 MiB, with what it needs itself.
+_LEARNT_FROM = 2**25 - 2**13
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,19 @@ def settle(standings: dict[str, Standing], later: Mapping[str, Standing]) -> Non
             standings[name] = standing
 
 
+def settle_heap() -> None:
+    """Bring malloc into the state of a process that has been at work for a while.
+
+    glibc gives memory at the end of the heap back to the system once it is more than twice the largest block that it
+    has ever got from there and was freed. In a young process, that is small: a call may fault in the same pages again
+    and again, or not at all, as chance has laid out the heap, and take half as long again. One large block ends that.
+    """
+    torch.empty(_LEARNT_FROM, dtype=torch.uint8)
+
+
 def measure(task: Task) -> Answer:
     """Answer a task in this process."""
+    settle_heap()
     torch.set_num_threads(task.cell.threads)
     full_precision()
     answer = Answer()

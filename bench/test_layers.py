@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.measuring import settle_heap
 from bench.subjects import GRADIENT, OURS, Gate, contender
 from bench.workloads import NONNEGATIVE, Cell, pose, quick_cells
 
@@ -38,6 +39,7 @@ def test_layer(benchmark: Any, cell: Cell) -> None:
     assert cell.signs == NONNEGATIVE
     benchmark.group = cell.workload
     benchmark.extra_info |= {name: getattr(cell, name) for name in ("rule", "dtype", "device", "batch", "threads")}
+    settle_heap()
     problem = pose(cell)
     with contender(GRADIENT if cell.rule == GRADIENT else OURS).on(cell, problem) as (call, module):
         if cell.rule != GRADIENT:

@@ -74,13 +74,15 @@ class WindowLayer(WeightedLayer):
 
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
     """Add the channels of each group up."""
-    gathered: Tensor = v.unflatten(dim, (groups, -1)).sum(dim)
+    if v.shape[dim] == groups:
+        return v
+    gathered: Tensor = v.sum(dim, keepdim=True) if groups == 1 else v.unflatten(dim, (groups, -1)).sum(dim)
     return gathered
 
 
 def _spread(v: Tensor, count: int, groups: int, dim: int) -> Tensor:
     """Give each of the ``count`` channels of a group what the group has; a single group is left to broadcast."""
-    return v if groups == 1 else v.repeat_interleave(count, dim)
+    return v if groups == 1 or count == 1 else v.repeat_interleave(count, dim)
 
 
 @dataclass
@@ -100,6 +102,7 @@ class ConvLayer(WindowLayer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         weight, module, n = self._weight(change), self.module, self._dims
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
         pads, mode = self._pads(), module.padding_mode
         # a transposed convolution can leave out what was padded with zeros, as many on either side; any other padding
         # is a map of its own before it
@@ -109,7 +112,16 @@ class ConvLayer(WindowLayer):
         added = [0 if inside else sum(pair) for pair in pads]
         padded = [size + more for size, more in zip(spatial, added, strict=True)]
 
+
         def transposed(s: Tensor) -> Tensor:
+            if inside and len(weight) == channels == max(module.stride) == 1:
+                # torch takes several times as long for the transpose of a single channel as for a convolution, and with
+                # the kernel turned around, this is one
+                sizes = zip(module.dilation, module.kernel_size, padding, strict=True)
+                around = [d * (k - 1) - p for d, k, p in sizes]
+                if min(around) >= 0:
+                    turned = weight.flip(list(range(2, n + 2)))
+                    return convolve(s, turned, None, module.stride, around, module.dilation)
             batch = s if s.ndim == n + 2 else s[None]
             size = (batch.shape[0], channels, *padded)
             # of the input, only shape and layout are looked at
@@ -201,10 +213,10 @@ class ConvTransposeLayer(WindowLayer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         weight, module, n = self._weight(change), self.module, self._dims
-        run_back = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
 
         def transposed(s: Tensor) -> Tensor:
-            r = run_back(s, weight, None, module.stride, module.padding, module.dilation, module.groups)
+            r = convolve(s, weight, None, module.stride, module.padding, module.dilation, module.groups)
             # an output_padding of a stride or more makes room for windows that no input has
             for dim, size in enumerate(self.x.shape[-n:], start=-n):
                 r = r.narrow(dim, 0, size)

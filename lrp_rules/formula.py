@@ -70,7 +70,7 @@ class FormulaRule(BasicHook):
         """Return s = R / S(d)."""
         S = self.stabilizer(d)
         # one's own callable may keep what it gives
-        own = isinstance(self.stabilizer, Stabilizer) and S.shape == R.shape
+        own = type(self.stabilizer) is Stabilizer and S.shape == R.shape
         return torch.div(R, S, out=into(S) if own else None)
 
     @property

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,39 @@ CONV = Cell("conv2d-64-64-3x3@56", "ZPlus()")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
+
+#: Takes three blocks of malloc, writes to them and gives them back, several times; prints the page faults of the last.
+FAULTS = """
+import ctypes, resource
+from bench.measuring import settle_heap
+libc, size = ctypes.CDLL(None), ctypes.c_size_t(2**23)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+{settle}
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(size) for _ in range(3)]
+    for block in blocks:
+        libc.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_a_settled_heap_is_not_given_back_and_faulted_in_again() -> None:
+    # one of glibc's own variables would settle it as well
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def pages(settle: str) -> int:
+        program = [sys.executable, "-c", FAULTS.format(settle=settle)]
+        answer = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
+        return int(answer.stdout)
+
+    assert pages("") > 1000  # 24 MiB in pages of 4 KiB are 6144
+    assert pages("settle_heap()") < 100
 
 
 def test_peak_memory_is_what_was_held_at_a_time() -> None:

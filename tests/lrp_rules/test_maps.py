@@ -413,6 +413,103 @@ def test_a_volume_without_a_batch_is_convolved_as_it_is(shape: tuple[int, ...]) 
     assert torch.equal(r, alone[0])
 
 
+# --- Channels that are all the same, and a single one -----------------------------------------------------------------
+
+EQUAL_CHANNELS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "conv1d": (lambda: nn.Conv1d(8, 4, 3), (8, 9)),
+    "conv2d-groups": (lambda: nn.Conv2d(8, 4, 2, groups=2), (8, 5, 4)),
+    "conv2d-circular": (lambda: nn.Conv2d(8, 4, 2, padding=1, padding_mode="circular"), (8, 5, 4)),
+    "conv3d": (lambda: nn.Conv3d(8, 4, 2), (8, 3, 4, 3)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(8, 4, 3, stride=2), (8, 5)),
+    "transposed2d-groups": (lambda: nn.ConvTranspose2d(8, 4, 2, groups=2), (8, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+@pytest.mark.parametrize("name", EQUAL_CHANNELS)
+def test_of_channels_that_are_the_same_one_is_convolved(name: str, batch: int | None) -> None:
+    make, shape = EQUAL_CHANNELS[name]
+    module = make()
+    module.weight.data = integers(module.weight.shape, seed=1)
+    x = torch.zeros(shape if batch is None else (batch, *shape))
+    layer = linear_map.layer_type(module)(
+        module, (x,), None, output_of(module, x).shape, {"weight": module.weight, "bias": None}, run=module,
+    )  # fmt: skip
+    one = integers((1, *shape[1:]), seed=2)  # a channel, which differs from place to place
+    v, A = one.expand_as(x), layer.matrix()
+    with torch.no_grad():
+        expected, products = A @ v.clone(), multiply_adds(lambda: A @ v.clone())
+        assert torch.equal(A @ v, expected)
+    assert multiply_adds(lambda: A @ v) * 8 == products * module.groups
+
+
+@pytest.mark.parametrize("rule", ["WSquare", "ZBox"])
+def test_ones_and_bounds_are_a_single_channel(rule: str) -> None:
+    module, x = nn.Conv2d(24, 4, 3), torch.randn(5, 24, 6, 6)  # few channels are convolved side by side
+    products = multiply_adds(lambda: module(x[:1]))
+    with RULES[rule]().register(module):
+        z = module(x.requires_grad_())
+    passes = 5 * (2 if rule.startswith("ZBox") else 1)
+    channels = 2 if rule.startswith("ZBox") else 1
+    found = multiply_adds(lambda: torch.autograd.grad(z, x, torch.ones_like(z)))
+    assert found * 24 == products * (24 * passes + channels)
+
+
+ONE_CHANNEL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv1d": (lambda: nn.Conv1d(1, 1, 3), (1, 9)),
+    "conv2d-asymmetric": (lambda: nn.Conv2d(1, 1, (2, 3), padding=(1, 0), dilation=(1, 2)), (1, 5, 6)),
+    "conv2d-wide-padding": (lambda: nn.Conv2d(1, 1, 2, padding=3), (1, 4, 3)),
+    "conv2d-stride": (lambda: nn.Conv2d(1, 1, 2, stride=(1, 2)), (1, 4, 5)),
+    "conv2d-two-outputs": (lambda: nn.Conv2d(1, 2, 3), (1, 4, 4)),
+    "conv2d-same": (lambda: nn.Conv2d(1, 1, (3, 2), padding="same"), (1, 4, 4)),
+    "conv2d-reflect": (lambda: nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 4, 4)),
+    "conv3d": (lambda: nn.Conv3d(1, 1, (2, 1, 3), padding=(1, 0, 1)), (1, 3, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("name", ONE_CHANNEL)
+def test_a_single_channel_is_sent_back_by_the_kernel_turned_around(name: str, batch: int | None) -> None:
+    make, shape = ONE_CHANNEL[name]
+    module: Any = make()
+    module.weight.data = integers(module.weight.shape, seed=1)
+    x = integers(shape if batch is None else (batch, *shape), seed=2)
+    R = integers(output_of(module, x).shape, seed=3)
+    own = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(module(own), own, R)  # S(d) is 1 below
+    assert torch.equal(relevance(Epsilon(torch.ones_like), module, x, R), x * gradient)
+
+
+# --- What is written over ---------------------------------------------------------------------------------------------
+
+
+class Kept(Stabilizer):
+    """Gives what it was given, or what it has given before."""
+
+    def __init__(self, given: Tensor | None = None) -> None:
+        super().__init__()
+        vars(self)["given"] = given
+
+    def __call__(self, denominator: Tensor) -> Tensor:
+        given: Tensor | None = vars(self)["given"]
+        return denominator if given is None else given
+
+
+@pytest.mark.parametrize("as_function", [False, True], ids=["subclass", "function"])
+@pytest.mark.parametrize("rule", ["Epsilon", "ZPlus", "AlphaBeta", "Gamma", "Gamma(2)", "ZBox"])
+def test_what_a_stabilizer_of_ones_own_gives_is_not_written_to(rule: str, as_function: bool) -> None:
+    module, x, fixed = nn.Linear(3, 4), torch.randn(2, 3), torch.full((2, 4), 2.0)
+    for stabilizer in (Kept(), Kept(fixed)):
+        hook: Any = RULES[rule]()
+        hook.stabilizer = stabilizer.__call__ if as_function else stabilizer
+        with hook.register(module):
+            z = module(x.requires_grad_())
+        output = z.detach().clone()
+        torch.autograd.grad(z, x, torch.ones_like(z))
+        assert torch.equal(z, output)
+        assert torch.equal(fixed, torch.full((2, 4), 2.0))
+
+
 def test_statistics_with_more_digits_than_the_input_leave_its_dtype() -> None:
     module = nn.BatchNorm1d(4, affine=False).float().eval()
     x, seen = torch.randn(3, 4).bfloat16(), []
