@@ -112,7 +112,6 @@ class ConvLayer(WindowLayer):
         added = [0 if inside else sum(pair) for pair in pads]
         padded = [size + more for size, more in zip(spatial, added, strict=True)]
 
-
         def transposed(s: Tensor) -> Tensor:
             if inside and len(weight) == channels == max(module.stride) == 1:
                 # torch takes several times as long for the transpose of a single channel as for a convolution, and with

@@ -469,7 +469,21 @@ class ReLUDeconvNet(Hook):
         return (positive(grad_output[0]),)
 
 
-class ReLUGuidedBackprop(LayerHook):
+class _ByEntries(LayerHook):
+    """A rule for modules whose outputs are functions of the input's entries at the same places."""
+
+    def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if R[0].shape != layer.x.shape:
+            msg = (
+                f"{type(self).__name__} on {layer.module}: it turns an input of shape {tuple(layer.x.shape)} into an "
+                f"output of shape {tuple(R[0].shape)}; expected a module such as nn.ReLU, whose output looks like its "
+                "input"
+            )
+            raise TypeError(msg)
+        return super().relevances(layer, R)
+
+
+class ReLUGuidedBackprop(_ByEntries):
     """Guided backpropagation (Springenberg et al. 2015): r = f'(x) R where R > 0, else 0."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
@@ -480,7 +494,7 @@ class ReLUGuidedBackprop(LayerHook):
         return gated(r, R, r if own else None)
 
 
-class ReLUBetaSmooth(LayerHook):
+class ReLUBetaSmooth(_ByEntries):
     """Gradient of a softplus in place of a ReLU's (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
 
     Makes explanations of ReLU networks differentiable in x.

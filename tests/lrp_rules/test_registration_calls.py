@@ -406,12 +406,7 @@ def test_what_all_threads_take_together_is_left_whole(threads: int, monkeypatch:
     assert seen == [x.shape]
 
 
-def test_a_relevance_that_is_broadcast_is_the_same_in_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mean(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mean(-1, keepdim=True)
-
-    x, R = torch.randn(4, 3), torch.randn(4, 1)
-    small = relevance(RULES["ReLUBetaSmooth"](), Mean(), x, R)
-    monkeypatch.setattr(parts, "PART", 1)
-    assert torch.equal(relevance(RULES["ReLUBetaSmooth"](), Mean(), x, R), small)
+@pytest.mark.parametrize("rule", ["Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth"])
+def test_a_relevance_that_would_have_to_be_broadcast_is_refused(rule: str) -> None:
+    with pytest.raises(TypeError, match=rf"{rule} on Linear.*expected"):
+        relevance(RULES[rule](), nn.Linear(3, 1), torch.randn(4, 3), torch.randn(4, 1))
