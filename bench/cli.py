@@ -150,6 +150,7 @@ def false_alarms(
     runs: Annotated[int, typer.Option(min=1, help="How many runs are compared with the one before.")] = 20,
     rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
     layer: Annotated[list[str] | None, typer.Option(help="Only these types of layers, models, or workloads.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="Peers to measure beside, as in a run.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs; those that are there count.")] = Path(
         "bench-false-alarms"
@@ -157,7 +158,8 @@ def false_alarms(
 ) -> None:
     """Run the same code again and again, and say how often it is called slower or faster. Exit 1 if it ever is.
 
-    By default Epsilon and ZPlus on the smallest linear layer. An interrupted call, made again, goes on.
+    By default of three cells, Epsilon and ZPlus on the smallest linear layer: the rate of a machine at rest for minutes.
+    --rule '*' --layer '*' asks all cells of a quick run. An interrupted call, made again, goes on.
     """
 
     def ask() -> Status:
@@ -166,6 +168,7 @@ def false_alarms(
 
         options = [f"--rule={one}" for one in rule or ("Epsilon*", "ZPlus")]
         options += [f"--layer={one}" for one in layer or ("linear-16-16",)]
+        options += [f"--against={one}" for one in against or ()]
         console, found, compared, interrupted = _console(), Alarms(), 0, False
         try:
             with Bar(console) as bar:

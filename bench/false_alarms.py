@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.comparing import compared
 from bench.statistics import Verdict
@@ -25,6 +25,7 @@ class Alarms:
 
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     alarms: list[Change] = field(default_factory=list)
+    cells: set[tuple[Any, ...]] = field(default_factory=set)
 
     def add(self, changes: Sequence[Change]) -> None:
         """Count the changes from one run to the next of the same code."""
@@ -32,6 +33,7 @@ class Alarms:
             if change.verdict is None:
                 continue  # no time in either run, which is no verdict
             self.verdicts[change.verdict] += 1
+            self.cells.add(change.cell)
             if change.verdict in (Verdict.SLOWER, Verdict.FASTER):
                 self.alarms.append(change)
 

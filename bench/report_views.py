@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.report_data import GRADIENT, measured, unique
 from bench.report_text import geometric_mean, plural, ratio
+from bench.table import CELL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,12 +97,19 @@ class Peer:
 
     baseline: str
     rows: list[Row]
+    #: The peer's time in gradients over the pass-count limit, in each of the cells that have one.
+    over_limit: list[float]
 
     @property
     def mean(self) -> float | None:
         """How many times faster we are: the inverse of the geometric mean of the ratios."""
         mean = geometric_mean(row["ratio"] for row in self.rows)
         return None if mean is None else 1 / mean
+
+    @property
+    def at_limit(self) -> float | None:
+        """How many times faster something would be that takes no more than its passes: the most there is to reach."""
+        return geometric_mean(self.over_limit)
 
     def count(self, verdict: str) -> int:
         """Return the number of cells with this verdict."""
@@ -111,10 +119,30 @@ class Peer:
 def peers(rows: Iterable[Row]) -> list[Peer]:
     """Return one entry a peer."""
     groups: dict[str, list[Row]] = {}
+    in_gradients: dict[tuple[Any, ...], float] = {}
     for row in rows:
-        if row["baseline"] != GRADIENT and measured(row):
+        if not measured(row):
+            continue
+        if row["baseline"] == GRADIENT:
+            in_gradients[_cell_of(row, row["subject"])] = row["ratio"]
+        else:
             groups.setdefault(row["baseline"], []).append(row)
-    return [Peer(*item) for item in groups.items()]
+    return [
+        Peer(
+            baseline,
+            found,
+            [
+                in_gradients[_cell_of(row, baseline)] / row["passes_limit"]
+                for row in found
+                if row["passes_limit"] is not None and _cell_of(row, baseline) in in_gradients
+            ],
+        )
+        for baseline, found in groups.items()
+    ]
+
+
+def _cell_of(row: Row, subject: str) -> tuple[Any, ...]:
+    return (subject, *(row[name] for name in CELL))
 
 
 # --- the heat map -----------------------------------------------------------------------------------------------------

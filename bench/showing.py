@@ -110,6 +110,6 @@ def alarms_shown(found: Alarms, runs: int, console: Console) -> None:
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts.items())
     console.print(
         f"{runs} runs beside the one before: {len(found.alarms)} false alarms in {found.verdicts.total()} comparisons "
-        f"({100 * found.rate:.2g} %); {verdicts or 'nothing compared'}",
+        f"of {len(found.cells)} cells ({100 * found.rate:.2g} %); {verdicts or 'nothing compared'}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def made(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def run(command: list[str], **_: Any) -> Ended:
         folder = command[command.index("--out") + 1]
         asked.append(folder[-3:])
-        assert "--resume" in command
+        assert {"--resume", "--against=zennit"} <= {*command}
         shutil.copytree(example_run, folder, dirs_exist_ok=True)
         return Ended()
 
@@ -61,11 +61,11 @@ def made(example_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_each_run_is_compared_with_the_one_before_and_goes_on_with_what_is_there(
     made: list[str], tmp_path: Path
 ) -> None:
-    words = ["false-alarms", "--runs", "3", "--out", str(tmp_path / "runs")]
+    words = ["false-alarms", "--runs", "3", "--against", "zennit", "--out", str(tmp_path / "runs")]
     found = CliRunner().invoke(app, words)
     assert made == ["000", "001", "002", "003"]
     assert found.exit_code == 0, found.output
-    assert "3 runs beside the one before: 0 false alarms in" in found.output
+    assert "3 runs beside the one before: 0 false alarms in 27 comparisons of 9 cells (0 %)" in found.output
     # what an interrupted run left has a table, too, of fewer cells: that it is there does not tell that it is whole
     assert CliRunner().invoke(app, words).output.splitlines()[-1] == found.output.splitlines()[-1]
     assert made == ["000", "001", "002", "003"] * 2

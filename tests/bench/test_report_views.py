@@ -44,6 +44,8 @@ def test_peers_are_compared_by_the_geometric_mean(example_run: Path) -> None:
     assert peer.baseline == "zennit"
     assert ratio(peer.mean) == "2.75×"  # 1 / sqrt(0.39 * 0.34)
     assert (peer.count("faster"), peer.count("slower")) == (2, 0)
+    # zennit takes 4.1 and 6.4 gradients there, and the limits are 1.5 and 1
+    assert ratio(peer.at_limit) == "4.18×"
 
 
 def test_heat_map_tells_ambiguous_failed_and_absent_apart(example_run: Path) -> None:
