@@ -158,7 +158,7 @@ def false_alarms(
 ) -> None:
     """Run the same code again and again, and say how often it is called slower or faster. Exit 1 if it ever is.
 
-    By default of three cells, Epsilon and ZPlus on the smallest linear layer: the rate of a machine at rest for minutes.
+    By default of three cells, Epsilon and ZPlus on the smallest linear layer: the rate of a machine that is at rest.
     --rule '*' --layer '*' asks all cells of a quick run. An interrupted call, made again, goes on.
     """
 
