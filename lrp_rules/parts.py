@@ -14,8 +14,15 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How many bytes a part has in the largest tensor, for each thread: as many as the cache, in its second level.
-PART = int(torch.cpu.get_capabilities().get("l2_cache_size", 0)) or 2**19
+
+def _cache() -> int:
+    """Return the bytes of a core's own cache, its second level, within what was measured; not every torch tells."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return min(max(int(capabilities.get("l2_cache_size", 0)), 2**19), 2**21)
+
+
+#: How many bytes a part has in the largest tensor, for each thread.
+PART = _cache()
 
 
 def large(*tensors: Tensor) -> bool:
