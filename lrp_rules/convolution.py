@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lrp_rules.layer import Change
 
 
+#: Up to how many weights are not worth to be added up.
+ADDED = 2**12
 #: Up to how many input channels make a convolution wait for memory rather than for arithmetic.
 FEW = 16
 
@@ -54,7 +56,7 @@ class WindowLayer(WeightedLayer):
     def _product(self, v: Tensor, weight: Tensor) -> Tensor:
         """Return A(weight) v. Where all channels of v are one tensor, the weights are added up before."""
         dim, groups = -self._dims - 1, self.module.groups
-        if v.stride(dim) == 0 and v.shape[dim] > groups:
+        if v.stride(dim) == 0 and v.shape[dim] > groups and weight.numel() > ADDED:
             v, weight = v.narrow(dim, 0, groups), self._gathered(weight)
         return self.run_with(v, weight, None)
 
