@@ -92,6 +92,8 @@ class Epsilon(FormulaRule):
 
     allows_several: ClassVar[bool] = True
     uses_output: ClassVar[bool] = True
+    #: The weights are used as they are: there are no changed ones to keep in cache.
+    outputs_apart: ClassVar[bool] = False
 
     def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(epsilon, zero_params)
