@@ -6,7 +6,7 @@ arithmetic. On other devices than the CPU, and where a derivative will be asked 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _cache() -> int:
     """Return the bytes of a core's own cache, its second level, within what was measured; not every torch tells."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return min(max(int(capabilities.get("l2_cache_size", 0)), 2**19), 2**21)
 
 

@@ -56,6 +56,28 @@ def test_parts_add_up(rule: str, layer: str) -> None:
     assert torch.equal(relevance(hook, module, x, R), whole)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "size"),
+    [
+        ({"l2_cache_size": 2**20}, 2**20),
+        ({"l2_cache_size": 2**18}, 2**19),
+        ({"l2_cache_size": 2**30}, 2**21),
+        ({}, 2**19),
+    ],
+    ids=["middle", "small", "shared", "untold"],
+)
+def test_a_part_is_as_large_as_a_cache(
+    capabilities: dict[str, int], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert parts._cache() == size
+
+
+def test_an_older_torch_tells_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert parts._cache() == 2**19
+
+
 def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
     """How many parts a rule's formula is given."""
     counted = 0
