@@ -81,8 +81,8 @@ def settle(standings: dict[str, Standing], later: Mapping[str, Standing]) -> Non
 def settle_heap() -> None:
     """Bring malloc into the state of a process that has been at work for a while.
 
-    glibc gives memory at the end of the heap back to the system once it is more than twice the largest block that it
-    has ever got from there and was freed. In a young process, that is small: a call may fault in the same pages again
+    glibc gives free memory at the end of the heap back to the system once it is more than twice the largest block that
+    was ever mapped by itself and freed. In a young process, that is little: a call may fault in the same pages again
     and again, or not at all, as chance has laid out the heap, and take half as long again. One large block ends that.
     """
     torch.empty(_LEARNT_FROM, dtype=torch.uint8)
