@@ -57,12 +57,10 @@ class WindowLayer(WeightedLayer):
         """Return A(weight) v. Where all channels of v are one tensor, the weights are added up before."""
         dim, groups = -self._dims - 1, self.module.groups
         if v.stride(dim) == 0 and v.shape[dim] > groups and weight.numel() > ADDED:
-            v, weight = v.narrow(dim, 0, groups), self._gathered(weight)
+            # a convolution's weight holds the input channels of one group, a transposed convolution's those of all
+            in_weight = 1 if self.input_dim == 1 else groups
+            v, weight = v.narrow(dim, 0, groups), _gather(weight, in_weight, self.input_dim - weight.ndim)
         return self.run_with(v, weight, None)
-
-    def _gathered(self, weight: Tensor) -> Tensor:
-        """Return the weights, with those for all input channels of a group added up."""
-        raise NotImplementedError
 
     def excess(self) -> Tensor | None:
         x, weight, bias, dim = self.x, self.given["weight"], self.given["bias"], -self._dims - 1
@@ -75,7 +73,7 @@ class WindowLayer(WeightedLayer):
 
 
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
-    """Add the channels of each group up."""
+    """Add the channels of each group up; ``dim`` counts from the end."""
     if v.shape[dim] == groups:
         return v
     gathered: Tensor = v.sum(dim, keepdim=True) if groups == 1 else v.unflatten(dim, (groups, -1)).sum(dim)
@@ -94,9 +92,6 @@ class ConvLayer(WindowLayer):
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
 
     input_dim: ClassVar[int] = 1
-
-    def _gathered(self, weight: Tensor) -> Tensor:
-        return weight.sum(1, keepdim=True)
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = self.module._conv_forward(x, weight, bias)
@@ -192,10 +187,6 @@ class ConvTransposeLayer(WindowLayer):
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
     input_dim: ClassVar[int] = 0
-
-    def _gathered(self, weight: Tensor) -> Tensor:
-        gathered: Tensor = weight.unflatten(0, (self.module.groups, -1)).sum(1)
-        return gathered
 
     def excess(self) -> Tensor | None:
         # where windows do not overlap, an output is made of few products for each channel, and looking takes too long

@@ -49,7 +49,7 @@ print(faults)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc learns from blocks that are freed")
 def test_a_settled_heap_is_not_given_back_and_faulted_in_again() -> None:
     # one of glibc's own variables would settle it as well
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
