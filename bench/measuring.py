@@ -90,7 +90,6 @@ def settle_heap() -> None:
 
 def measure(task: Task) -> Answer:
     """Answer a task in this process."""
-    settle_heap()
     torch.set_num_threads(task.cell.threads)
     full_precision()
     answer = Answer()
