@@ -110,9 +110,9 @@ class ConvLayer(WindowLayer):
         padded = [size + more for size, more in zip(spatial, added, strict=True)]
 
         def transposed(s: Tensor) -> Tensor:
-            if inside and len(weight) == channels == max(module.stride) == 1:
+            if inside and len(weight) == channels == max(module.stride) == 1 and s.dtype != torch.bfloat16:
                 # torch takes several times as long for the transpose of a single channel as for a convolution, and with
-                # the kernel turned around, this is one
+                # the kernel turned around, this is one; but one of bfloat16 spreads NaN further than it reaches
                 sizes = zip(module.dilation, module.kernel_size, padding, strict=True)
                 around = [d * (k - 1) - p for d, k, p in sizes]
                 if min(around) >= 0:

@@ -453,10 +453,10 @@ def test_ones_and_bounds_are_a_single_channel(rule: str, monkeypatch: pytest.Mon
     products = multiply_adds(lambda: module(x[:1]))
     with RULES[rule]().register(module):
         z = module(x.requires_grad_())
-    passes = 5 * (2 if rule.startswith("ZBox") else 1)
-    channels = 2 if rule.startswith("ZBox") else 1
+    matrices = 2 if rule == "ZBox" else 1
     found = multiply_adds(lambda: torch.autograd.grad(z, x, torch.ones_like(z)))
-    assert found * 24 == products * (24 * passes + channels)
+    # of each, a channel of one sample forwards, and all of five samples back
+    assert found * 24 == products * matrices * (1 + 24 * 5)
 
 
 ONE_CHANNEL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -482,6 +482,20 @@ def test_a_single_channel_is_sent_back_by_the_kernel_turned_around(name: str, ba
     own = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(module(own), own, R)  # S(d) is 1 below
     assert torch.equal(relevance(Epsilon(torch.ones_like), module, x, R), x * gradient)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["float64", "float32", "bfloat16"]
+)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_what_is_not_finite_goes_no_further_than_a_single_channel_reaches(number: float, dtype: torch.dtype) -> None:
+    module, x = nn.Conv2d(1, 1, (2, 3), padding=(1, 2)).to(dtype), torch.randn(2, 1, 6, 6).to(dtype)
+    x[0, 0, 0, 0] = number
+    r = relevance(Epsilon(), module, x, torch.ones(2, 1, 7, 8, dtype=dtype))
+    reached = torch.zeros_like(x, dtype=torch.bool)
+    reached[0, 0, :2, :3] = True
+    assert torch.isfinite(r[~reached]).all()
+    assert not torch.isfinite(r[reached]).all()
 
 
 # --- What is written over ---------------------------------------------------------------------------------------------
