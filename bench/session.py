@@ -22,7 +22,7 @@ from bench import machine, worker
 from bench.measuring import FAILED, OUT_OF_MEMORY, Answer, Standing, Task, refused, settle
 from bench.pairing import Effort
 from bench.subjects import GRADIENT, OURS
-from bench.table import SCHEMA_VERSION, TableError, write_json
+from bench.table import SCHEMA_VERSION, TableError, loaded, read_json, write_json
 from bench.workloads import Cell
 
 if TYPE_CHECKING:
@@ -202,9 +202,9 @@ class Session:
             msg = f"{folder} holds a run already; give --resume to go on with it, or another --out"
             raise TableError(msg)
         if header.exists():
-            self.facts: dict[str, Any] = json.loads(header.read_text())
+            self.facts: dict[str, Any] = loaded(header, read_json)
             self._check_same()
-            self.results = {path.stem: _read(path) for path in sorted(self._cells.glob("*.json"))}
+            self.results = {path.stem: loaded(path, _read) for path in sorted(self._cells.glob("*.json"))}
         else:
             self._cells.mkdir(parents=True, exist_ok=True)
             self.facts = _facts(plan, command)
@@ -253,7 +253,7 @@ class Session:
 
 
 def _read(path: Path) -> Result:
-    return Result.from_json(json.loads(path.read_text()))
+    return Result.from_json(read_json(path))
 
 
 def _facts(plan: Plan, command: str) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
@@ -159,16 +161,37 @@ def read(folder: Path) -> Run:
     Raises
     ------
     TableError
-        If there is none, or its table has another schema version.
+        If there is none, a file of it is damaged, or its table has another schema version.
 
     """
     needed = [folder / name for name in ("table.parquet", "samples.parquet", "run.json")]
     if absent := [path.name for path in needed if not path.is_file()]:
         msg = f"{folder} has no {', '.join(absent)}; expected the folder that `lrp-bench run --out` has written"
         raise TableError(msg)
-    table = pd.read_parquet(needed[0])
+    table = loaded(needed[0], pd.read_parquet)
     versions = sorted({int(version) for version in table.get("schema_version", [-1])})
     if versions not in ([], [SCHEMA_VERSION]):
         msg = f"{folder} has schema version {versions}, expected {SCHEMA_VERSION}; measure it again with this version"
         raise TableError(msg)
-    return Run(table, pd.read_parquet(needed[1]), json.loads(needed[2].read_text()), folder)
+    return Run(table, loaded(needed[1], pd.read_parquet), loaded(needed[2], read_json), folder)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON."""
+    return json.loads(path.read_text())
+
+
+def loaded(path: Path, load: Callable[[Path], T]) -> T:
+    """Return ``load(path)``.
+
+    Raises
+    ------
+    TableError
+        If the file is not what ``load`` reads, as one is that was cut off or edited.
+
+    """
+    try:
+        return load(path)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        msg = f"{path} cannot be read ({type(error).__name__}: {error}); expected it as `lrp-bench run` has written it"
+        raise TableError(msg) from error

@@ -156,6 +156,17 @@ def test_the_exponent_of_a_scaling_is_fitted_over_its_cells(tmp_path: Path) -> N
     assert found[found.kind == "layer"].exponent.isna().all()
 
 
+@pytest.mark.parametrize("text", ['{"cell": {', "{}", "[]"], ids=["cut off", "empty", "another kind"])
+def test_a_cell_that_was_damaged_is_named_and_not_measured_over(text: str, tmp_path: Path) -> None:
+    session = Session(tmp_path, PLAN, "lrp-bench run")
+    run(session, Fake())
+    damaged = next((tmp_path / "cells").glob("*.json"))
+    damaged.write_text(text)
+    with pytest.raises(table.TableError, match=rf"{damaged.name} cannot be read"):
+        Session(tmp_path, PLAN, "", resume=True)
+    assert damaged.read_text() == text
+
+
 def test_every_finished_cell_is_kept_and_resumed_runs_are_the_same(tmp_path: Path) -> None:
     whole = Session(tmp_path / "whole", PLAN, "lrp-bench run")
     ids = run(whole, Fake())

@@ -52,6 +52,14 @@ def test_another_schema_is_refused(example_run: Path, example_table: pd.DataFram
         table.read(example_run)
 
 
+@pytest.mark.parametrize("name", ["table.parquet", "samples.parquet", "run.json"])
+def test_a_file_that_was_cut_off_is_named(name: str, example_run: Path) -> None:
+    whole = (example_run / name).read_bytes()
+    (example_run / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(table.TableError, match=rf"{name} cannot be read \(.*; expected it as"):
+        table.read(example_run)
+
+
 def test_a_failed_write_leaves_the_old_file(example_run: Path) -> None:
     before = (example_run / "run.json").read_text()
     with pytest.raises(TypeError):
