@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bench.report_data import GRADIENT, measured, unique
 from bench.report_text import geometric_mean, interval, number, plural, ratio, seconds, size
+from bench.statistics import growth
 
 #: The curve that no implementation can be below.
 LIMIT = "limit"
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from bench.report_data import Row
+    from bench.statistics import Growth
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,16 @@ def _by(rows: Iterable[Row], *names: str) -> list[tuple[str, list[Row]]]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Times of one subject over one axis; ``exponent``: k of seconds = c size^k."""
+    """Times of one subject over one axis."""
 
     subject: str
     points: list[tuple[float, float]]
-    exponent: float | None = None
+
+    @cached_property
+    def growth(self) -> Growth | None:
+        """How the times grow along the axis; None where there are too few to tell."""
+        found = growth(*np.array(self.points).T)
+        return None if math.isnan(found.exponent) else found
 
 
 @dataclass(frozen=True)
@@ -274,10 +283,7 @@ def panels(rows: Iterable[Row], own: str) -> list[Panel]:
         group.sort(key=lambda row: float(row["size"] or 0))
         timed = [row for row in group if measured(row) and row["size"]]
         by_subject = sorted(_by(timed, "subject"), key=lambda item: item[0] != own)
-        curves = [
-            Curve(subject, [(row["size"], row["seconds"]) for row in points], points[0]["exponent"])
-            for subject, points in by_subject
-        ]
+        curves = [Curve(subject, [(row["size"], row["seconds"]) for row in points]) for subject, points in by_subject]
         if by_subject:
             beside = by_subject[0][1]  # the gradient in the pairs with the first subject
             curves.append(Curve(GRADIENT, [(row["size"], row["baseline_seconds"]) for row in beside]))

@@ -23,7 +23,8 @@ GRADIENT = "gradient"
 #: What a row without the status ok never has: a time, or anything made of one.
 _TIMED = (
     "seconds", "baseline_seconds", "ratio", "ratio_low", "ratio_high", "verdict", "goal_met", "graph_seconds",
-    "peak_bytes", "baseline_peak_bytes", "exponent", "pairs", "processes", "outliers_mild", "outliers_severe",
+    "peak_bytes", "baseline_peak_bytes", "overhead_seconds", "exponent", "pairs", "processes", "outliers_mild",
+    "outliers_severe",
 )  # fmt: skip
 
 #: How many of a row's calls a strip shows for each side.

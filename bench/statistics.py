@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: A difference below this is never called one, however narrow the interval is.
 LEAST_DIFFERENCE = 0.02
 RESAMPLES = 1000
+#: To what an exponent is found, and the unknowns of its fit.
+_RESOLUTION = 0.001
+_UNKNOWNS = 3
 LEVEL = 0.95
 
 
@@ -147,13 +150,41 @@ def outliers(seconds: Array) -> tuple[int, int]:
     return int((beyond > 1.5 * (high - low)).sum()) - severe, severe
 
 
-def exponent(sizes: Array, seconds: Array) -> float:
-    """Return k of seconds = c sizes^k by least squares of logarithms; NaN from fewer than two sizes.
+@dataclass(frozen=True)
+class Growth:
+    """What a call costs whatever the size, in seconds, and how the rest grows: overhead + c size^exponent."""
 
-    >>> round(exponent(np.array([1.0, 2.0, 4.0]), np.array([3.0, 12.0, 48.0])), 6)
-    2.0
+    overhead: float
+    exponent: float
+
+
+def growth(sizes: Array, seconds: Array) -> Growth:
+    """Fit seconds = a + c sizes^k by least squares of relative errors; a and c are not negative.
+
+    A line through logarithms would take the overhead that bounds small sizes for slow growth. k is found to 0.001, up
+    to 4. Without three different sizes there are fewer of them than unknowns, and both are NaN.
+
+    >>> sizes = np.array([1.0, 2.0, 4.0, 8.0])
+    >>> growth(sizes, 5 + 3 * sizes**2)
+    Growth(overhead=5.0, exponent=2.0)
 
     """
-    if len(np.unique(sizes)) < 2:
-        return float("nan")
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    if len(np.unique(sizes)) < _UNKNOWNS:
+        return Growth(float("nan"), float("nan"))
+    exponents, step = np.arange(0.1, 4.05, 0.1), 0.1
+    while True:
+        (_, overhead), k = min(((_fitted(sizes, seconds, k), k) for k in exponents), key=lambda found: found[0])
+        if step <= _RESOLUTION:
+            return Growth(round(overhead, 12), round(float(k), 3))
+        step /= 10
+        exponents = np.clip(k + step * np.arange(-10, 11), _RESOLUTION, 4)
+
+
+def _fitted(sizes: Array, seconds: Array, k: float) -> tuple[float, float]:
+    """Return the sum of squared errors of the best a + c sizes^k, and its a."""
+    least = seconds.min()
+    terms = np.stack([least / seconds, (sizes / sizes.max()) ** k * seconds.max() / seconds])
+    both = np.linalg.lstsq(terms.T, np.ones(len(seconds)), rcond=None)[0]
+    # where that is not allowed, the best that is lies on the edge: one of the two is zero
+    allowed = [both] if (both >= 0).all() else [*np.diag(terms.sum(1) / (terms**2).sum(1))]
+    return min((float(((found @ terms - 1) ** 2).sum()), float(found[0] * least)) for found in allowed)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: What each column means. One row a cell, subject and baseline. A number that does not apply is missing (NaN).
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -63,7 +63,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "graph_seconds": ("float64", "time of one CUDA graph replay: without launches"),
     "axis": ("str", "what a scaling varies: 'batch' or 'size'; else empty"),
     "size": ("float64", "its value: samples, or multiply-adds of one sample's forward pass"),
-    "exponent": ("float64", "k of seconds = c size^k over all rows of the scaling"),
+    "overhead_seconds": ("float64", "a of seconds = a + c size^k, fitted over all rows of the scaling"),
+    "exponent": ("float64", "k of it"),
     "code": ("str", "Python that makes the cell"),
     "command": ("str", "the command that measures the cell again"),
 }

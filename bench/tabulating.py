@@ -93,7 +93,7 @@ def _times(processes: list[statistics.Array], floor: float, wanted: float | None
 
 
 def _fit(rows: list[dict[str, Any]]) -> None:
-    """Fit seconds = c size^k to each scaling, and write k into its rows."""
+    """Fit seconds = a + c size^k to each scaling, and write a and k into its rows."""
     series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if row["axis"] and "seconds" in row:
@@ -102,8 +102,9 @@ def _fit(rows: list[dict[str, Any]]) -> None:
             series.setdefault((along, *(row[name] for name in key)), []).append(row)
     for members in series.values():
         sizes, seconds = (np.array([row[name] for row in members]) for name in ("size", "seconds"))
+        found = statistics.growth(sizes, seconds)
         for row in members:
-            row["exponent"] = statistics.exponent(sizes, seconds)
+            row |= {"overhead_seconds": found.overhead, "exponent": found.exponent}
 
 
 def _samples(results: Iterable[Result], facts: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,17 @@ LOW, HIGH = -3.0, 3.0
 
 @dataclass(frozen=True)
 class Workload:
-    """A layer and the shape of one sample. ``batches`` says which batch sizes are timed, and what bounds each."""
+    """A layer and the shape of one sample.
+
+    ``batches`` says which batch sizes are timed, and what bounds each; ``scaled``, which ones are timed in a scaling.
+    """
 
     name: str
     family: str
     code: str
     shape: tuple[int, ...]
     batches: Mapping[int, str]
+    scaled: Mapping[int, str] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """Make the layer: ``code`` is Python with torch's ``nn`` at hand."""
@@ -47,13 +51,17 @@ class Workload:
 
 
 LAYERS = {workload.name: workload for workload in (
-    Workload("linear-16-16", "Linear", "nn.Linear(16, 16)", (16,), {4: OVERHEAD}),
-    Workload("linear-512-512", "Linear", "nn.Linear(512, 512)", (512,), {1: OVERHEAD, 64: OVERHEAD, 1024: COMPUTE}),
-    Workload("linear-4096-4096", "Linear", "nn.Linear(4096, 4096)", (4096,), {1: MEMORY, 16: MEMORY, 64: COMPUTE}),
+    Workload("linear-16-16", "Linear", "nn.Linear(16, 16)", (16,), {4: OVERHEAD}, {64: OVERHEAD}),
+    Workload("linear-512-512", "Linear", "nn.Linear(512, 512)", (512,), {1: OVERHEAD, 64: OVERHEAD, 1024: COMPUTE},
+             {64: OVERHEAD}),
+    Workload("linear-4096-4096", "Linear", "nn.Linear(4096, 4096)", (4096,), {1: MEMORY, 16: MEMORY, 64: COMPUTE},
+             {64: COMPUTE}),
+    *(Workload(f"linear-{n}-{n}", "Linear", f"nn.Linear({n}, {n})", (n,), {}, {64: regime})
+      for n, regime in ((64, OVERHEAD), (256, OVERHEAD), (1024, COMPUTE), (2048, COMPUTE))),
     Workload("conv1d-64-64-9@1024", "Conv1d", "nn.Conv1d(64, 64, 9, padding=4)", (64, 1024), {4: COMPUTE}),
     Workload("conv2d-4-4-3x3@8", "Conv2d", "nn.Conv2d(4, 4, 3, padding=1)", (4, 8, 8), {1: OVERHEAD}),
     Workload("conv2d-64-64-3x3@56", "Conv2d", "nn.Conv2d(64, 64, 3, padding=1)", (64, 56, 56),
-             {1: COMPUTE, 4: COMPUTE, 16: COMPUTE, 64: COMPUTE}),
+             {1: COMPUTE, 4: COMPUTE, 16: COMPUTE, 64: COMPUTE}, dict.fromkeys((1, 2, 4, 8, 16, 32, 64), COMPUTE)),
     Workload("conv2d-3-64-3x3@112", "Conv2d", "nn.Conv2d(3, 64, 3, padding=1)", (3, 112, 112), {4: COMPUTE}),
     Workload("conv2d-64-128-3x3-stride2@56", "Conv2d", "nn.Conv2d(64, 128, 3, stride=2, padding=1)", (64, 56, 56),
              {4: COMPUTE}),
@@ -127,7 +135,8 @@ class Cell:
         """What bounds the gradient's time."""
         if self.kind == "model":
             return MODELS[self.workload].regime
-        return LAYERS[self.workload].batches.get(self.batch, COMPUTE)
+        workload = LAYERS[self.workload]
+        return {**workload.scaled, **workload.batches}.get(self.batch, COMPUTE)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -248,8 +257,8 @@ def all_cells(device: str = "cpu") -> list[Cell]:
 
 
 def _scaling() -> Iterator[Cell]:
-    for rule in SCALED:
-        for batch in (1, 2, 4, 8, 16, 32, 64):
-            yield Cell("conv2d-64-64-3x3@56", rule, NONNEGATIVE, batch, kind="scaling", axis="batch")
-        for name in ("linear-16-16", "linear-512-512", "linear-4096-4096"):
-            yield Cell(name, rule, NONNEGATIVE, 64, kind="scaling", axis="size")
+    """Yield the scalings: a layer with several batches over the batch, those with one over the size of the layer."""
+    for rule, workload in itertools.product(SCALED, LAYERS.values()):
+        for batch in workload.scaled:
+            axis = "batch" if len(workload.scaled) > 1 else "size"
+            yield Cell(workload.name, rule, NONNEGATIVE, batch, kind="scaling", axis=axis)

@@ -79,7 +79,15 @@ def example_rows() -> list[dict[str, Any]]:
         _row(_VGG, "EpsilonPlus", zennit, "gradient", 0.0, status="out-of-memory", reason="the process was killed"),
     ]  # fmt: skip
     for batch in (1, 4, 16, 64):
-        cell = {**_CONV, "batch": batch, "kind": "scaling", "axis": "batch", "size": float(batch), "exponent": 0.97}
+        cell = {
+            **_CONV,
+            "batch": batch,
+            "kind": "scaling",
+            "axis": "batch",
+            "size": float(batch),
+            "exponent": 0.97,
+            "overhead_seconds": 0.0,
+        }
         seconds = 2e-3 * batch**0.97
         rows.append(
             _row(cell, "ZPlus()", "lrp_rules", "gradient", 1.6, seconds=1.6 * seconds, baseline_seconds=seconds)

@@ -13,10 +13,3 @@ def of_log_ratios(*seconds: float) -> float:
     """
     largest = max(abs(float(np.log(one))) for one in seconds)
     return (4 + 3) / 2 * largest * EPS + EPS
-
-
-def of_exponent(sizes: np.ndarray, seconds: np.ndarray) -> float:
-    """Bound the error of a line fitted to logarithms, by that of its data and of the n sums of n terms of a fit."""
-    x = np.log(sizes)
-    weights = np.abs(x - x.mean()).sum() / ((x - x.mean()) ** 2).sum()
-    return float(len(x) ** 2 * max(1.0, weights) * of_log_ratios(*sizes, *seconds))

@@ -10,6 +10,7 @@ from bench.report_charts import Axis, memory_chart, model_chart, panels, peer_ch
 from bench.report_data import load
 from bench.report_text import interval, number, ratio, seconds, size
 from bench.report_views import HeatCell, goals, heats, peers
+from bench.statistics import Growth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,7 +86,8 @@ def test_time_against_size_has_gradient_and_limit(example_run: Path) -> None:
     [panel] = panels(rows(example_run), "lrp_rules")
     curves = {curve.subject: curve for curve in panel.curves}
     assert list(curves) == ["lrp_rules", "gradient", "limit"]
-    assert curves["lrp_rules"].exponent == 0.97
+    # 2 ms batch^0.97 and 1.6 times as much
+    assert [curves[name].growth for name in ("lrp_rules", "gradient")] == [Growth(0.0, 0.97)] * 2
     assert [x for x, _ in curves["limit"].points] == [1, 4, 16, 64]
     for (_, limit), (_, gradient) in zip(curves["limit"].points, curves["gradient"].points, strict=True):
         assert limit == 1.5 * gradient

@@ -16,7 +16,6 @@ from bench.session import Plan, Result, Session, Workers
 from bench.session import measure as measured
 from bench.tabulating import tabulated
 from bench.workloads import NONNEGATIVE, Cell, all_cells, quick_cells
-from tests.bench.rounding import of_exponent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,11 +134,11 @@ def test_the_table_of_a_run(tmp_path: Path) -> None:
     assert not found.duplicated(table.ROW).any()
 
 
-def test_the_exponent_of_a_scaling_is_fitted_over_its_cells(tmp_path: Path) -> None:
+def test_the_growth_of_a_scaling_is_fitted_over_its_cells(tmp_path: Path) -> None:
     class Growing(Fake):
         def ask(self, index: int, task: Task) -> Answer:
             answer = super().ask(index, task)
-            scale = task.cell.batch**0.5
+            scale = 3 + task.cell.batch**0.5
             answer.quads = {
                 pair: [[scale * seconds for seconds in quad] for quad in quads] for pair, quads in answer.quads.items()
             }
@@ -150,8 +149,8 @@ def test_the_exponent_of_a_scaling_is_fitted_over_its_cells(tmp_path: Path) -> N
     run(session, Growing())
     found, _, _ = table_of(session)
     scaled = found[found.kind == "scaling"]
-    bound = of_exponent(np.array([1.0, 4.0, 16.0]), scaled.seconds.to_numpy())
-    assert not (scaled.exponent - 0.5).abs().max() > bound
+    assert set(scaled.exponent) == {0.5}
+    assert (scaled.overhead_seconds / scaled.seconds[scaled["size"] == 1].iloc[0]).round(9).tolist() == [0.75] * 3
     assert scaled["size"].tolist() == [1.0, 4.0, 16.0]
     assert found[found.kind == "layer"].exponent.isna().all()
 

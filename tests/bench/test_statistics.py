@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from bench.statistics import Estimate, change, estimate, exponent, floor, log_ratios, outliers, resampled, verdict
-from tests.bench.rounding import EPS, of_exponent, of_log_ratios
+from bench.statistics import Estimate, Growth, change, estimate, floor, growth, log_ratios, outliers, resampled, verdict
+from tests.bench.rounding import EPS, of_log_ratios
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,11 +134,49 @@ def test_times_that_are_none_are_refused(bad: float) -> None:
         estimate([np.array([[1.0, 1.0, bad, 1.0]])])
 
 
-def test_the_exponent_of_a_power_is_found_and_needs_two_sizes() -> None:
-    sizes = np.array([1.0, 4.0, 16.0, 64.0])
-    noise = np.random.default_rng(7).lognormal(0, 0.02, 4)
-    # a fit is linear in the logarithms: what noise adds is the exponent of the noise
-    seconds = 1e-3 * sizes**0.75 * noise
-    added = float(np.log(noise) @ (np.log(sizes) - np.log(sizes).mean()) / (np.log(sizes).var() * len(sizes)))
-    assert not abs(exponent(sizes, seconds) - (0.75 + added)) > of_exponent(sizes, seconds)
-    assert np.isnan(exponent(np.ones(3), np.ones(3)))
+SIZES = np.array([4.0**n for n in range(4, 13)])  # multiply-adds of small and large layers
+
+
+@pytest.mark.parametrize("k", [0.001, 0.25, 0.937, 1.0, 2.5, 4.0])
+@pytest.mark.parametrize("overhead", [0.0, 2.0**-14])
+def test_a_growth_is_found_to_the_third_decimal_of_its_exponent(overhead: float, k: float) -> None:
+    found = growth(SIZES, overhead + 1e-9 * SIZES**k)
+    if overhead == 0 or k > 0.001:  # which of two constants is which, nothing could tell
+        assert found.exponent == k
+    if k >= 0.25:
+        assert round(found.overhead, 9) == round(overhead, 9)
+
+
+def test_overhead_is_not_taken_for_slow_growth() -> None:
+    seconds = 1e-4 + 1e-9 * SIZES
+    line = np.polyfit(np.log(SIZES), np.log(seconds), 1)[0]  # what a straight line through logarithms would say
+    assert line < 0.5
+    assert growth(SIZES, seconds) == Growth(0.0001, 1.0)
+
+
+def test_the_fit_is_the_one_of_least_relative_errors() -> None:
+    seconds = 1e-4 + 1e-9 * SIZES * np.random.default_rng(7).uniform(0.9, 1.1, len(SIZES))
+    found = growth(SIZES, seconds)
+
+    def errors(overhead: float, k: float) -> float:
+        powers = SIZES**k / seconds
+        missing = 1 - overhead / seconds
+        return float(((missing @ powers / (powers @ powers) * powers - missing) ** 2).sum())
+
+    least = errors(found.overhead, found.exponent)
+    for overhead in (0.99 * found.overhead, 1.01 * found.overhead):
+        assert errors(overhead, found.exponent) > least
+    for k in (found.exponent - 0.002, found.exponent + 0.002):
+        assert errors(found.overhead, k) > least
+
+
+def test_what_falls_or_stays_is_no_growth() -> None:
+    assert growth(SIZES, np.full(len(SIZES), 0.5)).overhead == 0.5
+    assert growth(SIZES, 1 / SIZES).exponent == 0.001
+
+
+def test_fewer_sizes_than_unknowns_say_nothing() -> None:
+    assert growth(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])) == Growth(0.0, 1.0)
+    for sizes in ([1.0, 2.0, 2.0], [1.0, 2.0], [1.0], []):
+        found = growth(np.array(sizes), np.ones(len(sizes)))
+        assert np.isnan([found.overhead, found.exponent]).all()
