@@ -271,12 +271,13 @@ class Gamma(FormulaRule):
         # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
         # large gamma takes the way above.
         z, half = layer.z, self.gamma / 2
+        sgn = z.sign()
         d = layer.plus(layer.matrix(torch.abs) @ vectors[1], layer.bias.abs())
-        d = torch.copysign(torch.mul(d, half, out=into(d)), z, out=into(d))
+        d = torch.mul(torch.mul(d, half, out=into(d)), sgn, out=into(d))
         d = torch.add(d, layer.linear_outputs[0], alpha=1 + half, out=into(d))
         s = self.shares(R, d)
         s = gated(s, z.abs(), into(s))
-        s_abs = torch.mul(z.sign(), s)
+        s_abs = torch.mul(s, sgn, out=into(sgn))
         A = layer.grid((None, nothing), (nothing, torch.abs))
         return A.T @ [torch.mul(s, 1 + half, out=into(s)), torch.mul(s_abs, half, out=into(s_abs))]
 

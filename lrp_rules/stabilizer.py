@@ -47,7 +47,7 @@ class Stabilizer:
     clip: bool = False
     norm_scale: bool = False
     dim: int | tuple[int, ...] | None = None
-    _numbers: dict[torch.dtype, tuple[Tensor, Tensor]] = field(init=False, repr=False, compare=False)
+    _numbers: dict[torch.dtype, tuple[Tensor, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         epsilon = self.epsilon
@@ -62,16 +62,17 @@ class Stabilizer:
         # those that are made in inference mode are of no use to a graph
         with torch.inference_mode(mode=False):
             tensors = {
-                dtype: tuple(torch.tensor(number, dtype=dtype, device="cpu") for number in (self.epsilon, 0.0))
+                dtype: tuple(torch.tensor(number, dtype=dtype, device="cpu") for number in (self.epsilon, 0.0, -1.0))
                 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
             }
         object.__setattr__(self, "_numbers", tensors)
 
     def __call__(self, denominator: Tensor) -> Tensor:
         """Return S(d), of the shape of ``denominator``."""
-        epsilon, zero = (denominator.is_cpu and self._numbers.get(denominator.dtype)) or (
-            denominator.new_full((), number, dtype=torch.result_type(denominator, number))
-            for number in (self.epsilon, 0.0)
+        if not denominator.is_floating_point():
+            denominator = denominator.to(torch.result_type(denominator, 0.0))
+        epsilon, zero, minus_one = (denominator.is_cpu and self._numbers.get(denominator.dtype)) or (
+            denominator.new_full((), number) for number in (self.epsilon, 0.0, -1.0)
         )
         if self.norm_scale:
             dim = tuple(range(1, denominator.ndim)) if self.dim is None else self.dim
@@ -79,11 +80,12 @@ class Stabilizer:
             square = denominator.square()
             mean = square if dim == () else square.mean(dim=dim, keepdim=True)
             epsilon = self.epsilon * mean.sqrt()
-        signed = denominator + zero  # -0.0 + 0.0 is 0.0, so that its sign is +
+        # 2 (d >= 0) - 1, so that both zeros have the sign +; torch.copysign takes as long as all of it
+        sgn = torch.ge(denominator, zero, out=into(torch.empty_like(denominator)))
+        sgn = torch.add(minus_one, sgn, alpha=2, out=into(sgn))
         if self.clip:
-            return torch.copysign(torch.maximum(denominator.abs(), epsilon), signed)
-        eps = torch.copysign(epsilon, signed, out=into(signed))
-        return torch.add(eps, denominator, out=into(eps))
+            return torch.mul(sgn, torch.maximum(denominator.abs(), epsilon), out=into(sgn))
+        return torch.addcmul(denominator, sgn, epsilon, out=into(sgn))
 
     @classmethod
     def ensure(cls, value: float | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -48,7 +48,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused(example_run: Path, example_table: pd.DataFrame) -> None:
     example_table.assign(schema_version=99).to_parquet(example_run / "table.parquet")
-    with pytest.raises(table.TableError, match=rf"has schema version \[99\], expected {table.SCHEMA_VERSION}; measure it again"):
+    expected = rf"has schema version \[99\], expected {table.SCHEMA_VERSION}; measure it again"
+    with pytest.raises(table.TableError, match=expected):
         table.read(example_run)
 
 

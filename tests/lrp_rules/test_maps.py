@@ -344,7 +344,9 @@ def operations(rule: Hook, module: nn.Module, x: Tensor, *, create_graph: bool =
 def test_a_pooling_is_gone_through_once_in_each_direction(rule: str) -> None:
     found = operations(RULES[rule](), nn.AvgPool2d(2), torch.randn(3, 2, 4, 4))
     # the forward pass has left z; A x is taken once, whatever it is compared with
-    assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward"), found.count("addcmul")) == (1, 1, 0)
+    assert (found.count("avg_pool2d"), found.count("avg_pool2d_backward")) == (1, 1)
+    stabilizers = found.count("ge")
+    assert found.count("addcmul") + found.count("addcmul_") == stabilizers > 0  # and r is one product
 
 
 @pytest.mark.parametrize("rule", ["ZPlus", "AlphaBeta", "Gamma(2)"])

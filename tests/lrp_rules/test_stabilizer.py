@@ -89,6 +89,25 @@ def test_dtype_and_shape_stay(dtype: torch.dtype, clip: bool, norm_scale: bool) 
         assert torch.equal(d, torch.ones(shape, dtype=dtype))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_whole_numbers_become_floats(clip: bool, create_graph: bool) -> None:
+    with torch.set_grad_enabled(create_graph):
+        s = Stabilizer(0.5, clip=clip)(torch.tensor([2, 0, -1]))
+    assert s.dtype == torch.get_default_dtype()
+    assert s.tolist() == ([2.0, 0.5, -1.0] if clip else [2.5, 0.5, -1.5])
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_an_epsilon_beyond_the_dtype_is_infinite_there(dtype: torch.dtype, create_graph: bool) -> None:
+    largest = 1.7e308 if dtype == torch.float64 else 1e300
+    with torch.set_grad_enabled(create_graph):
+        found = Stabilizer(largest)(torch.tensor([1.0, -1.0, 0.0], dtype=dtype))
+    expected = torch.tensor([largest, -largest, largest], dtype=torch.float64).to(dtype)
+    assert torch.equal(found, expected)
+
+
 def test_zero_epsilon_changes_nothing() -> None:
     d = torch.randn(3, 4)
     assert torch.equal(Stabilizer(0)(d), d)
