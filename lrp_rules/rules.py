@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
@@ -492,9 +493,9 @@ class ReLUGuidedBackprop(_ByEntries):
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         R = R.to(layer.x.dtype)
         (r,) = layer.pull((R,))
-        # what autograd gives may be R itself, or be wanted for a derivative
-        own = isinstance(layer, ReLULayer) and not torch.is_grad_enabled()
-        return gated(r, R, r if own else None)
+        if isinstance(layer, ReLULayer):
+            return F.relu(r, inplace=not torch.is_grad_enabled())  # r is R or 0
+        return gated(r, R)
 
 
 class ReLUBetaSmooth(_ByEntries):
