@@ -6,13 +6,10 @@ arithmetic. On other devices than the CPU, and where a derivative will be asked 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _cache() -> int:
@@ -49,19 +46,3 @@ def into(tensor: Tensor) -> Tensor | None:
     What is written there is in cache, and no memory is asked for.
     """
     return None if torch.is_grad_enabled() else tensor
-
-
-def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Return ``formula(*tensors, out)``, for an elementwise formula of tensors that are alike.
-
-    ``out`` is where a part of the result goes, so that nothing else is asked of memory; None where all is done at once.
-    """
-    first = tensors[0]
-    cuts = parts(first.numel(), *tensors) if large(first) else None
-    if cuts is None or any(t.shape != first.shape or t.dtype != first.dtype or not t.is_contiguous() for t in tensors):
-        return formula(*tensors, None)
-    result = torch.empty_like(first)
-    into, flat = result.view(-1), [t.view(-1) for t in tensors]
-    for cut in cuts:
-        formula(*(t[cut] for t in flat), into[cut])
-    return result

@@ -26,7 +26,7 @@ from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
 from lrp_rules.layer import Grid, nothing
 from lrp_rules.linear_map import ReLULayer, gated
-from lrp_rules.parts import elementwise, into, whole
+from lrp_rules.parts import into, whole
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -498,6 +498,10 @@ class ReLUGuidedBackprop(_ByEntries):
         return gated(r, R)
 
 
+#: R times the derivative of log(1 + exp(beta x)) / beta, in one step.
+_softplus_backward = torch.ops.aten.softplus_backward.default
+
+
 class ReLUBetaSmooth(_ByEntries):
     """Gradient of a softplus in place of a ReLU's (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
 
@@ -522,8 +526,9 @@ class ReLUBetaSmooth(_ByEntries):
         self.beta_smooth = beta_smooth
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        return elementwise(self._scaled, layer.x, R)
-
-    def _scaled(self, x: Tensor, R: Tensor, out: Tensor | None) -> Tensor:
-        slope = torch.sigmoid(torch.mul(x, self.beta_smooth, out=out), out=out)
-        return torch.mul(slope, R, out=out)
+        x = layer.x
+        # torch computes in float32 at least, and refuses what it cannot hold
+        beta = min(float(self.beta_smooth), torch.finfo(torch.promote_types(x.dtype, torch.float32)).max)
+        # above 40, a sigmoid is 1 in every dtype, and what torch makes it of would overflow
+        r: Tensor = _softplus_backward(R.to(x.dtype), x, beta, 40)
+        return r

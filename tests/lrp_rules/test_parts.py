@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lrp_rules import (
     Epsilon,
     Gamma,
-    ReLUBetaSmooth,
     Stabilizer,
     WSquare,
     ZBox,
@@ -139,29 +138,6 @@ def test_bounds_of_each_sample_stay_with_their_samples() -> None:
     for i in range(5):
         alone = relevance(ZBox(float(low[i]), 4.0), module, image[i : i + 1], R[i : i + 1])
         assert torch.equal(together[i : i + 1], alone)
-
-
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "mixed-dtypes"])
-def test_elementwise_formulas_in_parts(layout: str) -> None:
-    x, R = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    x = {"contiguous": x, "transposed": torch.randn(4, 5).double().T, "mixed-dtypes": x.float()}[layout]
-    called: list[int] = []
-
-    def formula(v: Tensor, s: Tensor, out: Tensor | None) -> Tensor:
-        called.append(v.numel())
-        return torch.mul(v.clamp(min=0), s, out=out)
-
-    with torch.no_grad():
-        assert torch.equal(parts.elementwise(formula, x, R), x.clamp(min=0) * R)
-    assert called == ([1] * 20 if layout == "contiguous" else [20])
-
-
-def test_beta_smooth_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule, x, R = ReLUBetaSmooth(3), torch.randn(5, 4), torch.randn(5, 4)
-    whole = relevance(rule, nn.ReLU(), x, R)
-    monkeypatch.setattr(parts, "PART", 1)
-    assert torch.equal(relevance(rule, nn.ReLU(), x, R), whole)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -259,8 +261,37 @@ def test_guided_backprop_keeps_the_gradient_of_a_linear_where_the_relevance_is_p
 
 @pytest.mark.parametrize("beta", [0.5, 10, 1000])
 def test_beta_smooth(beta: float) -> None:
-    x, R = torch.randn(4, 6), integers((4, 6), 2)
-    assert torch.equal(relevance(ReLUBetaSmooth(beta), nn.ReLU(), x, R), torch.sigmoid(beta * x) * R)
+    x, R = torch.randn(40, 6, dtype=torch.float64), integers((40, 6), 2)
+    assert_smooth(relevance(ReLUBetaSmooth(beta), nn.ReLU(), x, R), x, R, beta)
+
+
+def assert_smooth(r: Tensor, x: Tensor, R: Tensor, beta: float) -> None:
+    """R = R / (1 + exp(-beta x)), up to rounding: of beta x, and of at most six steps more."""
+    exponents = beta * x.detach().numpy().astype(np.longdouble)
+    expected = R.numpy() / (1 + np.exp(-exponents))
+    unit, least = torch.finfo(torch.float64).eps / 2, torch.finfo(torch.float64).tiny
+    assert (abs(r.numpy() - expected) <= (abs(exponents) + 6) * unit * abs(expected) + least * abs(R.numpy())).all()
+
+
+@pytest.mark.parametrize("threshold", [10.0, 30.0])
+def test_a_sigmoid_that_is_one_too_early_is_caught(threshold: float) -> None:
+    x, R = torch.linspace(-50, 50, 1001, dtype=torch.float64), integers((1001,), 2)
+    assert_smooth(torch.sigmoid(x) * R, x, R, 1.0)
+    with pytest.raises(AssertionError):
+        assert_smooth(torch.where(x > threshold, 1.0, torch.sigmoid(x)) * R, x, R, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("beta", [Fraction(1, 3), np.float32(3), 1e300, 1e-300], ids=repr)
+def test_beta_smooth_of_other_kinds_and_sizes(beta: Any, dtype: torch.dtype) -> None:
+    x = torch.tensor([2.0, -3.0, 0.0], dtype=dtype)
+    found = relevance(ReLUBetaSmooth(beta), nn.ReLU(), x, torch.ones(3, dtype=dtype))
+    exponents = float(beta) * np.array([2.0, -3.0, 0.0], np.longdouble)
+    with np.errstate(over="ignore"):
+        expected = torch.from_numpy((1 / (1 + np.exp(-exponents))).astype(np.float64))
+    # the result is rounded once, of what float32 makes at least: by the bound above, for exponents of at most 9
+    unit = (torch.finfo(dtype).eps + 15 * min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)) / 2
+    assert ((found.double() - expected).abs() <= unit * expected).all()
 
 
 PLANTED: dict[str, tuple[str, Callable[[Dense], Tensor]]] = {
