@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Row = dict[str, Any]
+
+T = TypeVar("T")
 
 GRADIENT = "gradient"
 
@@ -155,7 +157,7 @@ def shown(settings: Iterable[Setting]) -> pd.DataFrame:
     return table.astype({name: "Int64" for name, (dtype, _) in COLUMNS.items() if dtype == "int64"})
 
 
-def unique(values: Iterable[str]) -> list[str]:
+def unique(values: Iterable[T]) -> list[T]:
     """Return each value once, in the order of the table."""
     return list(dict.fromkeys(values))
 

@@ -14,7 +14,7 @@ import jinja2
 from bench.report_charts import Chart, Panel, memory_chart, model_chart, panels, peer_chart, plain
 from bench.report_data import GRADIENT, problems, strips, unique
 from bench.report_text import MARKS, MISSING, interval, number, percent, plural, ratio, seconds, size
-from bench.report_views import REGIMES, Goal, Heat, HeatCell, Peer, goals, heats, peers
+from bench.report_views import REGIMES, Goal, Headline, Heat, HeatCell, Peer, goals, headline, heats, peers
 from bench.table import COLUMNS, ROW
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class View:
     """All that the page says of one setting."""
 
     setting: Setting
+    headline: Headline | None
     goals: list[Goal]
     peers: list[Peer]
     peer_charts: dict[str, Chart]
@@ -59,6 +60,7 @@ def view(setting: Setting) -> View:
     maps = {subject: heats(rows, subject) for subject in setting.subjects}
     return View(
         setting,
+        headline(rows, setting.own),
         goals(rows),
         beside,
         {peer.baseline: peer_chart(rows, peer.baseline) for peer in beside},

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.report_data import GRADIENT, measured, unique
-from bench.report_text import geometric_mean, plural, ratio
+from bench.report_text import MISSING, geometric_mean, number, plural, ratio
 from bench.table import CELL
 
 if TYPE_CHECKING:
@@ -143,6 +143,56 @@ def peers(rows: Iterable[Row]) -> list[Peer]:
 
 def _cell_of(row: Row, subject: str) -> tuple[Any, ...]:
     return (subject, *(row[name] for name in CELL))
+
+
+# --- the headline ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The most important cells in one table: rules and inputs x layers. ``peer`` stands in parentheses, if any does."""
+
+    peer: str
+    layers: list[str]
+    lines: list[tuple[str, float | None, list[str]]]
+
+
+#: How many layers fit beside each other on a page.
+_COLUMNS = 4
+
+
+def headline(rows: Iterable[Row], own: str) -> Headline | None:
+    """Return the first layers of the run that have goals and are bound by arithmetic, None without any."""
+    rows = [row for row in rows if row["kind"] == "layer"]
+    peer = next((row["baseline"] for row in rows if row["subject"] == own and row["baseline"] != GRADIENT), "")
+    times = {(row["subject"], *_place(row)): row for row in rows if row["baseline"] == GRADIENT}
+    ours = [
+        row for row in rows
+        if (row["subject"], row["baseline"], row["regime"]) == (own, GRADIENT, "compute") and row["goal"] is not None
+    ]  # fmt: skip
+    layers = unique((row["workload"], row["batch"]) for row in ours)[:_COLUMNS]
+    lines = {}
+    for row in ours:
+        if (row["workload"], row["batch"]) in layers:
+            rule = (row["rule"], row["signs"])
+            cells = [
+                _beside(*(times.get((subject, *layer, *rule)) for subject in (own, peer))) for layer in layers
+            ]  # fmt: skip
+            lines[rule] = (f"{row['rule']}, {row['signs']}", row["passes_limit"], cells)
+    names = [f"{workload}, batch {batch}" for workload, batch in layers]
+    return Headline(peer, names, list(lines.values())) if lines else None
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["workload"], row["batch"], row["rule"], row["signs"]
+
+
+def _beside(own: Row | None, peer: Row | None) -> str:
+    """Return a ratio, and the peer's in parentheses; the status where there is none."""
+    if own is None:
+        return MISSING
+    text = number(own["ratio"]) if measured(own) else str(own["status"])
+    return text if peer is None else f"{text} ({number(peer['ratio']) if measured(peer) else peer['status']})"
 
 
 # --- the heat map -----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Attachment:
         self.remove()
 
 
-def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attachment:
+def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> Attachment:
     """Put rules on all modules of a model.
 
     Parameters
@@ -54,7 +54,7 @@ def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attach
         that have parameters of their own or nothing below them, so that ``'*'`` is every layer and not the
         containers.
     ignore
-        Types and names of modules that keep their gradient.
+        Type or name, or several, of modules that keep their gradient.
 
     Returns
     -------
@@ -65,6 +65,8 @@ def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attach
     ------
     ValueError
         If a module with parameters of its own matches nothing, or a name in ``rules`` or ``ignore`` matches no module.
+    TypeError
+        If a key is neither a type of module nor a name.
 
     Examples
     --------
@@ -77,7 +79,7 @@ def attach(model: nn.Module, rules: Rules, ignore: Iterable[Key] = ()) -> Attach
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    ignored = list(ignore)
+    ignored: list[Key] = [ignore] if isinstance(ignore, (str, type)) else list(ignore)
     table: dict[Key, Hook] = dict(rules)
     _check_keys([*table, *ignored], names)
 

@@ -9,7 +9,7 @@ import pytest
 from bench.report_charts import Axis, memory_chart, model_chart, panels, peer_chart, span
 from bench.report_data import load
 from bench.report_text import interval, number, ratio, seconds, size
-from bench.report_views import HeatCell, goals, heats, peers
+from bench.report_views import Headline, HeatCell, goals, headline, heats, peers
 from bench.statistics import Growth
 
 if TYPE_CHECKING:
@@ -68,6 +68,35 @@ def test_models_show_goals_and_what_is_missing(example_run: Path) -> None:
     [line] = model_chart(rows(example_run)).lines
     assert (line.label, line.goal, line.missing) == ("VGG16, EpsilonPlus", 1.7, ["zennit: out-of-memory"])
     assert line.of("lrp_rules") == 1.7
+
+
+def test_the_headline_has_the_first_layers_that_have_goals_and_the_first_peer_beside(example_run: Path) -> None:
+    found = rows(example_run)
+    assert headline(found, "lrp_rules") == Headline(
+        "zennit",
+        ["conv2d-64-64-3x3@56, batch 4"],
+        [("ZPlus(), x>=0", 1.5, ["1.62 (4.10)"]), ("AlphaBeta(2, 1), signed", 4.5, ["4.95"])],
+    )
+    without_peer = [row for row in found if row["subject"] != "zennit" and row["baseline"] != "zennit"]
+    assert headline(without_peer, "lrp_rules") == Headline(
+        "",
+        ["conv2d-64-64-3x3@56, batch 4"],
+        [("ZPlus(), x>=0", 1.5, ["1.62"]), ("AlphaBeta(2, 1), signed", 4.5, ["4.95"])],
+    )
+
+
+def test_a_headline_says_where_there_is_no_time_and_is_absent_without_goals(example_run: Path) -> None:
+    found = rows(example_run)
+    for row in found:
+        if row["rule"] == "ZPlus()" and row["kind"] == "layer" and row["baseline"] == "gradient":
+            row |= {"status": "wrong", "ratio": None}
+        if row["rule"].startswith("Alpha") and row["subject"] == "lrp_rules":
+            row["workload"] = "another"
+    told = headline(found, "lrp_rules")
+    assert told is not None
+    assert told.layers == ["conv2d-64-64-3x3@56, batch 4", "another, batch 4"]
+    assert [cells for *_, cells in told.lines] == [["wrong (wrong)", "—"], ["—", "4.95"]]
+    assert headline([row | {"goal": None} for row in found], "lrp_rules") is None
 
 
 def test_a_chart_has_a_line_a_cell_below_each_rule(example_run: Path) -> None:

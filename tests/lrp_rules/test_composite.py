@@ -39,7 +39,7 @@ def model() -> nn.Sequential:
     ).eval()
 
 
-def put(model: nn.Module, rules: dict[Key, Hook], ignore: Iterable[Key] = ()) -> Attachment:
+def put(model: nn.Module, rules: dict[Key, Hook], ignore: Key | Iterable[Key] = ()) -> Attachment:
     return attach(model, rules, ignore)
 
 
@@ -159,6 +159,13 @@ def test_ignore_comes_first_and_takes_the_whole_module() -> None:
         assert set(where(network, attached)) == {"features.0", "classifier.2"}
     with put(network, {"*": CONV}, ignore=["features.*", nn.Flatten]) as attached:
         assert set(where(network, attached)) == {"classifier.0", "classifier.1", "classifier.2"}
+
+
+@pytest.mark.parametrize("key", ["classifier.0", nn.Flatten], ids=["name", "type"])
+def test_a_single_key_may_be_ignored(key: Key) -> None:
+    network = model()
+    with put(network, {"*": CONV}, ignore=key) as one, put(model(), {"*": CONV}, ignore=[key]) as several:
+        assert len(one.registrations) == len(several.registrations)
 
 
 def test_a_shared_module_gets_one_rule_by_any_of_its_names() -> None:
