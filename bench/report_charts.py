@@ -270,7 +270,7 @@ def plain(value: float) -> str:
     """Return a size in few characters: 1, 64, 10k, 1M, 10G."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return f"{value / factor:g}{letter}"
+            return f"{value / factor:.3g}{letter}"
     return f"{value:g}"
 
 

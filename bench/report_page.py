@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -221,7 +222,10 @@ def cells(settings: Sequence[Setting]) -> Cells:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    """Return a number with as many digits as the page needs; one that JSON has none for, as its name."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 
 def _cell(name: str, setting: Setting, row: Row) -> str:
@@ -267,6 +271,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     functions = (interval, number, percent, plain, plural, ratio, seconds, size)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}  # browsers read no NaN
     environment.globals |= {function.__name__: function for function in functions}
     environment.filters |= {"text": _text, "code": _code}
     return environment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,17 @@ def rows(folder: Path) -> list[Row]:
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_what_no_number_of_json_is_does_not_keep_the_page_from_working(example_run: Path, tmp_path: Path) -> None:
+    def change(frame: pd.DataFrame) -> None:
+        frame.loc[frame.status == "wrong", "agreement_ratio"] = float("inf")  # got something where zero is exact
+
+    found = page(changed(example_run, tmp_path / "infinite", change))
+    [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', found, re.DOTALL)
+    read = json.loads(data, parse_constant=pytest.fail)  # a browser knows neither NaN nor Infinity
+    ratios = [values[read["names"].index("agreement_ratio")] for _, values, _ in read["rows"]]
+    assert "inf" in ratios
 
 
 def test_page_text_table_and_plots_are_written(example_run: Path, tmp_path: Path) -> None:
