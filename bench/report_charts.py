@@ -274,6 +274,14 @@ def plain(value: float) -> str:
     return f"{value:g}"
 
 
+def _without_a_time(rows: list[Row]) -> str:
+    """Say of a subject which points of a curve it lacks, and why: with the reason of the first of them."""
+    first = rows[0]
+    sizes = ", ".join(plain(row["size"] or 0) for row in rows)
+    one = "" if len({row["reason"] for row in rows}) == 1 else "the first: "
+    return f"{first['subject']}, {first['axis']} {sizes}: {first['status']}; {one}{first['reason']}"
+
+
 def panels(rows: Iterable[Row], own: str) -> list[Panel]:
     """Return one panel for each scaling: every subject, ``own`` first, the gradient, and the pass-count limit."""
     scaling = [row for row in rows if row["kind"] == "scaling" and row["baseline"] == GRADIENT != row["subject"]]
@@ -291,10 +299,6 @@ def panels(rows: Iterable[Row], own: str) -> list[Panel]:
                 (row["size"], row["passes_limit"] * row["baseline_seconds"]) for row in beside if row["passes_limit"]
             ]
             curves += [Curve(LIMIT, limit)] if limit else []
-        missing = unique(
-            f"{row['subject']}, {row['axis']} {plain(row['size'] or 0)}: {row['status']}, {row['reason']}"
-            for row in group
-            if not measured(row)
-        )
+        missing = [_without_a_time(rows) for _, rows in _by((r for r in group if not measured(r)), "subject", "status")]
         found.append(Panel(f"{first['rule']}, {first['layer']}, {first['signs']}", first["axis"], curves, missing))
     return found

@@ -122,6 +122,19 @@ def test_time_against_size_has_gradient_and_limit(example_run: Path) -> None:
         assert limit == 1.5 * gradient
 
 
+def test_a_subject_without_times_along_a_curve_is_named_once_for_each_status(example_run: Path) -> None:
+    found = rows(example_run)
+    for row in [row for row in found if row["kind"] == "scaling"]:
+        reason = "has it not" if row["size"] < 16 else f"got {row['size']:g}"
+        status = "unsupported" if row["size"] < 16 else "wrong"
+        found.append(row | {"subject": "zennit", "status": status, "reason": reason, "ratio": None})
+    [panel] = panels(found, "lrp_rules")
+    assert panel.missing == [
+        "zennit, batch 1, 4: unsupported; has it not",
+        "zennit, batch 16, 64: wrong; the first: got 16",
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [
