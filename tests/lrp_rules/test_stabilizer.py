@@ -114,6 +114,20 @@ def test_zero_epsilon_changes_nothing() -> None:
     assert torch.equal(Stabilizer(0, clip=True)(d), d)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_numbers_that_are_not_at_hand_are_made(clip: bool) -> None:
+    # as on another device than the CPU, of which there may be none here
+    bare, d = Stabilizer(0.5, clip=clip), torch.tensor(D)
+    object.__setattr__(bare, "_numbers", {})
+    assert torch.equal(bare(d), Stabilizer(0.5, clip=clip)(d))
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_it_can_be_mapped_over_samples(clip: bool) -> None:
+    d = torch.tensor([D, D[::-1]])
+    assert torch.equal(torch.func.vmap(Stabilizer(0.5, clip=clip))(d), Stabilizer(0.5, clip=clip)(d))
+
+
 def test_derivatives() -> None:
     d = torch.tensor([-2.0, -0.25, 0.25, 3.0], requires_grad=True)
     (plain,) = torch.autograd.grad(Stabilizer(0.5)(d).sum(), d)
