@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 #: A difference below this is never called one, however narrow the interval is.
 LEAST_DIFFERENCE = 0.02
 RESAMPLES = 1000
+LEVEL = 0.95
 #: To what an exponent is found, and the unknowns of its fit.
 _RESOLUTION = 0.001
 _UNKNOWNS = 3
-LEVEL = 0.95
 
 
 class Verdict(StrEnum):

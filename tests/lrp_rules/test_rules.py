@@ -266,7 +266,7 @@ def test_beta_smooth(beta: float) -> None:
 
 
 def assert_smooth(r: Tensor, x: Tensor, R: Tensor, beta: float) -> None:
-    """R = R / (1 + exp(-beta x)), up to rounding: of beta x, and of at most six steps more."""
+    """The relevance is R / (1 + exp(-beta x)), up to rounding: of beta x, and of at most six steps more."""
     exponents = beta * x.detach().numpy().astype(np.longdouble)
     expected = R.numpy() / (1 + np.exp(-exponents))
     unit, least = torch.finfo(torch.float64).eps / 2, torch.finfo(torch.float64).tiny
