@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -79,7 +80,7 @@ def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> 
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    ignored: list[Key] = [ignore] if isinstance(ignore, (str, type)) else list(ignore)
+    ignored = _listed(ignore)
     table: dict[Key, Hook] = dict(rules)
     _check_keys([*table, *ignored], names)
 
@@ -112,6 +113,13 @@ def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> 
         attachment.remove()
         raise
     return attachment
+
+
+def _listed(keys: Key | Iterable[Key]) -> list[Key]:
+    """Return one key or several as a list; what is no key is left to ``_check_keys``, which names it."""
+    if isinstance(keys, (str, type)) or not isinstance(keys, Iterable):
+        return [keys]
+    return list(keys)
 
 
 def _matches(key: Key, module: nn.Module, names: list[str]) -> bool:

@@ -219,6 +219,16 @@ def test_keys_that_are_neither_types_nor_names(key: Any) -> None:
     assert repr(key) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key", [3, None, nn.ReLU(), nn.Sequential(nn.ReLU())], ids=["number", "none", "module", "several"]
+)
+def test_what_is_ignored_is_neither_a_type_nor_a_name(key: Any) -> None:
+    network = model()
+    with pytest.raises(TypeError, match="expected a type of module"):
+        put(network, {"*": LINEAR}, ignore=key)
+    assert handles(network) == []
+
+
 def test_an_exception_half_way_removes_all() -> None:
     class Refuses(Epsilon):
         def register(self, module: nn.Module) -> Any:
