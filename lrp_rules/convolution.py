@@ -72,6 +72,11 @@ class WindowLayer(WeightedLayer):
         return self.run_with(x.narrow(dim, 0, some).abs(), weight.narrow(self.input_dim, 0, some).abs(), -bias.abs())
 
 
+def _side_by_side(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    # torch copies a single tensor, too
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
     """Add the channels of each group up; ``dim`` counts from the end."""
     if v.shape[dim] == groups:
@@ -146,14 +151,14 @@ class ConvLayer(WindowLayer):
         if len(rows) * count == 1 or self.module.groups > 1 or channels > FEW or any(nothing in row for row in rows):
             return super().grid(*rows)
         # a convolution of few channels takes as long for twice as many: side by side, and what they add up to is free
-        weight = torch.cat([torch.cat([self._weight(change) for change in row], 1) for row in rows])
+        weight = _side_by_side([_side_by_side([self._weight(change) for change in row], 1) for row in rows], 0)
         wide = self.x.narrow(dim, 0, 1).expand(*self.x.shape[:dim], count * channels, *self.x.shape[dim + 1 :])
         A = self.but(
             inputs=(wide,), given={"weight": weight, "bias": None}, zero_params=(), memo={}, scratch=None
         ).matrix()
         return Grid(
-            lambda vectors: (A @ torch.cat(list(vectors), dim)).chunk(len(rows), dim),
-            lambda s: (A.T @ torch.cat(list(s), dim)).split(channels, dim),
+            lambda vectors: (A @ _side_by_side(vectors, dim)).chunk(len(rows), dim),
+            lambda s: (A.T @ _side_by_side(s, dim)).split(channels, dim),
         )
 
     def _pads(self) -> list[tuple[int, int]]:

@@ -34,6 +34,8 @@ class FormulaRule(BasicHook):
     #: one ``A.T @ s``: then parts may be done one after the other.
     samples_apart: ClassVar[bool] = True
     outputs_apart: ClassVar[bool] = True
+    #: Whether it uses other weights than the layer's own.
+    changes_weights: ClassVar[bool] = True
 
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
@@ -56,7 +58,7 @@ class FormulaRule(BasicHook):
     def _relevance(self, layer: Layer, R: Tensor, out: Tensor | None = None) -> Tensor:
         vectors = self.vectors(layer)
         if self.outputs_apart and self.stabilizes_entries:
-            found = layer.by_outputs(self.coefficients, vectors, R)
+            found = layer.by_outputs(self.coefficients, vectors, R, changes_weights=self.changes_weights)
         else:
             found = self.coefficients(layer, vectors, R)
         return self._total(layer, vectors, found, out)

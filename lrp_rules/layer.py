@@ -224,25 +224,30 @@ class Layer:
                 out.copy_(found)
         return r
 
-    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor) -> Tensors:
-        """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if faster."""
+    def by_outputs(
+        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool = True
+    ) -> Tensors:
+        """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if better.
+
+        That saves time where weights are changed for it, and memory in any case.
+        """
         return coefficients(self, vectors, R)
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
         """Return r = sum v * c over vectors and their coefficients, which are not needed any more."""
-        if out is None:
-            r = vectors[0] * coefficients[0]
-            for v, c in zip(vectors[1:], coefficients[1:], strict=True):
-                r = torch.addcmul(r, v, c)
-            return r
-        torch.mul(vectors[0], coefficients[0], out=out)
+        r = torch.mul(vectors[0], coefficients[0], out=self._into(coefficients[0]) if out is None else out)
         for v, c in zip(vectors[1:], coefficients[1:], strict=True):
-            out.addcmul_(v, c)
-        return out
+            r = torch.addcmul(r, v, c, out=into(r))
+        return r
+
+    def _into(self, coefficient: Tensor) -> Tensor | None:
+        """Return the coefficient, if r may be written over it: nobody else has its memory."""
+        return None
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return A^T s for each input."""
-        return (self.matrix().transposed(s[0]),)
+        A = self.matrix()
+        return (A.transposed(s[0]) if self.start is None else A.onto(s[0], self.start[0]),)
 
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:
@@ -347,11 +352,9 @@ class WeightedLayer(Layer):
         """Return a part of A(|w|) |x|, less |b|; None where that takes as long as A x, or has to be waited for."""
         raise NotImplementedError
 
-    def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
-        first = coefficients[0]
-        if out is None and not torch.is_grad_enabled() and first.shape == self.x.shape and whole(first):
-            out = first  # it was made for this
-        return super().total(vectors, coefficients, out)
+    def _into(self, coefficient: Tensor) -> Tensor | None:
+        fits = not torch.is_grad_enabled() and coefficient.shape == self.x.shape and whole(coefficient)
+        return coefficient if fits else None
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what the module would, with these parameters."""

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 #: How many weights are changed at a time, for each thread. A layer with many more is done in blocks of its outputs: a
 #: block is changed into memory that stays in cache, and used forwards and backwards, so that each weight is read once.
 ROWS = 2**19
+#: With more products than this, a quarter of the outputs is done at a time also where no weight is changed. R / S(d) is
+#: as large as the output, and a quarter of it takes a quarter of that memory, for a per cent or two of the time.
+QUARTERED = 2**26
+#: Fewer rows of a weight are not worth operations of their own.
+LEAST = 256
 
 __all__ = [
     "BatchNormLayer",
@@ -66,17 +71,22 @@ class LinearLayer(WeightedLayer):
         assert bias is not None
         if x.device.type != "cpu" or x.shape[-1] <= TERMS:
             return None
-        return F.linear(x[..., :TERMS].abs(), weight[:, :TERMS].abs(), -bias.abs())
+        some = x[..., :TERMS].abs()
+        # |w| in blocks no larger than the output: all of it would be the most that is made for a few samples
+        step = max(LEAST, self.shape.numel() // TERMS)
+        blocks = zip(weight[:, :TERMS].split(step), bias.split(step), strict=True)
+        found = [F.linear(some, w.abs(), -b.abs()) for w, b in blocks]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def matrix_of_ones(self) -> Matrix:
         return Matrix(_sum, _sum)
 
-    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor) -> Tensors:
+    def by_outputs(
+        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool = True
+    ) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None
-        if weight.numel() <= ROWS:
-            return coefficients(self, vectors, R)
-        step = max(1, ROWS * torch.get_num_threads() // weight.shape[1])
+        step = self._outputs_at_a_time(weight, changes_weights=changes_weights)
         if R.device.type != "cpu" or torch.is_grad_enabled() or step >= len(weight):
             return coefficients(self, vectors, R)
         found: Tensors | None = None
@@ -90,6 +100,13 @@ class LinearLayer(WeightedLayer):
             found = coefficients(layer, vectors, part)
         assert found is not None
         return found
+
+    def _outputs_at_a_time(self, weight: Tensor, *, changes_weights: bool) -> int:
+        if changes_weights and weight.numel() > ROWS:
+            return max(1, ROWS * torch.get_num_threads() // weight.shape[1])
+        if not changes_weights and self.multiply_adds > QUARTERED:
+            return max(LEAST, -(-len(weight) // 4))
+        return len(weight)
 
     def at_ones(self) -> Self:
         # every leading dimension holds samples

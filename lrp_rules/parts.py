@@ -24,7 +24,7 @@ PART = _cache()
 
 def large(*tensors: Tensor) -> bool:
     """Whether one of the tensors is more than a part."""
-    return any(t.nbytes > PART for t in tensors)
+    return max([t.nbytes for t in tensors]) > PART
 
 
 def whole(tensor: Tensor) -> bool:

@@ -93,15 +93,13 @@ class Epsilon(FormulaRule):
 
     allows_several: ClassVar[bool] = True
     uses_output: ClassVar[bool] = True
-    #: The weights are used as they are: there are no changed ones to keep in cache.
-    outputs_apart: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
 
     def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(epsilon, zero_params)
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        A = layer.grid([None])
-        return A.T @ [self.shares(R, layer.linear_outputs[0])]
+        return layer.pull((self.shares(R, layer.linear_outputs[0]),))
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if len(layer.inputs) == len(R) == 1:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
+    monkeypatch.setattr(linear_map, "QUARTERED", 0)
+    monkeypatch.setattr(linear_map, "LEAST", 1)
 
 
 BY_SAMPLES: dict[str, tuple[Callable[[], Hook], Callable[[], nn.Module], tuple[int, ...]]] = {
