@@ -41,7 +41,7 @@ class Effort:
     pairs_fast: int = 400
     pairs_slow: int = 30
     seconds: float = 15.0
-    warm_up: float = 0.05
+    warm_up: float = 0.02
 
     def quads(self, pair_seconds: float) -> int:
         """Return the quads of one process, when a call of A and one of B take ``pair_seconds`` together.

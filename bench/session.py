@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Seconds for one process to answer one cell; the gate of a large model takes minutes.
+#: Seconds for one process to answer one cell; a large model takes one or two minutes.
 TIME_LIMIT = 900.0
 _KILLED = -9
 
 FULL = Effort()
-QUICK = Effort(processes=3, pairs_fast=120, pairs_slow=12, seconds=1.0, warm_up=0.02)
+QUICK = Effort(processes=3, pairs_fast=120, pairs_slow=12, seconds=1.0)
 
 
 @dataclass(frozen=True)
