@@ -86,8 +86,11 @@ class LinearLayer(WeightedLayer):
     ) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None
-        step = self._outputs_at_a_time(weight, changes_weights=changes_weights)
-        if R.device.type != "cpu" or torch.is_grad_enabled() or step >= len(weight):
+        many = weight.numel() > ROWS if changes_weights else R.numel() * weight.shape[1] > QUARTERED
+        if not many or R.device.type != "cpu" or torch.is_grad_enabled():
+            return coefficients(self, vectors, R)
+        step = max(1, ROWS * torch.get_num_threads() // weight.shape[1]) if changes_weights else _quarter(len(weight))
+        if step >= len(weight):
             return coefficients(self, vectors, R)
         found: Tensors | None = None
         scratch: dict[Change, Tensor] = {}
@@ -100,13 +103,6 @@ class LinearLayer(WeightedLayer):
             found = coefficients(layer, vectors, part)
         assert found is not None
         return found
-
-    def _outputs_at_a_time(self, weight: Tensor, *, changes_weights: bool) -> int:
-        if changes_weights and weight.numel() > ROWS:
-            return max(1, ROWS * torch.get_num_threads() // weight.shape[1])
-        if not changes_weights and self.multiply_adds > QUARTERED:
-            return max(LEAST, -(-len(weight) // 4))
-        return len(weight)
 
     def at_ones(self) -> Self:
         # every leading dimension holds samples
@@ -122,6 +118,10 @@ class LinearLayer(WeightedLayer):
 
     def _per_output(self, bias: Tensor) -> Tensor:
         return bias
+
+
+def _quarter(outputs: int) -> int:
+    return max(LEAST, -(-outputs // 4))
 
 
 def _sum(v: Tensor) -> Tensor:
