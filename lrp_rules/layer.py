@@ -225,7 +225,7 @@ class Layer:
         return r
 
     def by_outputs(
-        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool = True
+        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool
     ) -> Tensors:
         """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if better.
 

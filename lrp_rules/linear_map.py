@@ -82,7 +82,7 @@ class LinearLayer(WeightedLayer):
         return Matrix(_sum, _sum)
 
     def by_outputs(
-        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool = True
+        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool
     ) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None

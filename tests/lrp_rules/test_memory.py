@@ -30,7 +30,7 @@ def peak(module: nn.Module, shape: tuple[int, ...], rule: Hook | None) -> int:
 
 
 @pytest.mark.parametrize("rule", [Epsilon, Norm])
-@pytest.mark.parametrize(("size", "batch"), [(512, 1024), (2048, 64)], ids=["halves", "quarters"])
+@pytest.mark.parametrize(("size", "batch"), [(1024, 128), (2048, 64)])
 def test_epsilon_holds_a_quarter_more_than_the_gradient_at_most(size: int, batch: int, rule: type[Hook]) -> None:
     module = nn.Linear(size, size)
     assert peak(module, (batch, size), rule()) <= 1.25 * peak(module, (batch, size), None)
@@ -39,8 +39,8 @@ def test_epsilon_holds_a_quarter_more_than_the_gradient_at_most(size: int, batch
 def test_done_at_once_it_holds_half_more(monkeypatch: pytest.MonkeyPatch) -> None:
     # the mutant of the above
     monkeypatch.setattr(linear_map, "QUARTERED", 2**40)
-    module = nn.Linear(512, 512)
-    assert peak(module, (1024, 512), Epsilon()) == 1.5 * peak(module, (1024, 512), None)
+    module = nn.Linear(1024, 1024)
+    assert peak(module, (128, 1024), Epsilon()) == 1.5 * peak(module, (128, 1024), None)
 
 
 def test_looking_at_the_weight_takes_no_more_than_the_layer_for_a_few_samples() -> None:
