@@ -153,8 +153,6 @@ class Layer:
 
     #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
     used_buffers: ClassVar[tuple[str, ...]] = ()
-    #: Whether it may be faster to do some samples after the others.
-    takes_samples: ClassVar[bool] = True
 
     def matrix(self, change: Change | None = None) -> Matrix:
         """Return A(w), or A(change(w))."""
@@ -224,9 +222,7 @@ class Layer:
                 out.copy_(found)
         return r
 
-    def by_outputs(
-        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool
-    ) -> Tensors:
+    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool) -> Tensors:
         """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if better.
 
         That saves time where weights are changed for it, and memory in any case.
@@ -283,6 +279,11 @@ class Layer:
     @property
     def batched(self) -> bool:
         """Whether the first dimension of the input holds samples."""
+        return True
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether it may be faster to do some samples after the others."""
         return True
 
     @property

@@ -81,9 +81,7 @@ class LinearLayer(WeightedLayer):
     def matrix_of_ones(self) -> Matrix:
         return Matrix(_sum, _sum)
 
-    def by_outputs(
-        self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool
-    ) -> Tensors:
+    def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None
         many = weight.numel() > ROWS if changes_weights else R.numel() * weight.shape[1] > QUARTERED
@@ -111,6 +109,12 @@ class LinearLayer(WeightedLayer):
     @property
     def batched(self) -> bool:
         return self.x.ndim > 1
+
+    @property
+    def takes_samples(self) -> bool:
+        # each part of the samples would read, and change, every weight once more
+        weight = self.given["weight"]
+        return weight is not None and weight.numel() <= ROWS
 
     @property
     def _dims(self) -> int:

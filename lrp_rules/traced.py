@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ class TracedLayer(Layer):
 
     The module is run again, by ``run``, only for changed parameters or inputs.
     """
-
-    takes_samples: ClassVar[bool] = False  # there is one graph for all of them
 
     def matrix(self, change: Change | None = None) -> Matrix:
         inputs, outputs = self._trace(change)
@@ -51,6 +49,10 @@ class TracedLayer(Layer):
         # AvgPool2d and its like take a batch of one dimension more, or a single sample
         name = type(self.module).__name__
         return self.x.ndim == int(name[-2]) + 2 if name[-2:] in {"1d", "2d", "3d"} else self.x.ndim > 1
+
+    @property
+    def takes_samples(self) -> bool:
+        return False  # there is one graph for all of them
 
     @property
     def fixed(self) -> bool:

@@ -100,10 +100,18 @@ def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
 def test_large_layers_are_done_in_parts() -> None:
     linear, x = nn.Linear(4, 6), torch.randn(5, 4)
     conv, image = nn.Conv2d(1, 2, 2), torch.randn(5, 1, 3, 3)
-    assert count_parts(ZPlus(), linear, x) == len(x) * len(linear.weight)
-    assert count_parts(Epsilon(), linear, x) == len(x) * 3  # a quarter of six outputs, rounded up, is two
+    assert count_parts(ZPlus(), linear, x) == len(linear.weight)  # and all samples, or weights would be read again
+    assert count_parts(Epsilon(), linear, x) == 3  # a quarter of six outputs, rounded up, is two
     assert count_parts(WSquare(), linear, x) == len(linear.weight)
     assert count_parts(ZPlus(), conv, image) == count_parts(Epsilon(), conv, image) == len(image)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_small_linear_layers_are_done_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = nn.Linear(4, 6), torch.randn(5, 4)
+    monkeypatch.setattr(linear_map, "ROWS", linear.weight.numel())
+    assert count_parts(ZPlus(), linear, x) == len(x)
+    assert count_parts(Epsilon(), linear, x) == len(x) * 3
 
 
 @pytest.mark.usefixtures("small_parts")
