@@ -57,6 +57,14 @@ def test_parts_add_up(rule: str, layer: str) -> None:
     assert torch.equal(relevance(hook, module, x, R), whole)
 
 
+def test_what_is_large_is_so_by_its_largest_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART", 100)
+    small, large = torch.empty(10, dtype=torch.float64), torch.empty(20, dtype=torch.float64)
+    assert parts.large(small, large)
+    assert parts.large(large, small)
+    assert not parts.large(small, small)
+
+
 @pytest.mark.parametrize(
     ("capabilities", "size"),
     [
@@ -104,6 +112,15 @@ def test_large_layers_are_done_in_parts() -> None:
     assert count_parts(Epsilon(), linear, x) == 3  # a quarter of six outputs, rounded up, is two
     assert count_parts(WSquare(), linear, x) == len(linear.weight)
     assert count_parts(ZPlus(), conv, image) == count_parts(Epsilon(), conv, image) == len(image)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_outputs_are_done_in_quarters_where_no_weight_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = nn.Linear(4, 20), torch.randn(5, 4)
+    assert count_parts(Epsilon(), linear, x) == 4
+    monkeypatch.setattr(linear_map, "QUARTERED", 2**40)
+    assert count_parts(Epsilon(), linear, x) == 1
+    assert count_parts(ZPlus(), linear, x) == 20
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -187,17 +204,18 @@ def test_a_weight_is_changed_once_for_all_samples(gamma: float, monkeypatch: pyt
 # --- A x from an output that holds a bias, too ------------------------------------------------------------------------
 
 
-def with_bias(module: nn.Module, bias: float) -> Any:
+def with_bias(module: nn.Module, bias: float | Tensor) -> Any:
     for parameter in module.parameters():
         signs = torch.where(integers(parameter.shape, seed=4) < 0, -1.0, 1.0)
         parameter.data = (signs * integers(parameter.shape, seed=3, low=1)).float()
     assert isinstance(module.bias, Tensor)
-    module.bias.data.fill_(bias)
+    module.bias.data.copy_(torch.as_tensor(bias))
     return module
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(8, 3), (4, 8)),
+    "linear-by-rows": (lambda: nn.Linear(8, 5), (1, 8)),
     "linear-on-positions": (lambda: nn.Linear(8, 3), (2, 3, 8)),
     "conv2d": (lambda: nn.Conv2d(8, 3, 2), (2, 8, 4, 4)),
     "conv2d-circular": (lambda: nn.Conv2d(8, 3, 2, padding=1, padding_mode="circular"), (2, 8, 4, 4)),
@@ -208,7 +226,7 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 RECOMPUTED = {"transposed2d-stride", "conv2d-groups"}
 
 
-def without_bias(name: str, bias: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, int]:
+def without_bias(name: str, bias: float | Tensor, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, int]:
     """Return r, the exact one, and how often the whole layer was run in the backward pass."""
     make, shape = LAYERS[name]
     module, x = with_bias(make(), bias), integers(shape, seed=1, low=1).float()
@@ -263,6 +281,15 @@ def test_a_bias_that_has_taken_the_digits_is_not(name: str, monkeypatch: pytest.
     # beside 2^26, a float32 has no digit left for numbers below 4
     few_terms(monkeypatch)
     got, expected, runs = without_bias(name, 2.0**26, monkeypatch)
+    assert torch.equal(got, expected)
+    assert runs > 0
+
+
+def test_a_bias_that_outweighs_the_last_output_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_terms(monkeypatch)
+    bias = torch.ones(5)
+    bias[-1] = 2.0**26
+    got, expected, runs = without_bias("linear-by-rows", bias, monkeypatch)
     assert torch.equal(got, expected)
     assert runs > 0
 
