@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp_rules.layer import TERMS, Grid, Matrix, WeightedLayer, nothing
+from lrp_rules.layer import TERMS, Grid, GridMap, Map, Matrix, WeightedLayer, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,14 +44,14 @@ class WindowLayer(WeightedLayer):
             zero_params=(),
         )
         A, inside, outside = thin.matrix(), self.x.shape[dim] // groups, self.shape[dim] // groups
-        return Matrix(
+        return Map(
             lambda v: _spread(A @ _gather(v, groups, dim), outside, groups, dim),
             lambda s: _spread(A.T @ _gather(s, groups, dim), inside, groups, dim),
         )
 
-    def at_ones(self) -> Self:
+    def ones(self) -> Tensor:
         one = self.x[:1] if self.batched else self.x
-        return self.but(inputs=(one.new_ones(()).expand(one.shape),), outputs=None)
+        return one.new_ones(()).expand(one.shape)
 
     def _product(self, v: Tensor, weight: Tensor) -> Tensor:
         """Return A(weight) v. Where all channels of v are one tensor, the weights are added up before."""
@@ -143,7 +143,7 @@ class ConvLayer(WindowLayer):
                 return self._product(v.expand(2, *v.shape[1:]), weight)[:1]
             return self._product(v, weight)
 
-        return Matrix(forward, transposed, fresh=True)
+        return Map(forward, transposed, fresh=True)
 
     def grid(self, *rows: Sequence[Change | None]) -> Grid:
         dim, count = -self._dims - 1, len(rows[0])
@@ -156,7 +156,7 @@ class ConvLayer(WindowLayer):
         A = self.but(
             inputs=(wide,), given={"weight": weight, "bias": None}, zero_params=(), memo={}, scratch=None
         ).matrix()
-        return Grid(
+        return GridMap(
             lambda vectors: (A @ _side_by_side(vectors, dim)).chunk(len(rows), dim),
             lambda s: (A.T @ _side_by_side(s, dim)).split(channels, dim),
         )
@@ -219,4 +219,4 @@ class ConvTransposeLayer(WindowLayer):
                 r = r.narrow(dim, 0, size)
             return r
 
-        return Matrix(lambda v: self._product(v, weight), transposed, fresh=True)
+        return Map(lambda v: self._product(v, weight), transposed, fresh=True)

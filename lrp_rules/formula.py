@@ -50,6 +50,9 @@ class FormulaRule(BasicHook):
         raise NotImplementedError
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        if layer.small:
+            vectors = self.vectors(layer)
+            return self._total(layer, vectors, self.coefficients(layer, vectors, R), None)
         # a stabilizer that may look at several denominators is to see them all
         if not self.samples_apart or not self.stabilizes_entries:
             return self._relevance(layer, R)

@@ -192,14 +192,15 @@ class LayerHook(Hook):
 
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
         module = call.module
-        own = {name: value for name, value in effective_parameters(module).items() if value is not None}
+        effective = effective_parameters(module)
+        own = {name: value for name, value in effective.items() if value is not None}
+        if len(own) < len(effective) and call.kind is not TracedLayer:
+            call.absent = {name: None for name in effective if name not in own}
         call.names = tuple(own)
         parameters = tuple(own.values())
-        state = (
-            *self._kept(call, inputs, outputs),
-            *parameters,
-            *(getattr(module, name) for name in call.kind.used_buffers),
-        )
+        state = (*self._kept(call, inputs, outputs), *parameters)
+        if call.kind.used_buffers:
+            state = (*state, *(getattr(module, name) for name in call.kind.used_buffers))
         if call.kind is TracedLayer:
             # a call cannot be repeated once parameters below the module have changed: that is watched
             below = parameters_below(module)
@@ -221,7 +222,7 @@ class LayerHook(Hook):
             if call.kind is TracedLayer:
                 outputs = call.run(own, *xs, below=ends[count:])
             else:
-                given: dict[str, Tensor | None] = {**dict.fromkeys(call.all_names), **own}
+                given: dict[str, Tensor | None] = {**call.absent, **own}
                 outputs = (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
         return pull(outputs, ends, gradients, create_graph=create_graph)
 
@@ -235,10 +236,10 @@ class LayerHook(Hook):
         return call.kind(call.module, inputs, outputs, shape, given, zero_params, run=call.run, buffers=buffers)
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
-        hook, saved = self._private(call, saved)
+        hook, saved = self._private(call, saved) if call.kept else (self, saved)
         names = call.names
-        given: dict[str, Tensor | None] = dict.fromkeys(call.all_names)
-        given.update(zip(names, saved, strict=False))
+        given: dict[str, Tensor | None] = dict(zip(names, saved, strict=False))
+        given.update(call.absent)
         outputs: Tensors | None = None
         if call.kind is TracedLayer:
             outputs = saved[len(names) : len(names) + len(relevance)]

@@ -16,7 +16,7 @@ from lrp_rules.params import zeroed
 from lrp_rules.parts import into, large, parts, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     #: Elementwise; as torch's own functions, it takes ``out``.
     Change = Callable[..., Tensor]
@@ -33,18 +33,18 @@ def nothing(v: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mul(v, 0, out=out)
 
 
-@dataclass(slots=True)  # frozen ones take longer to make than a small product
 class Matrix:
     """A matrix known by what it does: ``A @ v`` and ``A.T @ s``.
 
     ``plus(v, d)`` is d + A v and ``onto(s, c)`` is c + A^T s. Where what a matrix gives is ``fresh``, nobody else's,
-    they may write to d and c, which it has given. ``adding`` is a faster way to the latter.
+    they may write to d and c, which it has given.
     """
+
+    __slots__ = ()
 
     forward: Callable[[Tensor], Tensor]
     transposed: Callable[[Tensor], Tensor]
-    fresh: bool = False
-    adding: Callable[[Tensor, Tensor], Tensor] | None = None
+    fresh: bool
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         return self.forward(vector)
@@ -52,7 +52,7 @@ class Matrix:
     @property
     def T(self) -> Matrix:
         """The transpose."""
-        return Matrix(self.transposed, self.forward, self.fresh)
+        return Map(self.transposed, self.forward, self.fresh)
 
     def plus(self, v: Tensor, d: Tensor) -> Tensor:
         """Return d + A v."""
@@ -60,55 +60,86 @@ class Matrix:
 
     def onto(self, s: Tensor, c: Tensor) -> Tensor:
         """Return c + A^T s."""
-        return self.T.plus(s, c) if self.adding is None else self.adding(s, c)
+        return torch.add(c, self.transposed(s), out=into(c) if self.fresh else None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)  # frozen ones take longer to make than a small product
+class Map(Matrix):
+    """A matrix that is made of two functions."""
+
+    forward: Callable[[Tensor], Tensor]
+    transposed: Callable[[Tensor], Tensor]
+    fresh: bool = False
+
+
 class Grid:
-    """Matrices A_jk in rows: ``A @ v`` is sum_k A_jk v_k for each j, ``A.T @ s`` is sum_j A_jk^T s_j for each k."""
+    """Matrices A_jk in rows: ``A @ v`` is sum_k A_jk v_k for each j, ``A.T @ s`` is sum_j A_jk^T s_j for each k.
 
-    forward: Callable[[Tensors], Tensors]
-    transposed: Callable[[Tensors], Tensors]
+    None stands for zeros. ``start`` is added to what ``A.T @ s`` gives.
+    """
+
+    __slots__ = ("rows", "start")
+
+    def __init__(self, rows: Sequence[Sequence[Matrix | None]], start: Tensors | None = None) -> None:
+        self.rows, self.start = rows, start
+
+    def __matmul__(self, vectors: Tensors) -> Tensors:
+        sums = []
+        for row in self.rows:
+            d: Tensor | None = None
+            for A, v in zip(row, vectors, strict=True):
+                if A is not None:
+                    d = A.forward(v) if d is None else A.plus(v, d)
+            assert d is not None
+            sums.append(d)
+        return sums
+
+    def pull(self, s: Tensors) -> Tensors:
+        """Return ``A.T @ s``."""
+        sums = []
+        for k in range(len(self.rows[0])):
+            c = None if self.start is None else self.start[k]
+            for row, s_j in zip(self.rows, s, strict=True):
+                A = row[k]
+                if A is not None:
+                    c = A.transposed(s_j) if c is None else A.onto(s_j, c)
+            assert c is not None
+            sums.append(c)
+        return sums
+
+    @property
+    def T(self) -> _Transposed:
+        """The transpose."""
+        return _Transposed(self)
+
+
+class _Transposed:
+    __slots__ = ("grid",)
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def __matmul__(self, s: Tensors) -> Tensors:
+        return self.grid.pull(s)
+
+
+class GridMap(Grid):
+    """A grid that is made of two functions."""
+
+    __slots__ = ("forward", "transposed")
+
+    def __init__(self, forward: Callable[[Tensors], Tensors], transposed: Callable[[Tensors], Tensors]) -> None:
+        self.forward, self.transposed = forward, transposed
 
     def __matmul__(self, vectors: Tensors) -> Tensors:
         return self.forward(vectors)
 
-    @property
-    def T(self) -> Grid:
-        """The transpose."""
-        return Grid(self.transposed, self.forward)
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[Matrix | None]], start: Tensors | None = None) -> Grid:
-        """Return the grid of these rows, None for zeros. ``start`` is added to what ``A.T @ s`` gives."""
-        if len(rows) == len(rows[0]) == 1 and start is None and rows[0][0] is not None:
-            A = rows[0][0]  # most grids are that small, and so are many layers
-            return cls(lambda vectors: (A.forward(vectors[0]),), lambda s: (A.transposed(s[0]),))
-        columns = list(zip(*rows, strict=True))
-        starts = [None] * len(columns) if start is None else start
-        return cls(
-            lambda vectors: [_forward(row, vectors) for row in rows],
-            lambda s: [_transposed(column, s, c) for column, c in zip(columns, starts, strict=True)],
-        )
+    def pull(self, s: Tensors) -> Tensors:
+        return self.transposed(s)
 
 
-def _pairs(matrices: Sequence[Matrix | None], tensors: Tensors) -> Iterator[tuple[Matrix, Tensor]]:
-    return ((A, v) for A, v in zip(matrices, tensors, strict=True) if A is not None)
-
-
-def _forward(row: Sequence[Matrix | None], vectors: Tensors) -> Tensor:
-    d: Tensor | None = None
-    for A, v in _pairs(row, vectors):
-        d = A.forward(v) if d is None else A.plus(v, d)
-    assert d is not None
-    return d
-
-
-def _transposed(column: Sequence[Matrix | None], parts: Tensors, c: Tensor | None) -> Tensor:
-    for A, s in _pairs(column, parts):
-        c = A.transposed(s) if c is None else A.onto(s, c)
-    assert c is not None
-    return c
+#: Up to how many pairs of an input and an output a layer is small. It has no more products than pairs.
+SMALL = 2**20
 
 
 @dataclass
@@ -161,16 +192,16 @@ class Layer:
     def grid(self, *rows: Sequence[Change | None]) -> Grid:
         """Return the matrices A(change(w)), in the rows of the changes."""
         if len(rows) == len(rows[0]) == 1:
-            return Grid.of(((self.matrix(rows[0][0]),),), self.start)
+            return Grid(((self.matrix(rows[0][0]),),), self.start)
         if self.fixed and not any(nothing in row for row in rows):
             # one matrix in every place: a sum goes through it once
             A, height, width = self.matrix(), len(rows), len(rows[0])
-            return Grid(
+            return GridMap(
                 lambda vectors: [A @ reduce(torch.add, vectors)] * height,
                 lambda s: [A.T @ reduce(torch.add, s)] * width,
             )
         made = {change: None if change is nothing else self.matrix(change) for row in rows for change in row}
-        return Grid.of([[made[change] for change in row] for row in rows], self.start)
+        return Grid([[made[change] for change in row] for row in rows], self.start)
 
     def matrix_of_ones(self) -> Matrix:
         """Return A(1). What it gives may have one channel for all that are the same."""
@@ -201,9 +232,13 @@ class Layer:
             self.memo[key] = make()
         return self.memo[key]
 
-    def at_ones(self) -> Self:
-        """Return the layer with ones as its input: one sample of them, since all samples are the same."""
-        return self.but(inputs=(torch.ones_like(self.x[:1] if self.batched else self.x),), outputs=None)
+    def at(self, x: Tensor) -> Self:
+        """Return the layer at another input."""
+        return self.but(inputs=(x,), outputs=None)
+
+    def ones(self) -> Tensor:
+        """Return ones for the input: one sample of them, since all samples are the same."""
+        return torch.ones_like(self.x[:1] if self.batched else self.x)
 
     def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
         """Return ``formula(self, R)``, for a formula that takes each sample by itself: by parts, if faster."""
@@ -242,8 +277,11 @@ class Layer:
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return A^T s for each input."""
-        A = self.matrix()
-        return (A.transposed(s[0]) if self.start is None else A.onto(s[0], self.start[0]),)
+        return (self.back(self.matrix(), s[0]),)
+
+    def back(self, A: Matrix, s: Tensor) -> Tensor:
+        """Return A^T s, with what the parts of the outputs before this one gave."""
+        return A.transposed(s) if self.start is None else A.onto(s, self.start[0])
 
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:
@@ -280,6 +318,11 @@ class Layer:
     def batched(self) -> bool:
         """Whether the first dimension of the input holds samples."""
         return True
+
+    @property
+    def small(self) -> bool:
+        """Whether its products take so little that the number of operations is what counts: nothing is worth a cut."""
+        return self.x.numel() * self.shape.numel() <= SMALL
 
     @property
     def takes_samples(self) -> bool:
@@ -330,7 +373,7 @@ class WeightedLayer(Layer):
             return self.real_outputs
         bias, out = self.given["bias"], self.outputs
         if bias is None or out is None or self.zero_params != ("bias",) or self.multiply_adds <= ANEW:
-            return super().linear_outputs
+            return (self._anew(),)
         # z - b is A x but for rounding, unless b outweighs A(|w|) |x| and has taken the digits of A x. That sum is at
         # least |A x|, and what some of the inputs contribute to it.
         excess = None if torch.is_grad_enabled() else self.excess()
@@ -340,7 +383,16 @@ class WeightedLayer(Layer):
                 return (difference,)
             if torch.maximum(excess, difference.abs() - self._per_output(bias.abs())).amin() >= 0:
                 return (difference,)
-        return super().linear_outputs
+        return (self._anew(),)
+
+    def _anew(self) -> Tensor:
+        d, bias = self.matrix() @ self.x, self.parameters["bias"]
+        return d if bias is None else self.plus(d, self._per_output(bias))
+
+    @property
+    def parameters(self) -> Parameters:
+        # a bias of zeros is none
+        return {**self.given, "bias": None} if self.zero_params == ("bias",) else super().parameters
 
     @property
     def multiply_adds(self) -> int:

@@ -7,7 +7,7 @@ f(x) - A x.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _single
 
 from lrp_rules.convolution import ConvLayer, ConvTransposeLayer
-from lrp_rules.layer import TERMS, Layer, Matrix, WeightedLayer
+from lrp_rules.layer import TERMS, Layer, Map, Matrix, WeightedLayer
 from lrp_rules.traced import TracedLayer, pull
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "ConvTransposeLayer",
     "Layer",
     "LinearLayer",
+    "Map",
     "Matrix",
     "PoolLayer",
     "ReLULayer",
@@ -48,19 +49,33 @@ __all__ = [
 ]
 
 
+class Weight(Matrix):
+    """A matrix that is there: the weight of a linear layer."""
+
+    __slots__ = ("weight",)
+    fresh = True
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def forward(self, v: Tensor) -> Tensor:
+        return F.linear(v, self.weight)
+
+    def transposed(self, s: Tensor) -> Tensor:
+        return s @ self.weight
+
+    def onto(self, s: Tensor, c: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or s.ndim != 2:
+            return c + s @ self.weight
+        return c.addmm_(s, self.weight)
+
+
 @dataclass
 class LinearLayer(WeightedLayer):
     """:class:`torch.nn.Linear`, over the last dimension of inputs of any rank."""
 
     def matrix(self, change: Change | None = None) -> Matrix:
-        weight = self._weight(change)
-
-        def adding(s: Tensor, c: Tensor) -> Tensor:
-            if torch.is_grad_enabled() or s.ndim != 2:
-                return c + s @ weight
-            return c.addmm_(s, weight)
-
-        return Matrix(lambda v: F.linear(v, weight), lambda s: s @ weight, fresh=True, adding=adding)
+        return Weight(self._weight(change))
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -79,7 +94,7 @@ class LinearLayer(WeightedLayer):
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def matrix_of_ones(self) -> Matrix:
-        return Matrix(_sum, _sum)
+        return Map(_sum, _sum)
 
     def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool) -> Tensors:
         weight, bias = self.given["weight"], self.given["bias"]
@@ -102,9 +117,9 @@ class LinearLayer(WeightedLayer):
         assert found is not None
         return found
 
-    def at_ones(self) -> Self:
+    def ones(self) -> Tensor:
         # every leading dimension holds samples
-        return self.but(inputs=(self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:]),), outputs=None)
+        return self.x.new_ones((1,) * (self.x.ndim > 1) + self.x.shape[-1:])
 
     @property
     def batched(self) -> bool:
@@ -142,7 +157,7 @@ class BatchNormLayer(Layer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         scale = self._scale(change)
-        return Matrix(lambda v: v * scale, lambda s: s * scale, fresh=True)
+        return Map(lambda v: v * scale, lambda s: s * scale, fresh=True)
 
     def output(self) -> Tensor:
         mean, variance = self.buffers["running_mean"], self.buffers["running_var"]
@@ -186,7 +201,7 @@ class ReLULayer(FixedLayer):
 
     def matrix(self, change: Change | None = None) -> Matrix:
         x = self.x
-        return Matrix(lambda v: gated(v, x), lambda s: gated(s, x))
+        return Map(lambda v: gated(v, x), lambda s: gated(s, x))
 
     def output(self) -> Tensor:
         return F.relu(self.x)
@@ -203,7 +218,7 @@ class PoolLayer(FixedLayer):
     module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d
 
     def matrix(self, change: Change | None = None) -> Matrix:
-        return Matrix(self.module.forward, self._transposed)
+        return Map(self.module.forward, self._transposed)
 
     def output(self) -> Tensor:
         return self.module.forward(self.x)

@@ -8,9 +8,7 @@ graph goes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from operator import is_
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -51,6 +49,8 @@ class Call:
     shapes: list[torch.Size]
     rerun: Rerun | None = None
     names: tuple[str, ...] = ()
+    #: Parameters of known layers that are None.
+    absent: Mapping[str, None] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     output: _Watched | None = None
     #: How many parameters the node has as inputs, behind the call's own.
@@ -65,11 +65,6 @@ class Call:
         # what is known as a matrix does not depend on train or eval mode, or is in eval mode
         rerun = Rerun(self.module, modes={self.module: False}) if self.rerun is None else self.rerun
         return rerun(parameters, *inputs, below=below)
-
-    @property
-    def all_names(self) -> tuple[str, ...]:
-        """Names of the parameters of known layers, also of those that are None."""
-        return () if self.kind is TracedLayer else ("weight", "bias")
 
 
 class _Node(torch.autograd.Function):
@@ -123,6 +118,13 @@ class _Node(torch.autograd.Function):
 def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
     # None is no relevance
     return len(got) == len(expected) and all(a in (None, b) for a, b in zip(got, expected, strict=True))
+
+
+def _is_among(tensor: Tensor, tensors: Tensors) -> bool:
+    for other in tensors:  # noqa: SIM110  any() of a generator takes longer than a small product
+        if other is tensor:
+            return True
+    return False
 
 
 class Registration:
@@ -232,6 +234,8 @@ class Registration:
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
 
     def _quick(self, kind: type[Layer], x: Tensor) -> bool:
+        if len(self._handles) == 1 and kind is not TracedLayer:
+            return True  # it has no pre-hook that could have made x
         own: _Own | None = vars(x).get("_lrp_own")
         if own is None or own.owner is not self:
             return kind is not TracedLayer
@@ -245,7 +249,7 @@ class Registration:
         saved, parameters, keep = self.hook._record(call, inputs, outputs)
         call.parameters = len(parameters)
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
-        returned = tuple([o.detach().clone() if any(map(partial(is_, o), saved)) else o.detach() for o in outputs])
+        returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
         if keep:
             call.output = _Watched(returned[0].detach())
         made = _Node.apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]

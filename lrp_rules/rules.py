@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrp_rules.constants import number
 from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
-from lrp_rules.layer import Grid, nothing
+from lrp_rules.layer import nothing
 from lrp_rules.linear_map import ReLULayer, gated
 from lrp_rules.parts import into, whole
 from lrp_rules.stabilizer import Stabilizer
@@ -59,13 +60,20 @@ class Increased:
 
 def nonnegative(x: Tensor) -> bool:
     """Whether x- is known to vanish. Asked on the CPU alone: elsewhere the answer would have to be waited for."""
-    return x.device.type == "cpu" and x.numel() > 0 and x.amin().item() >= 0
+    return x.is_cpu and x.numel() > 0 and x.amin().item() >= 0
 
 
 def split(layer: Layer) -> tuple[Tensor, ...]:
     """Return x+ and x-, or x alone: where x- vanishes, and where both meet the same matrix whatever the rule."""
     x = layer.x
     return (x,) if layer.fixed or nonnegative(x) else (positive(x), negative(x))
+
+
+def _times(v: Tensor, factor: float) -> Tensor:
+    """Return v times the factor; v is not needed any more."""
+    # as for a number that is no tensor, the operation rounds it, or computes with more digits than v has
+    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+    return torch.mul(v, number(factor, dtype), out=into(v))
 
 
 class Epsilon(FormulaRule):
@@ -205,7 +213,7 @@ class AlphaBeta(FormulaRule):
         da, db = A @ vectors
         sa = self.shares(R, layer.plus(da, positive(b)))
         sb = self.shares(R, layer.plus(db, negative(b)))
-        return A.T @ [torch.mul(sa, self.alpha, out=into(sa)), torch.mul(sb, -self.beta, out=into(sb))]
+        return A.T @ [_times(sa, self.alpha), _times(sb, -self.beta)]
 
 
 class Gamma(FormulaRule):
@@ -272,13 +280,13 @@ class Gamma(FormulaRule):
         z, half = layer.z, self.gamma / 2
         sgn = z.sign()
         d = layer.plus(layer.matrix(torch.abs) @ vectors[1], layer.bias.abs())
-        d = torch.mul(torch.mul(d, half, out=into(d)), sgn, out=into(d))
+        d = torch.mul(_times(d, half), sgn, out=into(d))
         d = torch.add(d, layer.linear_outputs[0], alpha=1 + half, out=into(d))
         s = self.shares(R, d)
         s = gated(s, z.abs(), into(s))
         s_abs = torch.mul(s, sgn, out=into(sgn))
         A = layer.grid((None, nothing), (nothing, torch.abs))
-        return A.T @ [torch.mul(s, 1 + half, out=into(s)), torch.mul(s_abs, half, out=into(s_abs))]
+        return A.T @ [_times(s, 1 + half), _times(s_abs, half)]
 
 
 class ZBox(FormulaRule):
@@ -311,7 +319,8 @@ class ZBox(FormulaRule):
     @property
     def samples_apart(self) -> bool:  # type: ignore[override]
         """Whether the bounds are the same for all samples."""
-        return all(bound.ndim == 0 or len(bound) == 1 for bound in (self.low, self.high))
+        low, high = self.low, self.high
+        return (low.ndim == 0 or len(low) == 1) and (high.ndim == 0 or len(high) == 1)
 
     def __init__(
         self, low: float | Tensor, high: float | Tensor, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
@@ -333,7 +342,7 @@ class ZBox(FormulaRule):
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         A = layer.grid((None, positive, negative)[-len(vectors) :])
-        if layer.additive and self.samples_apart:
+        if layer.additive and self.samples_apart and not layer.small:
             # A(w) x is in the output already, and the bounds are the same for all samples
             d = layer.linear_outputs[0] - layer.once(ZBox, lambda: (A @ self._box(layer))[0] + layer.bias)
         else:
@@ -358,6 +367,8 @@ class ZBox(FormulaRule):
 def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
     """Return a bound in a shape that broadcasts to x."""
     x = layer.x
+    if bound.ndim == 0 and bound.is_cpu and x.is_cpu and not bound.requires_grad:
+        return number(bound.item(), x.dtype)
     expanded = bound.to(x)
     if 0 < bound.ndim < x.ndim:
         expanded = expanded.view(bound.shape + (1,) * (x.ndim - bound.ndim))
@@ -384,17 +395,16 @@ class _ByWeights(FormulaRule):
         raise NotImplementedError
 
     def vectors(self, layer: Layer) -> Tensors:
-        return (layer.at_ones().x,)
+        return (layer.ones(),)
 
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        A, bias = self.matrix_and_bias(layer.at_ones())
+        A, bias = self.matrix_and_bias(layer.at(vectors[0]))
         d = A @ vectors[0] if bias is None else A @ vectors[0] + bias
         # computed once for all samples; but one's own callable may look at whole samples
         S = self.stabilizer(d if isinstance(self.stabilizer, Stabilizer) else d.expand_as(R))
-        back = Grid.of([[A]], layer.start).T
-        if not isinstance(self.stabilizer, Stabilizer):
-            return back @ [R / S]
-        return (layer.by_samples(lambda _layer, R, _out: (back @ [R / S])[0], R),)
+        if layer.small or not isinstance(self.stabilizer, Stabilizer):
+            return (layer.back(A, R / S),)
+        return (layer.by_samples(lambda _layer, R, _out: layer.back(A, R / S), R),)
 
     def _total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
         (c,) = coefficients

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lrp_rules.derivative import Derivative
-from lrp_rules.layer import Layer, Matrix
+from lrp_rules.layer import Layer, Map, Matrix
 
 if TYPE_CHECKING:
     from lrp_rules.layer import Change
@@ -38,7 +38,7 @@ class TracedLayer(Layer):
                 (pulled,) = _jacobian_pull(outputs, inputs[:1], (u,), create_graph=True)
             return _jacobian_pull((pulled,), (u,), (v.expand_as(pulled),), create_graph=create_graph)[0]
 
-        return Matrix(forward, transposed)
+        return Map(forward, transposed)
 
     @property
     def bias(self) -> Tensor:
@@ -74,8 +74,8 @@ class TracedLayer(Layer):
         inputs, outputs = self._trace(None)
         return _jacobian_pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
 
-    def at_ones(self) -> Self:
-        return self.but(inputs=(torch.ones_like(self.x),), outputs=None)
+    def ones(self) -> Tensor:
+        return torch.ones_like(self.x)
 
     def _trace(self, change: Change | None) -> tuple[Tensors, Tensors]:
         """Return inputs and outputs with a graph between them."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "SMALL", -1)
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
     monkeypatch.setattr(linear_map, "QUARTERED", 0)
@@ -81,6 +82,7 @@ def test_blocks_of_outputs_need_not_be_alike(monkeypatch: pytest.MonkeyPatch) ->
         parameter.data = integers(parameter.shape, seed=k)
     x, R = integers((3, 4 * threads), seed=2), integers((3, 5), seed=3)
     whole = relevance(ZPlus(PowerOfTwo()), module, x, R)
+    monkeypatch.setattr(layer_module, "SMALL", -1)
     monkeypatch.setattr(linear_map, "ROWS", 8)
     assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
 

@@ -168,7 +168,7 @@ def test_unbatched(name: str) -> None:
     many, one = as_layer(module, x).matrix(), as_layer(module, x[0]).matrix()
     assert torch.equal(one @ x[0], (many @ x)[0])
     assert torch.equal(one.T @ s[0], (many.T @ s)[0])
-    assert torch.equal(as_layer(module, x[0]).at_ones().x, torch.ones(KNOWN[name].shape))
+    assert torch.equal(as_layer(module, x[0]).ones(), torch.ones(KNOWN[name].shape))
 
 
 @pytest.mark.parametrize("size", [(7, 3), (8, 3), (8, 4), (7, 4)], ids=str)

@@ -24,6 +24,7 @@ from lrp_rules import (
     convolution,
     linear_map,
 )
+from lrp_rules import layer as layer_module
 from lrp_rules.layer import nothing
 from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
@@ -175,6 +176,7 @@ def test_blocks_hold_several_outputs_for_each_thread(monkeypatch: pytest.MonkeyP
         parameter.data = integers(parameter.shape, seed=k)
     whole = relevance(ZPlus(PowerOfTwo()), module, x, R)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(layer_module, "SMALL", -1)
     monkeypatch.setattr(linear_map, "ROWS", 16)  # eight, eight and four
     assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
 
@@ -192,6 +194,7 @@ def test_a_relevance_of_a_large_layer_has_a_derivative(frozen: bool, monkeypatch
         return [r, *torch.autograd.grad(r.square().sum(), [x, *(p for p in module.parameters() if not frozen)])]
 
     whole = derivative()
+    monkeypatch.setattr(layer_module, "SMALL", -1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
     assert all(torch.equal(one, other) for one, other in zip(derivative(), whole, strict=True))
 

@@ -37,6 +37,7 @@ class PowerOfTwo(Stabilizer):
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "SMALL", -1)
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(linear_map, "ROWS", 1)
     monkeypatch.setattr(linear_map, "QUARTERED", 0)
@@ -44,16 +45,17 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "ANEW", 0)
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("layer", CASES)
 @pytest.mark.parametrize("rule", FORMULAS)
-def test_parts_add_up(rule: str, layer: str) -> None:
+def test_parts_add_up(rule: str, layer: str, request: pytest.FixtureRequest) -> None:
     module, x = CASES[layer].module(), CASES[layer].input()
     R = integers(output_of(module, x).shape, seed=2)
     make, _ = FORMULAS[rule]
     hook: Any = make()
     hook.stabilizer = PowerOfTwo()
     whole = relevance(make(), module, x, R)
+    request.getfixturevalue("small_parts")
+    assert torch.equal(relevance(make(), module, x, R), whole)  # one's own stabilizer is to see all denominators
     assert torch.equal(relevance(hook, module, x, R), whole)
 
 
@@ -112,6 +114,15 @@ def test_large_layers_are_done_in_parts() -> None:
     assert count_parts(Epsilon(), linear, x) == 3  # a quarter of six outputs, rounded up, is two
     assert count_parts(WSquare(), linear, x) == len(linear.weight)
     assert count_parts(ZPlus(), conv, image) == count_parts(Epsilon(), conv, image) == len(image)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_small_layers_are_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, x = nn.Linear(4, 6), torch.randn(5, 4)
+    monkeypatch.setattr(layer_module, "SMALL", x.numel() * 5 * 6)
+    assert [count_parts(rule(), linear, x) for rule in (ZPlus, Epsilon, WSquare)] == [1, 1, 1]
+    monkeypatch.setattr(layer_module, "SMALL", x.numel() * 5 * 6 - 1)
+    assert [count_parts(rule(), linear, x) for rule in (ZPlus, Epsilon, WSquare)] == [6, 3, 6]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -253,7 +264,7 @@ def without_bias(name: str, bias: float | Tensor, monkeypatch: pytest.MonkeyPatc
                 result: Tensor = made.forward(v)
                 return result
 
-            return layer_module.Matrix(forward, made.transposed, made.fresh, made.adding)
+            return layer_module.Map(forward, made.transposed, made.fresh)
 
         monkeypatch.setattr(kind, "matrix", matrix)
     got = relevance(Epsilon(PowerOfTwo(), "bias"), module, x, R)

@@ -249,7 +249,7 @@ class WSquareBiasUnsquared(WSquare):
     """The weights are squared, and b is added as it is."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(torch.square), ones.x)], ones.bias, R, self.stabilizer)
 
 
@@ -258,7 +258,7 @@ class FlatBiasKept(Flat):
     """The weights become ones, and the bias stays."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(torch.ones_like), ones.x)], ones.bias, R, self.stabilizer)
 
 
@@ -268,7 +268,7 @@ class FlatBiasOne(Flat):
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         one = 0.0 if layer.given.get("bias") is None else 1.0
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(torch.ones_like), ones.x)], one, R, self.stabilizer)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
-from lrp_rules.linear_map import BatchNormLayer, ConvLayer, ConvTransposeLayer, LinearLayer, Matrix, TracedLayer
+from lrp_rules.linear_map import BatchNormLayer, ConvLayer, ConvTransposeLayer, LinearLayer, Map, Matrix, TracedLayer
 from lrp_rules.params import twin
 from verify.mutants.registry import entrywise, mutant, propagate, traced
 
@@ -93,7 +93,7 @@ class _LeftoverInFront(ConvLayer):
                 sizes, self.module.dilation, self.module.kernel_size, self.module.stride, strict=True
             )
         ]
-        return Matrix(A.forward, lambda s: A.transposed(s).roll(over, tuple(range(-self._dims, 0))))
+        return Map(A.forward, lambda s: A.transposed(s).roll(over, tuple(range(-self._dims, 0))))
 
 
 @mutant()
@@ -110,7 +110,7 @@ class _OutputPaddingInFront(ConvTransposeLayer):
         A = super().matrix(change)
         extra: Any = self.module.output_padding
         dims = tuple(range(-self._dims, 0))
-        return Matrix(
+        return Map(
             lambda v: A.forward(v).roll(tuple(extra), dims), lambda s: A.transposed(s.roll([-e for e in extra], dims))
         )
 
@@ -144,7 +144,7 @@ class _Flipped(ConvLayer):
         A, weight = super().matrix(change), self._weight(change)
         flipped = weight.flip(tuple(range(-self._dims, 0)))
         back = replace(self, given={**self.given, "weight": flipped})
-        return Matrix(A.forward, ConvLayer.matrix(back).transposed)
+        return Map(A.forward, ConvLayer.matrix(back).transposed)
 
 
 @mutant()
@@ -266,7 +266,7 @@ class _Unscaled(BatchNormLayer):
         variance = self.module.running_var
         assert variance is not None
         deviation = self._per_channel((variance + self.module.eps).sqrt())
-        return Matrix(lambda v: A.forward(v) * deviation, lambda s: A.transposed(s) * deviation)
+        return Map(lambda v: A.forward(v) * deviation, lambda s: A.transposed(s) * deviation)
 
 
 @mutant()

@@ -92,7 +92,7 @@ class FlatZeroParamsLast(Flat):
     """Parameters are zeroed after they became ones, so that a zeroed weight stays zero."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         factor = 0.0 if "weight" in self.zero_params else 1.0
         return propagate([(ones.matrix(lambda w: torch.full_like(w, factor)), ones.x)], 0.0, R, self.stabilizer)
 

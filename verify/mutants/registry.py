@@ -13,7 +13,7 @@ import torch
 
 import lrp_rules
 from lrp_rules import BasicHook, Registration, Stabilizer
-from lrp_rules.layer import Matrix
+from lrp_rules.layer import Map, Matrix
 from lrp_rules.linear_map import TracedLayer
 from verify.subjects import Subject
 
@@ -150,7 +150,7 @@ def entrywise(layer: Layer, change: Callable[[Tensor], Tensor]) -> Matrix:
     units = torch.eye(whole.numel(), dtype=x.dtype).view(-1, *whole)
     columns = change(torch.stack([(A @ (unit[None] if layer.batched else unit)).flatten() for unit in units]))
     samples = -1 if layer.batched else 1
-    return Matrix(
+    return Map(
         lambda v: (v.reshape(samples, len(columns)) @ columns).view(layer.shape),
         lambda s: (s.reshape(samples, columns.shape[1]) @ columns.T).view(x.shape),
     )

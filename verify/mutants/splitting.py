@@ -237,7 +237,7 @@ class WSquareMagnitudes(WSquare):
     """The magnitude of the weights stands in the place of their square."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(torch.abs), ones.x)], ones.bias.square(), R, self.stabilizer)
 
 
@@ -246,7 +246,7 @@ class WSquareUnsquared(WSquare):
     """The weights are not squared, so that they cancel."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(), ones.x)], ones.bias.square(), R, self.stabilizer)
 
 
@@ -263,7 +263,7 @@ class FlatZeroWeightsLeftOut(Flat):
     """Weights of exactly 0 stay 0, and all others become 1."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(lambda w: (w != 0).to(w)), ones.x)], 0.0, R, self.stabilizer)
 
 
@@ -272,7 +272,7 @@ class FlatWeightsSigned(Flat):
     """The weights become their signs."""
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        ones = layer.at_ones()
+        ones = layer.at(layer.ones())
         return propagate([(ones.matrix(torch.sign), ones.x)], 0.0, R, self.stabilizer)
 
 
