@@ -80,7 +80,7 @@ class Grid:
 
     __slots__ = ("rows", "start")
 
-    def __init__(self, rows: Sequence[Sequence[Matrix | None]], start: Tensors | None = None) -> None:
+    def __init__(self, rows: Sequence[Sequence[Matrix | None]], start: Tensors | None) -> None:
         self.rows, self.start = rows, start
 
     def __matmul__(self, vectors: Tensors) -> Tensors:

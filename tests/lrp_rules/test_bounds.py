@@ -12,6 +12,7 @@ from lrp_rules import (
     WSquare,
     ZBox,
 )
+from lrp_rules import layer as layer_module
 from tests.lrp_rules.cases import (
     CASES,
     KNOWN,
@@ -35,6 +36,13 @@ BOUNDS = {
     "integers": (torch.tensor([[[[-3]]]]), torch.tensor([[[[3]]]])),
     "lists": ([[[[-3.0]]]], [[[[3.0]]]]),
 }
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See the layers as small ones and as large ones, whose output ZBox uses."""
+    if request.param == "large":
+        monkeypatch.setattr(layer_module, "SMALL", -1)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)
@@ -164,3 +172,15 @@ def test_bounds_of_two_shapes_in_the_wrong_order_are_refused_at_the_input(swappe
     rule = ZBox(-tall, -flat) if swapped else ZBox(flat, tall)
     with pytest.raises(ValueError, match="low is above high"):
         relevance(rule, layer, x, R)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4), (3, 1)], ids=str)
+def test_a_relevance_has_a_derivative_by_the_bounds(shape: tuple[int, ...]) -> None:
+    module, x, R = nn.Linear(4, 2).double(), torch.rand(3, 4).double(), torch.randn(3, 2).double()
+    module.requires_grad_(requires_grad=False)
+
+    def of(low: Tensor, high: Tensor) -> Tensor:
+        return relevance(ZBox(low, high, 0.1), module, x, R, create_graph=True)
+
+    bounds = [torch.full(shape, bound, dtype=torch.float64, requires_grad=True) for bound in (-2.0, 3.0)]
+    assert torch.autograd.gradcheck(of, bounds)

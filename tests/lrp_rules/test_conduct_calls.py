@@ -232,3 +232,15 @@ def test_mode_switched_between_forward_and_backward(rule: str) -> None:
     layer.train()
     (got,) = torch.autograd.grad(output, x, R)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_mode_switched_between_register_and_forward(rule: str) -> None:
+    x, R = torch.randn(5, 3), torch.randn(5, 3)
+    for before in (True, False):
+        layer = nn.BatchNorm1d(3).train(before)
+        hook = RULES[rule]()
+        with hook.register(layer):
+            y = layer.train(not before)(own := x.clone().requires_grad_())
+        (got,) = torch.autograd.grad(y, own, R)
+        assert torch.equal(got, relevance(RULES[rule](), nn.BatchNorm1d(3).train(not before), x, R))

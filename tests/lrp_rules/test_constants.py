@@ -47,6 +47,11 @@ def test_one_that_was_made_in_inference_mode_can_be_differentiated_with() -> Non
     assert torch.equal(torch.autograd.grad((x * number(2.0, torch.float32)).sum(), x)[0], torch.full((3,), 2.0))
 
 
+def test_they_are_on_the_cpu_whatever_the_default() -> None:
+    with torch.device("meta"):
+        assert number(2.0, torch.float32).item() == 2
+
+
 def test_tensors_without_values_are_not_kept() -> None:
     with FakeTensorMode():
         number(2.0, torch.float32)

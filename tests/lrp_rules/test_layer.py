@@ -87,6 +87,31 @@ def test_blocks_of_outputs_need_not_be_alike(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
 
 
+@pytest.mark.parametrize("rule", [WSquare, ZPlus])
+def test_blocks_of_outputs_are_not_cut_by_samples_again(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, R = nn.Linear(4, 6).double(), integers((5, 4), seed=2), integers((5, 6), seed=3)
+    for k, parameter in enumerate(module.parameters()):
+        parameter.data = integers(parameter.shape, seed=k)
+    whole = relevance(rule(PowerOfTwo()), module, x, R)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(layer_module, "SMALL", -1)
+    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(linear_map, "ROWS", 8)  # two rows; a layer of so few weights would be done by samples
+    assert torch.equal(relevance(rule(PowerOfTwo()), module, x, R), whole)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("rule", [Epsilon, Gamma])
+def test_parts_without_an_output_that_was_overwritten(rule: Any) -> None:
+    module, R = nn.Conv2d(2, 3, 2), torch.randn(4, 3, 2, 2)
+    x = torch.randn(4, 2, 3, 3, requires_grad=True)
+    expected = relevance(rule(), module, x, R)
+    with rule().register(module):
+        y = module(x).mul_(2)
+    (got,) = torch.autograd.grad(y, x, R / 2)
+    torch.testing.assert_close(got, expected)
+
+
 # --- Parameters that are set to zero ----------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrp_rules import (
+    AlphaBeta,
     Epsilon,
     Flat,
     Hook,
@@ -544,3 +545,21 @@ def test_statistics_with_more_digits_than_the_input_leave_its_dtype() -> None:
     z = output_of(module, x)
     relevance(ZPlus(recorder), module, x, torch.ones_like(z))
     assert seen == [z.dtype] == [torch.bfloat16]
+
+
+class Shift(nn.Module):
+    """z = x + w: the gradient that goes back is the very tensor that came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+def test_what_is_added_up_is_not_written_over_shares_that_are_still_needed() -> None:
+    x, R = torch.tensor([[1.0, -1.0, 2.0]]).double(), torch.tensor([[1.0, 2.0, 3.0]]).double()
+    da, db = torch.tensor([[2.0, -1.0, 5.0]]).double(), torch.tensor([[1.0, -3.0, 2.0]]).double()  # x + w+ and x + w-
+    found = relevance(AlphaBeta(2, 1, stabilizer=0.0), Shift(), x, R)
+    torch.testing.assert_close(found, 2 * x * R / da - x * R / db, rtol=1e-14, atol=1e-14)
