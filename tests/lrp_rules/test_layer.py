@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrp_rules import Epsilon, Gamma, Hook, Norm, ReLUGuidedBackprop, WSquare, ZBox, ZPlus, linear_map, parts
 from lrp_rules import layer as layer_module
-from tests.lrp_rules.cases import KNOWN, Dense, integers, output_of, power_of_two, relevance
+from tests.lrp_rules.cases import KNOWN, Case, Dense, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import LAYERS, PowerOfTwo, few_terms, with_bias
 
 if TYPE_CHECKING:
@@ -89,9 +89,8 @@ def test_blocks_of_outputs_need_not_be_alike(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("rule", [WSquare, ZPlus])
 def test_blocks_of_outputs_are_not_cut_by_samples_again(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x, R = nn.Linear(4, 6).double(), integers((5, 4), seed=2), integers((5, 6), seed=3)
-    for k, parameter in enumerate(module.parameters()):
-        parameter.data = integers(parameter.shape, seed=k)
+    case = Case(lambda: nn.Linear(4, 6), (4,))
+    module, x, R = case.module(), case.input(5), integers((5, 6), seed=3)
     whole = relevance(rule(PowerOfTwo()), module, x, R)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(layer_module, "SMALL", -1)
