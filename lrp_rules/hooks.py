@@ -251,6 +251,8 @@ class LayerHook(Hook):
             inputs = tuple(x.to(dtype) for x in inputs)
             relevance = tuple(R.to(dtype) for R in relevance)
             given = {name: None if value is None else value.to(dtype) for name, value in given.items()}
+            if call.kind.used_buffers:
+                saved = tuple(value.to(dtype) for value in saved)
             outputs = None
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if type(self).backward is LayerHook.backward:

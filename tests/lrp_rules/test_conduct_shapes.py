@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,6 +137,18 @@ def test_containers_in_half_precision(rule: str, dtype: torch.dtype) -> None:
     layer = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).to(dtype)
     r = relevance(RULES[rule](), layer, integers((3, 4), 1).to(dtype), integers((3, 4), 2).to(dtype))
     assert r.dtype == dtype
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv2d-circular", "transposed1d", "batchnorm2d", "avgpool2d"])
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_float16_is_float32_rounded_at_the_end(rule: str, layer: str) -> None:
+    # also the statistics of a batch norm are float16 there
+    module, x = CASES[layer].module().half(), (CASES[layer].input() / 3).half()
+    R = (integers(output_of(module, x).shape, 2) / 3).half()
+    expected = relevance(FORMULAS[rule][0](), copy.deepcopy(module).float(), x.float(), R.float()).half()
+    got = relevance(FORMULAS[rule][0](), module, x, R)
+    assert got.dtype == torch.float16
+    assert torch.equal(got, expected)
 
 
 AUTOCAST_RULES: dict[str, Callable[[], Hook]] = {
