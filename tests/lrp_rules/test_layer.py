@@ -100,15 +100,15 @@ def test_blocks_of_outputs_are_not_cut_by_samples_again(rule: Any, monkeypatch: 
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("rule", [Epsilon, Gamma])
+@pytest.mark.parametrize("rule", [Epsilon, lambda S: Gamma(0.25, S)], ids=["Epsilon", "Gamma"])
 def test_parts_without_an_output_that_was_overwritten(rule: Any) -> None:
-    module, R = nn.Conv2d(2, 3, 2), torch.randn(4, 3, 2, 2)
-    x = torch.randn(4, 2, 3, 3, requires_grad=True)
-    expected = relevance(rule(), module, x, R)
-    with rule().register(module):
+    case = Case(lambda: nn.Conv2d(2, 3, 2), (2, 3, 3))
+    module, x, R = case.module(), case.input(4).requires_grad_(), integers((4, 3, 2, 2), seed=3)
+    expected = relevance(rule(PowerOfTwo()), module, x, R)
+    with rule(PowerOfTwo()).register(module):
         y = module(x).mul_(2)
     (got,) = torch.autograd.grad(y, x, R / 2)
-    torch.testing.assert_close(got, expected)
+    assert torch.equal(got, expected)
 
 
 # --- Parameters that are set to zero ----------------------------------------------------------------------------------
