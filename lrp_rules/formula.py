@@ -50,7 +50,7 @@ class FormulaRule(BasicHook):
         raise NotImplementedError
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        if layer.small:
+        if layer.small:  # to ask what is to be cut takes as long as an operation
             vectors = self.vectors(layer)
             return self._total(layer, vectors, self.coefficients(layer, vectors, R), None)
         # a stabilizer that may look at several denominators is to see them all
