@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+#: What there is a clock for.
+DEVICES = ("cpu", "cuda")
+
+
 class UnusableError(Exception):
     """The call cannot be carried out; the message says why and what to do."""
 
@@ -41,9 +45,7 @@ def select(
         If a pattern matches nothing, or the device is not there.
 
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        msg = f"torch sees no CUDA device for --device {device}; use --device cpu, or a machine and a torch with one"
-        raise UnusableError(msg)
+    _check_device(device)
     full_precision()  # in this process for the record alone: it is the workers that measure
     cells = quick_cells() if quick and not ids else all_cells()
     if not ids and not dtypes and quick:
@@ -68,6 +70,22 @@ def select(
         counts = tuple(threads) or (torch.get_num_threads(),)
         cells = [replace(cell, device=device, threads=count) for count in counts for cell in cells]
     return Plan(tuple(cells), subject, tuple(against), QUICK if quick else FULL, seed, quick)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that cannot be timed, before anything starts: a card other than the current one has no clock."""
+    if device not in DEVICES:
+        msg = f"--device is {device!r}; expected {' or '.join(DEVICES)}; CUDA_VISIBLE_DEVICES picks the card"
+        raise UnusableError(msg)
+    if device == "cuda" and not torch.cuda.is_available():
+        msg = f"torch sees no CUDA device for --device {device}; use --device cpu, or a machine and a torch with one"
+        raise UnusableError(msg)
+    try:
+        torch.zeros((), device=device).item()
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        msg = f"--device {device} cannot be used: {first}; use --device cpu, or a machine on which torch runs on it"
+        raise UnusableError(msg) from error
 
 
 def _matches(value: str, patterns: Sequence[str]) -> bool:

@@ -116,13 +116,34 @@ def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch
         (["run", "--rule", "Epsilo"], "--rule Epsilo matches nothing; there are Epsilon(), "),
         (["run", "--layer", "Conv9d"], "--layer Conv9d matches nothing; there are "),
         (["run", "--cell", "nothing"], "no cell has the id nothing; expected one of `lrp-bench run --list`"),
-        (["run", "--device", "cuda"], "torch sees no CUDA device for --device cuda"),
+        (["run", "--device", "cuda"], "torch sees no CUDA device for --device cuda; use --device cpu"),
+        (["run", "--device", "gpu"], "--device is 'gpu'; expected cpu or cuda; CUDA_VISIBLE_DEVICES picks the card"),
+        (["run", "--device", "cuda:1"], "--device is 'cuda:1'; expected cpu or cuda"),
+        (["run", "--device", "meta"], "--device is 'meta'; expected cpu or cuda"),
+        (["run", "--device", ""], "--device is ''; expected cpu or cuda"),
+        (["run", "--device", "gpu", "--list"], "--device is 'gpu'; expected cpu or cuda"),
+        (["run", "--device", "gpu", "--cell", "nothing"], "--device is 'gpu'; expected cpu or cuda"),
         (["run", "--time-budget", "soon"], "--time-budget is 'soon'; expected a time such as 90, 10m or 2h"),
         (["run", "--against", "nowhere.rules"], "the subject 'nowhere.rules' cannot be imported"),
         (["run", "--subject", "json"], "has none of the rules"),
         (["compare", "here", "there"], "here has no table.parquet"),
     ],
-    ids=["rule", "layer", "cell", "device", "budget", "against", "subject", "no run"],
+    ids=[
+        "rule",
+        "layer",
+        "cell",
+        "no cuda",
+        "device",
+        "one of several cards",
+        "device of no numbers",
+        "empty device",
+        "device of a list",
+        "device of a cell",
+        "budget",
+        "against",
+        "subject",
+        "no run",
+    ],
 )
 def test_what_is_unusable_is_said_and_exits_with_2(
     words: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,6 +153,22 @@ def test_what_is_unusable_is_said_and_exits_with_2(
     found = invoke(*words)
     assert found.exit_code == 2
     assert message in " ".join(found.output.split())
+    assert not (tmp_path / "bench-results").exists()
+
+
+def test_a_device_that_breaks_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        message = "CUDA error: out of memory\nCompile with more, to know more"
+        raise RuntimeError(message)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.zeros", broken)
+    found = invoke("run", "--device", "cuda")
+    assert found.exit_code == 2
+    assert "--device cuda cannot be used: CUDA error: out of memory; use --device cpu" in found.output
     assert not (tmp_path / "bench-results").exists()
 
 
