@@ -172,7 +172,8 @@ def _agrees(asked: Asked, layer: LayerCase, kind: str, dtype: str, _: Subject) -
     except _WrongError as error:
         return fail(str(error))
     known = np.isfinite(expected)  # where the formula is not, there is nothing to compare
-    return judge(np.where(known, got, 0), np.where(known, expected, 0), room, None, model.name)
+    found = judge(np.where(known, got, 0), np.where(known, expected, 0), room, None, model.name)
+    return replace(found, undecidable=_unbounded(room))
 
 
 #: Two ways to the same relevance: problems, and what each relevance has to become to be added up to zero.
@@ -199,7 +200,13 @@ def _obeys(
         name = model.name
     # the sum itself is taken in float64
     total = sum(rooms) + np.finfo(np.float64).eps * sum(map(np.abs, values[1:]))
-    return judge(values[0], np.asarray(sum(values[1:])), np.asarray(total), None, name)
+    found = judge(values[0], np.asarray(sum(values[1:])), np.asarray(total), None, name)
+    return replace(found, undecidable=_unbounded(np.asarray(sum(rooms))))
+
+
+def _unbounded(room: Array) -> float:
+    """Return the share of entries for which the formula leaves no finite bound, whatever the rule gives."""
+    return float(np.isposinf(room).mean()) if room.size else 0.0
 
 
 def _parameters(make: Callable[[], Any], _: Subject) -> Finding:

@@ -87,7 +87,7 @@ def lrp_verify(
         Path | None, typer.Option(metavar="FILE.png", help="Draw where the relevance of real images goes.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
     version: Annotated[  # noqa: ARG001  see _version
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -137,7 +137,7 @@ def merge(
         str | None,
         typer.Option(metavar="NAME", help="Known deviations, as for the run: a shard cannot tell stale ones."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
 ) -> None:
     """Put the shards of a run together: report, files and exit status are those of one run."""
     files = {"json": Path(json) if json and json != "-" else None, "junit": junit, "markdown": markdown}
@@ -150,6 +150,7 @@ def merge(
             known, call = running.known_deviations(deviations), report.call
             report = running.explained(report, known, Source(call.dtypes, call.seed, call.device, selection.CASES))
         console = _console(json)
+        terminal.show_tested(report.subject, report.call, str(report.environment["torch"]), console)
         (terminal.show_totals if quiet else terminal.show)(report, console)
         _write(json, given, report)
         return _status(report)
@@ -218,13 +219,16 @@ def _verify(request: Request) -> Status:
     from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415
     from verify.subjects import SubjectError  # noqa: PLC0415
 
+    console = _console(request.json)
     try:
         check_itself()
         known = None if request.deviations is None else running.known_deviations(request.deviations)
-        report = running.run(request, source, selected, shards.deal(selected, *request.shard))
+        report = running.run(
+            request, source, selected, shards.deal(selected, *request.shard),
+            lambda subject, call: terminal.show_tested(subject, call, export.torch_version(), console),
+        )  # fmt: skip
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
-    console = _console(request.json)
     if known is not None:
         report = running.explained(report, known, source)
     if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from verify.subjects import Subject
 
 #: Another number for each change of the JSON; `merge` and `verify.conformance` read this one alone.
-SCHEMA = "lrp-verify/2"
+SCHEMA = "lrp-verify/3"
 
 
 class Verdict(StrEnum):
@@ -43,7 +43,8 @@ class Outcome:
     """The verdict on one case, as plain data.
 
     ``ratio`` is the largest |got - expected| / bound over the decided entries, ``probable`` the same against the
-    probabilistic bound, ``undecided`` the share of entries for which rounding leaves no finite bound.
+    probabilistic bound, ``undecided`` the share of entries for which rounding leaves no finite bound, ``undecidable``
+    the share of which that is so by the reference alone, whoever is asked; None where nobody had to know.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    undecidable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Finding:
     undecided: float = 0.0
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    undecidable: float | None = None
 
 
 @dataclass(frozen=True)

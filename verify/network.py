@@ -98,7 +98,8 @@ class LayerResult:
 
     ``balance`` is how far rounding can keep the sinks from adding up to ``incoming``, ``room`` how far it can keep the
     inputs' share from what comes in at the layer below. ``reached`` tells whether what came in is finite: if not, a
-    layer above is wrong, and nothing can be said of this one.
+    layer above is wrong, and nothing can be said of this one. ``undecidable`` is the share of entries that the
+    reference leaves undecided where it is what came in.
     """
 
     index: int
@@ -109,6 +110,7 @@ class LayerResult:
     room: Array
     judged: Judged
     reached: bool
+    undecidable: float
 
     @property
     def wrong(self) -> bool:
@@ -160,18 +162,23 @@ def run(subject: Subject, images: Images, dtype: str, device: str = "cpu") -> Ne
         expected, limits = incoming, np.zeros((len(got), 2, got.shape[1]))
         sinks = np.stack([incoming.sum(1), *np.zeros((3, len(got)))], 1)
         balance = room = 2 * FLOAT64.gamma(got.shape[1]) * np.abs(incoming).sum(1)
+        open_ = np.zeros(len(got))
         if step.parts is not None:
             finite = np.where(reached, incoming, 0.0)
             rows = [
                 _one(step.parts(affine(described[index], x)), *row, rounding=rounding)
                 for x, *row in zip(h[index], got, finite, chain, error, strict=True)
             ]
-            expected, limits, sinks, balance, room, chain, error = (
+            expected, limits, sinks, balance, room, chain, error, open_ = (
                 np.stack(values) for values in zip(*rows, strict=True)
             )
         taken = dict(zip(SINKS, sinks.T, strict=True))
         judged = _judged(got, expected, limits)
-        layers.append(LayerResult(index, step, incoming.sum(1), taken, balance, room, judged, bool(reached.all())))
+        layers.append(
+            LayerResult(
+                index, step, incoming.sum(1), taken, balance, room, judged, bool(reached.all()), float(open_.mean())
+            )
+        )  # fmt: skip
     final = _judged(R[0], chain, error)
     return NetworkResult(subject.spec, dtype, rounding.name, images, h[-1], tuple(reversed(layers)), final)
 
@@ -179,6 +186,8 @@ def run(subject: Subject, images: Images, dtype: str, device: str = "cpu") -> Ne
 def _one(parts: Parts, got: Array, R: Array, chain: Array, error: Array, *, rounding: Model) -> tuple[Array, ...]:
     """Take one image through one layer: relevance, limits and ledger from R; relevance and error of the chain."""
     limits, account = bound(parts, R, STABILIZER, rounding), ledger(parts, R, STABILIZER)
+    # rounding takes a right relevance off zero, and over the edge of the range: neither may count against a subject
+    least = bound(parts, 2 * np.where(chain == 0, 1.0, chain), STABILIZER, rounding)
     sinks = np.stack([account.inputs, account.bias, account.stabilizer, account.zero_branch])
     adding = FLOAT64.gamma(R.size + 4) * (np.abs(sinks).sum() + np.abs(R).sum())
     return (
@@ -189,6 +198,7 @@ def _one(parts: Parts, got: Array, R: Array, chain: Array, error: Array, *, roun
         np.array(account.inputs_bound(limits, got) + adding),
         ref.relevance(parts, chain, STABILIZER),
         carried(parts, chain, error, STABILIZER, rounding),
+        np.isposinf(least.worst).mean(),
     )
 
 
@@ -250,24 +260,26 @@ def _layer(index: int, seed: int, dtype: str, device: str, subject: Subject) -> 
     layer = result.layers[index]
     if not layer.reached:
         return Finding(
-            Verdict.INCONCLUSIVE, reason="NaN or infinity reaches this layer from above: a layer there is wrong"
-        )
+            Verdict.INCONCLUSIVE, reason="NaN or infinity reaches this layer from above: a layer there is wrong",
+            undecidable=layer.undecidable,
+        )  # fmt: skip
     sums = {name: values.tolist() for name, values in layer.sinks.items()}
-    return _finding(layer.judged, result, {"incoming": layer.incoming.tolist(), "ledger": sums})
+    return _finding(layer.judged, layer.undecidable, result, {"incoming": layer.incoming.tolist(), "ledger": sums})
 
 
 def _chain(seed: int, dtype: str, device: str, subject: Subject) -> Finding:
     result = _result(subject, seed, dtype, device)
     wrong = [f"{layer.index} ({layer.step.rule})" for layer in result.layers if layer.wrong]
-    return _finding(result.chain, result, {"layers that disagree": wrong})
+    open_ = float(np.isposinf(result.chain.worst).mean())  # the chain and its bounds are the reference's alone
+    return _finding(result.chain, open_, result, {"layers that disagree": wrong})
 
 
-def _finding(judged: Judged, result: NetworkResult, details: dict[str, Any]) -> Finding:
+def _finding(judged: Judged, undecidable: float, result: NetworkResult, details: dict[str, Any]) -> Finding:
     found = judged.comparison
     details = {"model": result.model, "images": result.images.labels.tolist(), **details}
     if found.undecided == 1:
         reason = "behind every entry, rounding decides the sign of a denominator, or numbers leave the dtype's range"
-        return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details)
+        return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details, undecidable)
     reason = ""
     if found.refuted:
         assert found.index is not None
@@ -278,7 +290,7 @@ def _finding(judged: Judged, result: NetworkResult, details: dict[str, Any]) -> 
             f"ratio {found.ratio:.3g} to the bound {worst:.3g}"
         )
     verdict = Verdict.FAIL if found.refuted else Verdict.PASS
-    return Finding(verdict, found.ratio, found.probable, found.undecided, reason, details)
+    return Finding(verdict, found.ratio, found.probable, found.undecided, reason, details, undecidable)
 
 
 # --- table and figure -------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ Verdicts are those of the command, item by item:
     inconclusive            skipped, as nothing can be said; so are not-offered and skipped
     crash, timeout          there is none: cases run in the process of pytest, where a crash is a crash
 
-and so is what they come to: the session fails if more than the limit of all entries are undecided or a known deviation
-is not borne out, exits as an unusable call does if nothing could be asked, and says what explains the failures of a
-rule. Neither torch nor anything of the verifier is imported without ``--lrp-subject``.
+and so is what they come to: the session fails if a known deviation is not borne out, exits as an unusable call does if
+nothing could be asked, and says what explains the failures of a rule. Neither torch nor anything of the verifier is
+imported without ``--lrp-subject``.
 """
 
 from __future__ import annotations
@@ -178,18 +178,7 @@ class Cases:
             self._told[report.nodeid.removeprefix(f"{PREFIX}::")] = known
 
     def _complaints(self) -> Iterator[tuple[int, str]]:
-        from verify.report import UNDECIDED_LIMIT, percent  # noqa: PLC0415  imported when wanted alone
-
         verdicts = [told["lrp_verdict"] for told in self._told.values()]
-        shares = [
-            float(told["lrp_undecided"]) or float(told["lrp_verdict"] == "inconclusive")
-            for told in self._told.values()
-            if "lrp_ratio" in told or told["lrp_verdict"] == "inconclusive"
-        ]
-        undecided = sum(shares) / len(shares) if shares else 0.0
-        if not undecided <= UNDECIDED_LIMIT:
-            text = f"{percent(undecided)} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}"
-            yield pytest.ExitCode.TESTS_FAILED, text
         if verdicts and not set(verdicts) - {"not-offered", "skipped"}:
             yield pytest.ExitCode.USAGE_ERROR, f"nothing could be asked of {self._spec}"
         for entry in self._stale():
@@ -245,8 +234,11 @@ class Cases:
 
     def pytest_report_header(self) -> str:
         """Say what is tried."""
-        subject = self._report.subject
-        return f"lrp-verify: {subject.spec} {subject.version}, {len(self._selected)} cases"
+        from verify.export import torch_version  # noqa: PLC0415  imported when wanted alone
+        from verify.report import subject_line  # noqa: PLC0415
+
+        what = subject_line(self._report.subject, self._report.call, torch_version())
+        return f"lrp-verify: {what}; {len(self._selected)} cases"
 
 
 class Collector(pytest.Collector):

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from verify.diagnoses import Diagnosis
+    from verify.model import Finding
     from verify.worker import SubjectInfo
-
-#: The share of entries for which rounding leaves no verdict, above which a run fails.
-UNDECIDED_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class Report:
     def held(self) -> bool:
         """Whether everything was asked, and all of it held."""
         at_all = self.asked and not self.interrupted
-        return at_all and not self.failures and not self.stale and self.undecided <= UNDECIDED_LIMIT
+        return at_all and not self.failures and not self.stale
 
     @property
     def models(self) -> list[str]:
@@ -136,13 +134,22 @@ class Report:
 
 
 def share_undecided(outcomes: Iterable[Outcome]) -> float:
-    """Return the mean share of undecided entries over those outcomes that compare entries."""
+    """Return the mean share of undecided entries over those outcomes that compare entries.
+
+    It tells how much was asked, and fails nothing: what a subject may leave undecided is judged case by case, by
+    :mod:`verify.undecided`.
+    """
     shares = [
-        outcome.undecided or float(outcome.verdict is Verdict.INCONCLUSIVE)
+        share_left(outcome)
         for outcome in outcomes
         if outcome.ratio is not None or outcome.verdict is Verdict.INCONCLUSIVE
     ]
     return sum(shares) / len(shares) if shares else 0.0
+
+
+def share_left(found: Finding | Outcome) -> float:
+    """Return the share of entries of one case that are left undecided; all of them where it is inconclusive."""
+    return found.undecided or float(found.verdict is Verdict.INCONCLUSIVE)
 
 
 def largest(ratios: Iterable[float | None]) -> float | None:
@@ -257,6 +264,17 @@ def _standing(report: Report, outcome: Outcome) -> str:
     return "known" if is_known(outcome) else "fail" if report.decides(outcome) else "advice"
 
 
+def subject_line(subject: SubjectInfo, call: Call, torch_version: str) -> str:
+    """Return the line that says first what is tested: a verdict on something else than was meant is none."""
+    version = "unknown version" if subject.version == "unknown" else subject.version
+    name = f"{subject.spec} {version}"
+    if is_command(subject.spec):
+        name = f"the command {subject.spec.removeprefix(COMMAND)}, {version}"
+    elif subject.ours:
+        name = f"{name}, the rules of this project itself (--subject names others)"
+    return f"Tested: {name}; torch {torch_version}; device {call.device}; seed {call.seed}"
+
+
 def totals(report: Report) -> str:
     """Return the line that says it all."""
     verdict = "everything held" if report.held else "did not hold"
@@ -270,7 +288,7 @@ def totals(report: Report) -> str:
         ", ".join(f"{report.verdicts[v]} {v.value}" for v in Verdict if report.verdicts[v]),
         f"{report.known} known deviations" if report.known else "",
         f"{len(report.stale)} stale entries of known deviations" if report.stale else "",
-        f"{percent(report.undecided)} undecided (limit {percent(UNDECIDED_LIMIT)})",
+        f"{percent(report.undecided)} undecided",
         f"rounding of {', '.join(report.models)}" if report.models else "",
         f"{report.seconds:.1f} s",
     ]

@@ -19,15 +19,24 @@ from verify.runner import Runner, SubjectInfo
 from verify.selection import UnusableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from verify.model import Case, Outcome
     from verify.runner import Source
     from verify.selection import Request
 
 
-def run(request: Request, source: Source, whole: Sequence[Case], selected: Sequence[Case]) -> Report:
-    """Run the selected ones of all cases, search, and come back with what there is when interrupted."""
+def run(
+    request: Request,
+    source: Source,
+    whole: Sequence[Case],
+    selected: Sequence[Case],
+    begun: Callable[[SubjectInfo, Call], object] = lambda _subject, _call: None,
+) -> Report:
+    """Run the selected ones of all cases, search, and come back with what there is when interrupted.
+
+    ``begun`` is told what is tested, as soon as the subject is loaded and before any case is asked.
+    """
     start = time.perf_counter()
     workers = min(request.workers, len(selected))
     call = Call(
@@ -42,12 +51,13 @@ def run(request: Request, source: Source, whole: Sequence[Case], selected: Seque
     info, interrupted = SubjectInfo(request.subject), False
     outcomes: list[Outcome] = []
     try:
-        with (
-            Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner,
-            _progress(request, len(selected)) as progress,
-        ):
+        with Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner:
             info = runner.describe(request.subject)
-            with contextlib.closing(runner.run(request.subject, selected)) as answers:
+            begun(info, call)
+            with (
+                _progress(request, len(selected)) as progress,
+                contextlib.closing(runner.run(request.subject, selected)) as answers,
+            ):
                 for outcome in answers:
                     outcomes.append(outcome)
                     progress.show(outcomes)

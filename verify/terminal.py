@@ -12,7 +12,7 @@ from rich.text import Text
 
 from verify import ledger_table
 from verify.model import BAD, Verdict
-from verify.report import MARKS, UNDECIDED_LIMIT, Grid, grid, largest, percent, totals
+from verify.report import MARKS, Grid, grid, largest, percent, subject_line, totals
 from verify.worker import printable
 
 if TYPE_CHECKING:
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from verify.model import Outcome
-    from verify.report import Report
+    from verify.report import Call, Report
+    from verify.worker import SubjectInfo
 
 _SHOWN = 3  # cases of a group of failures
 _ADVICE = "Advice: fails what we ask of our own rules only (--strict asks it of all)"
+
+
+def show_tested(subject: SubjectInfo, call: Call, torch_version: str, console: Console) -> None:
+    """Print what is tested, before anything else."""
+    say(console, subject_line(subject, call, torch_version), "bold")
 
 
 def show(report: Report, console: Console) -> None:
@@ -46,9 +52,6 @@ def show(report: Report, console: Console) -> None:
         say(console, remark, "bold")
     if report.doubtful:
         say(console, _doubts(report.doubtful), "yellow")
-    if not report.undecided <= UNDECIDED_LIMIT:
-        share = percent(report.undecided)
-        say(console, f"{share} of the entries are undecided, more than {percent(UNDECIDED_LIMIT)}", "bold red")
     show_totals(report, console)
 
 

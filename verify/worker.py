@@ -122,6 +122,7 @@ class Worker:
 def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: float = TIME_LIMIT) -> Outcome:
     """Ask one case of a subject, and turn whatever comes of it into a verdict."""
     from verify.subjects import NotOfferedError, UnansweredError  # noqa: PLC0415  imports torch, see the top
+    from verify.undecided import held  # noqa: PLC0415  likewise
 
     torch: Any = importlib.import_module("torch")
     # What an earlier case left behind must not decide this one, or a case asked alone would answer otherwise.
@@ -131,7 +132,9 @@ def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: floa
     try:
         with _quiet(), subject.asking(case, time_limit):
             finding = case.run(subject)
-        return outcome_of(case, finding, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        with _quiet():
+            return outcome_of(case, held(case, finding), seconds)
     except NotOfferedError as error:
         finding = Finding(Verdict.NOT_OFFERED, reason=str(error))
     except UnansweredError as error:
@@ -216,6 +219,7 @@ def outcome_of(case: Case, finding: Finding, seconds: float) -> Outcome:
         reason=_shortened(finding.reason),
         seconds=seconds,
         details=_plain(finding.details),
+        undecidable=None if finding.undecidable is None else float(finding.undecidable),
     )
 
 

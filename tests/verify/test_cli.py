@@ -13,10 +13,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from junitparser import JUnitXml
 from typer.testing import CliRunner, Result
 
 from verify import cli, comparator, export, running, selection
+from verify.runner import RunnerError
 
 FAKES = Path(__file__).parent / "fakes"
 Command = Callable[..., Result]
@@ -177,9 +179,36 @@ def test_the_line_of_a_failure_reproduces_it(command: Command) -> None:
 
 def test_quiet(command: Command) -> None:
     result = command("--check", "passes,raises", "--quiet")
-    assert result.stdout.startswith("did not hold: 4 cases; 2 pass, 2 error")
-    assert result.stdout.count("\n") == 1
+    first, second = result.stdout.splitlines()
+    assert first.startswith("Tested: behaving unknown version; ")
+    assert second.startswith("did not hold: 4 cases; 2 pass, 2 error")
     assert not result.stderr
+
+
+def test_a_run_says_first_what_is_tested(command: Command) -> None:
+    result = command("--check", "passes", "--seed", "3")
+    line = f"Tested: behaving unknown version; torch {torch.__version__}; device cpu; seed 3"
+    assert result.stdout.splitlines()[0] == line
+
+
+def test_it_is_said_before_any_case_is_asked(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        message = "nothing is asked here"
+        raise RunnerError(message)
+
+    monkeypatch.setattr("verify.runner.Runner.run", refused)
+    result = command("--check", "passes")
+    assert result.exit_code == 2
+    assert result.stdout.startswith("Tested: behaving ")
+
+
+def test_without_a_subject_it_says_that_our_own_rules_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ["--workers", "0", "--case", "agreement/Pass/relu/default/signed/float64"]
+    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    own = f"Tested: lrp_rules {export.version()}, the rules of this project itself (--subject names others); torch "
+    assert result.stdout.startswith(own)
 
 
 def test_json_on_standard_output_is_alone_there(command: Command) -> None:
@@ -196,6 +225,9 @@ def test_json_on_standard_output_is_alone_there(command: Command) -> None:
         "strict": False,
     }
     assert "did not hold" in result.stderr
+    assert result.stderr.startswith("Tested: behaving ")
+    assert whole["subject"] == {"spec": "behaving", "version": "unknown", "ours": False}
+    assert whole["environment"]["torch"] == torch.__version__
 
 
 def test_version(command: Command) -> None:

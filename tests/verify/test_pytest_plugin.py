@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from verify import cli, comparator, selection, subjects
@@ -44,6 +45,9 @@ RUNS = {
     "is-wrong": _of(Verdict.FAIL, ratio=7.0),
     "raises": _raise,
     "is-open": _of(Verdict.INCONCLUSIVE, undecided=1.0),
+    "is-left-open": lambda subject: _of(
+        Verdict.INCONCLUSIVE if subject.spec == "behaving_here" else Verdict.PASS
+    )(subject),
     "is-missing": lambda subject: subject.get("Flat"),
     "is-skipped": _of(Verdict.SKIPPED),
 }
@@ -135,7 +139,8 @@ def test_reasons_are_told(run: Run) -> None:
         ("passes", 0, ""),
         ("passes,is-missing", 0, ""),
         ("is-wrong", 1, ""),
-        ("passes,is-open", 1, "50% of the entries are undecided, more than 5%"),
+        ("passes,is-open", 0, ""),
+        ("passes,is-left-open", 1, "100% of the entries are undecided, where the reference leaves 0%"),
         ("is-missing,is-skipped", 4, "nothing could be asked of behaving_here"),
     ],
 )
@@ -277,8 +282,9 @@ def test_the_ids_are_those_of_the_command(run: Run) -> None:
 
 def test_it_counts_what_it_collects(run: Run) -> None:
     text = run("--collect-only").stdout.str()
-    assert "collected 24 items" in text
-    assert "lrp-verify: behaving_here unknown, 24 cases" in text
+    assert "collected 28 items" in text
+    assert f"lrp-verify: Tested: behaving_here unknown version; torch {torch.__version__}; device cpu; seed 0" in text
+    assert "; 28 cases" in text
 
 
 def test_it_stops_at_the_first_failure(run: Run) -> None:
@@ -364,10 +370,9 @@ def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path:
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
     (tmp_path / "behaving_here.py").write_text(BEHAVING)
     (tmp_path / "conftest.py").write_text("from verify import selection\nselection.CASES = 'behaving_here:all_cases'\n")
-    done = _pytest(tmp_path, "--lrp-subject", "behaving_here", "-n", "2", "--lrp-check", "passes,is-open")
+    done = _pytest(tmp_path, "--lrp-subject", "behaving_here", "-n", "2", "--lrp-check", "passes,is-open,is-left-open")
     assert done.returncode == 1
-    assert "4 passed, 4 skipped" in done.stdout
-    assert done.stdout.count("lrp-verify: 50% of the entries are undecided, more than 5%") == 1
+    assert "2 failed, 4 passed, 4 skipped, 2 xfailed" in done.stdout
     done = _pytest(tmp_path, "--lrp-subject", "no_such_module", "-n", "2")
     assert done.returncode == 4
     assert "ERROR: the subject 'no_such_module' cannot be imported" in done.stderr

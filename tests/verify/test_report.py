@@ -13,7 +13,7 @@ from rich.console import Console
 
 from verify import terminal
 from verify.model import Level, Outcome, Verdict
-from verify.report import UNDECIDED_LIMIT, Call, Report, grid, largest, markdown, percent, totals
+from verify.report import Call, Report, grid, largest, markdown, percent, subject_line, totals
 from verify.worker import SubjectInfo
 
 THEIRS = SubjectInfo("their.rules", "1.2")
@@ -58,21 +58,41 @@ ADVISED = outcome(Verdict.FAIL, level=Level.SHOULD)
         pytest.param(True, report(outcome(), ADVISED), id="advice to others"),
         pytest.param(False, report(outcome(), ADVISED, subject=OURS), id="advice to ourselves"),
         pytest.param(False, report(outcome(), ADVISED, call={"strict": True}), id="advice, strict"),
-        pytest.param(True, report(outcome(ratio=0.1, undecided=UNDECIDED_LIMIT)), id="undecided, at the limit"),
-        pytest.param(False, report(outcome(ratio=0.1, undecided=0.051)), id="undecided, beyond the limit"),
-        pytest.param(False, report(*[outcome(ratio=0.1)] * 9, outcome(Verdict.INCONCLUSIVE)), id="inconclusive"),
-        pytest.param(
-            True, report(*[outcome(ratio=0.1)] * 99, outcome(Verdict.INCONCLUSIVE)), id="1 of 100 inconclusive"
-        ),
-        pytest.param(
-            False,
-            report(*[outcome()] * 99, outcome(Verdict.INCONCLUSIVE)),
-            id="cases that compare nothing do not dilute",
-        ),
+        pytest.param(True, report(outcome(ratio=0.1, undecided=0.9, undecidable=0.9)), id="much undecided"),
+        pytest.param(True, report(outcome(Verdict.INCONCLUSIVE, undecidable=1.0)), id="inconclusive"),
     ],
 )
 def test_judgement(held: bool, given: Report) -> None:
     assert given.held is held
+
+
+@pytest.mark.parametrize(
+    ("share", "given"),
+    [
+        (0.1, [*[outcome(ratio=0.1)] * 9, outcome(Verdict.INCONCLUSIVE)]),
+        (0.25, [outcome(ratio=0.1, undecided=0.5), outcome(ratio=0.1)]),
+        (1.0, [*[outcome()] * 99, outcome(Verdict.INCONCLUSIVE)]),
+        (0.0, [outcome()]),
+    ],
+    ids=["inconclusive", "a part", "cases that compare nothing do not dilute", "none"],
+)
+def test_the_share_of_undecided_entries_is_told(share: float, given: list[Outcome]) -> None:
+    assert report(*given).undecided == pytest.approx(share)
+    assert f"; {percent(share)} undecided; " in totals(report(*given))
+
+
+@pytest.mark.parametrize(
+    ("subject", "says"),
+    [
+        (OURS, "Tested: lrp_rules 0.1, the rules of this project itself (--subject names others); torch 9.9"),
+        (THEIRS, "Tested: their.rules 1.2; torch 9.9; device cuda:1; seed 7"),
+        (SubjectInfo("their.rules"), "Tested: their.rules unknown version; torch 9.9"),
+        (SubjectInfo("command:node port.js", "3 (port)"), "Tested: the command node port.js, 3 (port); torch 9.9"),
+    ],
+    ids=["ours", "theirs", "without a version", "command"],
+)
+def test_what_is_tested(subject: SubjectInfo, says: str) -> None:
+    assert subject_line(subject, Call(1, ("float64",), seed=7, device="cuda:1"), "9.9").startswith(says)
 
 
 @pytest.mark.parametrize("probable", [1.0000001, INF, NAN])
@@ -209,10 +229,6 @@ def test_advice_stands_apart() -> None:
     assert "Failures" not in text
     assert text.index("Advice") < text.index(ADVISED.id) < text.index("everything held")
     assert "Advice" not in shown(report(outcome(), ADVISED, subject=OURS))
-
-
-def test_undecided_beyond_the_limit_is_said() -> None:
-    assert "6% of the entries are undecided, more than 5%" in shown(report(outcome(ratio=0.1, undecided=0.06)))
 
 
 def test_one_case() -> None:

@@ -127,6 +127,15 @@ def test_answers_hold(answered: Path, command: Command) -> None:
     assert "everything held: 3 cases; 3 pass" in result.stdout
 
 
+def test_a_right_answer_to_a_part_holds_where_most_of_it_is_undecided(command: Command, tmp_path: Path) -> None:
+    only = ("--vectors", CORPUS, "--only", "epsilon-default-linear-5-4-undecided-*")
+    path = tmp_path / "answers.jsonl"
+    path.write_text(command("answer", *only).stdout)
+    result = command("verify", path, *only)
+    assert result.exit_code == 0
+    assert "everything held: 2 cases; 2 pass; 60% undecided; " in result.stdout
+
+
 def test_answers_are_in_the_form_of_the_schema(answered: Path) -> None:
     schema = json.loads((SCHEMAS / "results-1.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
