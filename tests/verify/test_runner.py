@@ -53,7 +53,10 @@ EXPECTED = {
     "stops": (Verdict.ERROR, "SystemExit: 0 (behaving.py:"),
     "prints": (Verdict.PASS, ""),
     "returns_a_wrong_shape": (Verdict.FAIL, "relevance of shape (2, 3), expected (3, 2)"),
-    "returns_no_finding": (Verdict.ERROR, "AttributeError: 'NoneType' object has no attribute 'verdict' (undecided.py:"),
+    "returns_no_finding": (
+        Verdict.ERROR,
+        "AttributeError: 'NoneType' object has no attribute 'verdict' (undecided.py:",
+    ),
     "is_far_off": (Verdict.FAIL, "far off"),
     "is_advised": (Verdict.FAIL, "only advised"),
     "gives_arrays": (Verdict.PASS, ""),
