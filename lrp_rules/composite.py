@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+from lrp_rules.calls import Calls, is_compiled, never_called
+from lrp_rules.refusals import check_scripted, see
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,26 +27,83 @@ if TYPE_CHECKING:
 
 
 class Attachment:
-    """Rules on a model, until ``remove()`` or the end of the ``with`` block."""
+    """Rules on a model, until ``remove()`` or the end of the ``with`` block.
 
-    def __init__(self, registrations: list[Registration]) -> None:
-        self.registrations = registrations
+    Where the model was called and a rule was not, its module had the plain gradient: at the end, that is an error.
+    """
+
+    def __init__(self, model: nn.Module, unused: Iterable[nn.Module] = ()) -> None:
+        self.registrations: list[Registration] = []
+        self._model, self._unused = model, set(unused)
+        self._calls = Calls(model)
 
     def remove(self) -> None:
-        """Take all rules off the model."""
-        while self.registrations:
-            self.registrations.pop().remove()
+        """Take all rules off the model.
+
+        Raises
+        ------
+        RuntimeError
+            If the model was called, and a rule was not; or if a rule was called inside a reentrant checkpoint, and its
+            backward pass has not come yet. The rules are off all the same.
+
+        """
+        complaint = self._remove()
+        if complaint:
+            raise RuntimeError(complaint)
+
+    def _remove(self) -> str:
+        taken, self.registrations[:] = self.registrations[:], []
+        called = self._calls.remove()
+        waiting = None
+        for registration in taken:
+            try:
+                registration.remove()
+            except RuntimeError as error:
+                waiting = waiting or str(error)
+        if waiting:
+            return waiting
+        idle = [one for one in taken if not one.calls and one.module not in self._unused]
+        if idle and (called or (len(idle) == len(taken) and is_compiled(self._model))):
+            return never_called(self._model, [(one.hook, one.module) for one in idle])
+        return ""
 
     def __enter__(self) -> Self:
+        if not self._calls.counts:
+            msg = (
+                "these rules were removed, and would do nothing; expected an attachment that is in force. Call attach "
+                f"again{see('a-rule-that-never-acts')}"
+            )
+            raise RuntimeError(msg)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:  # that exception is what there is to say
+            self._remove()
+            return
+        if self.registrations and not self._calls.number and not any(one.calls for one in self.registrations):
+            forward_outside = (
+                f"{type(self._model).__name__} was not called between attach and the end of the block, so that no rule "
+                "was in force in any call; expected the forward pass inside the block"
+                f"{see('a-rule-that-never-acts')}"
+            )
+            self.remove()
+            warnings.warn(forward_outside, RuntimeWarning, stacklevel=2)
         self.remove()
 
+    def __del__(self) -> None:
+        calls: Calls | None = vars(self).get("_calls")
+        if calls is None or not calls.counts or sys.is_finalizing():
+            return
+        complaint = self._remove()
+        if complaint:
+            warnings.warn(complaint, RuntimeWarning, stacklevel=1)
 
-def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> Attachment:
+
+def attach(
+    model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = (), unused: Key | Iterable[Key] = ()
+) -> Attachment:
     """Put rules on all modules of a model.
 
     Parameters
@@ -56,11 +118,15 @@ def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> 
         containers.
     ignore
         Type or name, or several, of modules that keep their gradient.
+    unused
+        Type or name, or several, of modules that a pass may leave out: branches that are not taken, auxiliary heads.
+        They have their rules where they are called, and it is no error where they are not.
 
     Returns
     -------
     Attachment
-        A context manager; its ``remove()`` takes all rules off.
+        A context manager; its ``remove()`` takes all rules off. Both raise a RuntimeError where the model was called
+        and a rule was not: by then, its module has had the plain gradient.
 
     Raises
     ------
@@ -77,12 +143,13 @@ def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> 
     ...     len(attached.registrations)
     3
     """
+    check_scripted("attach", model)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    ignored = _listed(ignore)
+    ignored, left_out = _listed(ignore), _listed(unused)
     table: dict[Key, Hook] = dict(rules)
-    _check_keys([*table, *ignored], names)
+    _check_keys([*table, *ignored, *left_out], names)
 
     chosen: list[tuple[Hook, nn.Module]] = []
     unmatched: list[str] = []
@@ -105,12 +172,13 @@ def attach(model: nn.Module, rules: Rules, ignore: Key | Iterable[Key] = ()) -> 
         )
         raise ValueError(msg)
 
-    attachment = Attachment([])
+    roots = [module for module, own in names.items() if any(_matches(key, module, own) for key in left_out)]
+    attachment = Attachment(model, [part for root in roots for part in root.modules()])
     try:
         for rule, module in chosen:
             attachment.registrations.append(rule.register(module))
     except BaseException:
-        attachment.remove()
+        attachment._remove()
         raise
     return attachment
 

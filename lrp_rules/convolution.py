@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrp_rules.layer import TERMS, Grid, GridMap, Map, Matrix, WeightedLayer, nothing
+from lrp_rules.parts import plain, stands_for_many
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +82,9 @@ def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
     """Add the channels of each group up; ``dim`` counts from the end."""
     if v.shape[dim] == groups:
         return v
-    gathered: Tensor = v.sum(dim, keepdim=True) if groups == 1 else v.unflatten(dim, (groups, -1)).sum(dim)
+    if groups > 1:  # is_grads_batched does not know unflatten
+        v = v.reshape(*v.shape[:dim], groups, v.shape[dim] // groups, *v.shape[v.ndim + dim + 1 :])
+    gathered: Tensor = v.sum(dim, keepdim=groups == 1)
     return gathered
 
 
@@ -138,7 +141,7 @@ class ConvLayer(WindowLayer):
 
         def forward(v: Tensor) -> Tensor:
             alone = v.ndim == 5 and v.shape[0] == 1 and v.dtype == torch.float32
-            if alone and v.device.type == "cpu" and not torch.is_grad_enabled():
+            if alone and v.device.type == "cpu" and not plain():
                 # torch gives one sample of volumes to code that takes three times as long as another does for two
                 return self._product(v.expand(2, *v.shape[1:]), weight)[:1]
             return self._product(v, weight)
@@ -178,11 +181,24 @@ def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: st
     """Transpose of ``F.pad``: every padded element gives what it has to the element that it copies."""
     if mode == "zeros":
         return F.pad(g, [-side for side in pads])
+    if stands_for_many():  # where autograd cannot be asked
+        return _pad_transposed_by_index(g, shape, pads, mode)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         v = g.new_zeros(shape, requires_grad=True)
         padded = F.pad(v, pads, mode=mode)
     return torch.autograd.grad(padded, v, g, create_graph=create_graph)[0]
+
+
+def _pad_transposed_by_index(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: str) -> Tensor:
+    for dim, sides in zip(range(-1, -len(pads) // 2 - 1, -1), zip(pads[::2], pads[1::2], strict=True), strict=True):
+        size = shape[dim]
+        # a float64 holds every index
+        places = torch.arange(size, dtype=torch.float64, device=g.device)[None, None]
+        index = F.pad(places, sides, mode=mode)[0, 0].long()
+        zeros = torch.zeros([*g.shape[:dim], size, *g.shape[g.ndim + dim + 1 :]], dtype=g.dtype, device=g.device)
+        g = zeros.index_add(g.ndim + dim, index, g)
+    return g
 
 
 @dataclass

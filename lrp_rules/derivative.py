@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,35 +11,48 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class Derivative(torch.autograd.Function):
-    """Stands behind a relevance that may be differentiated, and notices when it is.
+    """Stands behind a relevance that may be differentiated.
 
-    One pass of autograd is either a propagation of relevance or a derivative of one; a derivative comes by here before
-    it reaches any layer, and from here on layers are differentiated as they are.
+    One pass of autograd is either a propagation of relevance or a derivative of one: it is a derivative if one of these
+    nodes is among those that it will execute. The engine is asked, once in each pass. The order in which it executes
+    them tells nothing: it depends on threads, devices and on when each node was made.
     """
 
-    passes: ClassVar[set[int]] = set()
+    alive: ClassVar[set[weakref.ref[Any]]] = set()
+    passes: ClassVar[dict[int, bool]] = {}
     within: ClassVar[threading.local] = threading.local()
 
     @staticmethod
-    def forward(_ctx: Any, r: Tensor) -> Tensor:
+    def forward(r: Tensor, *_of_the_call: Tensor) -> Tensor:
         return r.view_as(r)
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        number = torch._C._current_graph_task_id()
-        if number not in Derivative.passes:
-            torch.autograd.Variable._execution_engine.queue_callback(_Pass(number))
-        return gradient
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+        Derivative.alive.add(weakref.ref(ctx, Derivative.alive.discard))
 
     @staticmethod
-    def behind(r: Tensor) -> Tensor:
-        """Return a relevance, or a derivative of one, that is noticed when it is differentiated."""
-        noticed: Tensor = Derivative.apply(r)  # type: ignore[no-untyped-call]
-        return noticed
+    def vmap(_info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int | None]:
+        behind: Tensor = Derivative.apply(*tensors)  # type: ignore[no-untyped-call]
+        return behind, in_dims[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (gradient, *[None] * (len(ctx.needs_input_grad) - 1))
+
+    @staticmethod
+    def behind(r: Tensor, of_the_call: Sequence[Tensor] = ()) -> Tensor:
+        """Return a relevance, or a derivative of one, that is noticed when it is differentiated.
+
+        ``of_the_call`` are the inputs and parameters of the call it belongs to. The engine leaves out what does not
+        lead to where a gradient is wanted, and not every relevance depends on its input, so that it has to be told.
+        """
+        noticed: Tensor = Derivative.apply(r, *of_the_call)  # type: ignore[no-untyped-call]
+        # a pass that ends at r does not differentiate r, but its node would count as executed
+        return noticed.view_as(noticed)
 
     @staticmethod
     @contextmanager
@@ -61,7 +75,17 @@ class Derivative(torch.autograd.Function):
         """Whether this pass is a derivative: of a relevance, or of a module that a rule looks at as a whole."""
         if hasattr(Derivative.within, "by_parameters"):
             return True
-        return bool(Derivative.passes) and torch._C._current_graph_task_id() in Derivative.passes
+        if not Derivative.alive:
+            return False
+        number = torch._C._current_graph_task_id()
+        if number < 0:
+            return False
+        found = Derivative.passes.get(number)
+        if found is None:
+            nodes = [node for node in [ref() for ref in tuple(Derivative.alive)] if node is not None]
+            found = any(map(torch._C._will_engine_execute_node, nodes))
+            torch.autograd.Variable._execution_engine.queue_callback(_Pass(number, found))
+        return found
 
     @staticmethod
     def by_parameters() -> bool:
@@ -70,17 +94,54 @@ class Derivative(torch.autograd.Function):
 
 
 class _Pass:
-    """Has its number among the passes that are derivatives, as long as autograd keeps it: until the pass ends.
+    """Keeps what is known of a pass as long as autograd keeps it: until the pass ends.
 
     Autograd calls it at the end of a pass that succeeds, and lets go of it after one that does not, too.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, found: bool) -> None:
         self._number = number
-        Derivative.passes.add(number)
+        Derivative.passes[number] = found
 
     def __call__(self) -> None:
-        Derivative.passes.discard(self._number)
+        Derivative.passes.pop(self._number, None)
 
     def __del__(self) -> None:
-        Derivative.passes.discard(self._number)
+        Derivative.passes.pop(self._number, None)
+
+
+class _Ends(torch.autograd.Function):
+    """One node behind all that a derivative of a call ends at.
+
+    Autograd visits everything above the deepest of the ends. Parameters are leaves, the deepest that there are: without
+    this node, each call would be a walk through the whole graph below it.
+    """
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+        return _Ends.apply(*tensors), in_dims  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients
+
+
+def ends(tensors: Sequence[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]:
+    """Return tensors to differentiate to, which depend on nothing of each other.
+
+    An input may depend on the parameters, as where a module is called twice; several inputs may be one tensor.
+    """
+    wanted = [t for t in tensors if t.requires_grad]
+    if not create_graph:
+        made = iter([t.detach().requires_grad_() for t in wanted])
+    else:
+        made = iter(_Ends.apply(*wanted) if wanted else ())  # type: ignore[no-untyped-call]
+    return tuple(next(made) if t.requires_grad else t for t in tensors)

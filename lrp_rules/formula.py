@@ -34,12 +34,17 @@ class FormulaRule(BasicHook):
     #: one ``A.T @ s``: then parts may be done one after the other.
     samples_apart: ClassVar[bool] = True
     outputs_apart: ClassVar[bool] = True
+    sees_one_weight: ClassVar[bool] = True
     #: Whether it uses other weights than the layer's own.
     changes_weights: ClassVar[bool] = True
 
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
+
+    @property
+    def changed_parameters(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return () if self.changes_weights else self.zero_params or None
 
     def vectors(self, layer: Layer) -> Sequence[Tensor]:
         """Return the vectors that share the relevance."""

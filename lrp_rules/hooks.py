@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lrp_rules.derivative import Derivative
+from lrp_rules.derivative import Derivative, ends
+from lrp_rules.effective import effective
 from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters
 from lrp_rules.registration import Registration
-from lrp_rules.rerun import parameters_below
+from lrp_rules.rerun import check_repeated, parameters_below
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lrp_rules.registration import Call
+    from lrp_rules.node import Call
 
     Tensors = tuple[Tensor, ...]
 
@@ -49,12 +50,22 @@ class Hook:
     needs_grad_input: ClassVar[bool] = True
     #: Whether modules that take or return several tensors are allowed; others are refused with a TypeError.
     allows_several: ClassVar[bool] = True
+    #: Whether tensors that need no gradient are inputs, too, or part of what the module is.
+    sees_constants: ClassVar[bool] = True
     #: Whether the rule may run the module again, and so has to know the random state that the call started from.
     may_rerun: ClassVar[bool] = False
+
+    #: Names of the parameters that the rule changes, none of them for all; None where it changes none.
+    changed_parameters: tuple[str, ...] | None = None
 
     @property
     def uses_inputs(self) -> bool:
         """Whether the inputs of the module are to be kept for ``backward``."""
+        return self.needs_grad_input
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the rule asks how the outputs depend on the inputs, of a module that is not known."""
         return self.needs_grad_input
 
     def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
@@ -91,6 +102,14 @@ class Hook:
         call.graph = [_edge(output) if output.requires_grad else None for output in outputs]
         return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), (), False
 
+    def _again(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
+        """Return what the module itself gives, once more."""
+        given = effective_parameters(call.module, call.kind.used_parameters, call.used)
+        if call.kind is TracedLayer:
+            return call.run({name: value for name, value in given.items() if value is not None}, *_ends_of(inputs))
+        buffers = {name: getattr(call.module, name) for name in call.kind.used_buffers}
+        return (call.kind(call.module, inputs, None, outputs[0].shape, given, run=call.run, buffers=buffers).output(),)
+
     def _kept(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Run ``forward`` on a copy that is this call's own, and return the tensors that it has set there."""
         if type(self).forward is Hook.forward:
@@ -107,7 +126,7 @@ class Hook:
         hook, saved = self._private(call, saved)
         grad_input: Sequence[Tensor | None] = (None,) * len(call.shapes)
         if self.needs_grad_input:
-            grad_input = pull(saved, inputs, relevance, create_graph=torch.is_grad_enabled())
+            grad_input = pull(saved, inputs, relevance, create_graph=torch.is_grad_enabled(), module=call.module)
         return _answer(hook.backward(call.module, grad_input, relevance), grad_input)
 
     def _differentiate(
@@ -154,7 +173,10 @@ class LayerHook(Hook):
     """A hook that sees a call of its module as a :class:`~lrp_rules.layer.Layer`, and keeps what that is made of."""
 
     allows_several: ClassVar[bool] = False
+    sees_constants: ClassVar[bool] = False
     may_rerun: ClassVar[bool] = True
+    #: Whether the rule is about the matrix of a layer, and not about parameters of any meaning.
+    sees_one_weight: ClassVar[bool] = False
     #: Whether the formula uses the output of the forward pass, so that it is to be kept.
     uses_output: ClassVar[bool] = False
     #: Names of the parameters that are set to zero.
@@ -163,6 +185,11 @@ class LayerHook(Hook):
     @property
     def uses_inputs(self) -> bool:
         """Whether the inputs are to be kept: always, since the layer is made of them."""
+        return True
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the graph of a module that is not known is asked: always, it is what is known of such a layer."""
         return True
 
     def backward(
@@ -192,12 +219,13 @@ class LayerHook(Hook):
 
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
         module = call.module
-        effective = effective_parameters(module)
+        effective = effective_parameters(module, call.kind.used_parameters, call.used)
         own = {name: value for name, value in effective.items() if value is not None}
         if len(own) < len(effective) and call.kind is not TracedLayer:
             call.absent = {name: None for name in effective if name not in own}
         call.names = tuple(own)
         parameters = tuple(own.values())
+        call.places = [(t, t.data_ptr()) for t in parameters if type(t) is nn.Parameter and t.layout is torch.strided]
         state = (*self._kept(call, inputs, outputs), *parameters)
         if call.kind.used_buffers:
             state = (*state, *(getattr(module, name) for name in call.kind.used_buffers))
@@ -216,15 +244,15 @@ class LayerHook(Hook):
         below = saved[len(saved) - (call.parameters - len(call.names)) :]
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            # ends of their own: an input may depend on the parameters, as where a module is called twice
-            ends = tuple(t.view_as(t) for t in (*inputs, *saved[: len(call.names)], *below))
-            xs, own = ends[: len(inputs)], dict(zip(call.names, ends[len(inputs) : count], strict=True))
+            found = ends((*inputs, *saved[: len(call.names)], *below), create_graph=create_graph)
+            xs, own = found[: len(inputs)], dict(zip(call.names, found[len(inputs) : count], strict=True))
             if call.kind is TracedLayer:
-                outputs = call.run(own, *xs, below=ends[count:])
+                outputs = call.run(own, *xs, below=found[count:])
+                check_repeated(self, call.module, outputs, saved[len(call.names) : len(call.names) + len(gradients)])
             else:
                 given: dict[str, Tensor | None] = {**call.absent, **own}
                 outputs = (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
-        return pull(outputs, ends, gradients, create_graph=create_graph)
+        return pull(outputs, found, gradients, create_graph=create_graph)
 
     @staticmethod
     def _layer(
@@ -241,11 +269,16 @@ class LayerHook(Hook):
         given: dict[str, Tensor | None] = dict(zip(names, saved, strict=False))
         given.update(call.absent)
         outputs: Tensors | None = None
+        repeated: _Repeated | None = None
         if call.kind is TracedLayer:
             outputs = saved[len(names) : len(names) + len(relevance)]
+            repeated = _Repeated(call, inputs, given, outputs, saved[len(names) + len(relevance) :])
         elif call.output is not None and not torch.is_grad_enabled():  # a mere value has no derivative
             value = call.output.value
             outputs = None if value is None else (value,)
+        if any(value is not None and value.layout != torch.strided for value in given.values()):
+            # products are the same, but few of torch's operations know weights of another layout
+            given = {name: value if value is None else value.to_dense() for name, value in given.items()}
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
             inputs = tuple(x.to(dtype) for x in inputs)
@@ -255,6 +288,10 @@ class LayerHook(Hook):
                 saved = tuple(value.to(dtype) for value in saved)
             outputs = None
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
+        if repeated is not None:
+            layer.run, layer.asks = repeated, repeated.asks
+            if isinstance(layer, TracedLayer) and self.changed_parameters is not None and self.sees_one_weight:
+                layer = effective(self, layer)
         if type(self).backward is LayerHook.backward:
             return hook.relevances(layer, relevance)
         hook = copy.copy(hook)
@@ -276,6 +313,38 @@ class LayerHook(Hook):
             if value is not None and value.dtype != dtype:
                 dtype = torch.promote_types(dtype, value.dtype)
         return None if dtype == own else dtype
+
+
+def _ends_of(inputs: Tensors) -> Tensors:
+    return tuple(x.detach().requires_grad_(x.requires_grad) for x in inputs)
+
+
+class _Repeated:
+    """Repeats a call of a module that is not known, after it has seen that this gives what the call gave."""
+
+    def __init__(
+        self, call: Call, inputs: Tensors, given: Mapping[str, Tensor | None], outputs: Tensors, below: Tensors
+    ) -> None:
+        self._call, self._inputs, self._given = call, inputs, given
+        self._outputs, self._below = outputs, below
+        self._checked = False
+
+    def asks(self, what: str, like: Tensor) -> bool:
+        """Whether to compare numbers: once for each registration; a rerun each time, unless that is waited for."""
+        if what == "again" and like.is_cpu:
+            return True
+        first = what not in self._call.asked
+        self._call.asked.add(what)
+        return first
+
+    def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
+        self._call.check_repeatable()
+        if not self._checked and self.asks("again", self._outputs[0]):
+            with torch.enable_grad():  # as it was called
+                again = self._call.run(self._given, *_ends_of(self._inputs), below=self._below)
+            check_repeated(self._call.hook, self._call.module, again, self._outputs)
+        self._checked = True
+        return self._call.run(parameters, *inputs, below=self._below)
 
 
 class BasicHook(LayerHook):
@@ -340,6 +409,16 @@ class BasicHook(LayerHook):
         self.reducer = reducer
         self.stabilizer = Stabilizer.ensure(stabilizer)
 
+    @property
+    def changed_parameters(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Names of the parameters that the modifiers change."""
+        names: list[str] = []
+        for mod in self.param_modifiers:
+            if type(mod) is not NoMod:
+                return ()
+            names += mod.zero_params or ()
+        return tuple(names) or None
+
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""
         inputs, outputs = [], []
@@ -359,7 +438,9 @@ class BasicHook(LayerHook):
         else:
             mapped = self.gradient_mapper(R, values)
         mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
-        gradients = pull(tuple(outputs), tuple(inputs), tuple(mapped), create_graph=torch.is_grad_enabled())
+        gradients = pull(
+            tuple(outputs), tuple(inputs), tuple(mapped), create_graph=torch.is_grad_enabled(), module=layer.module
+        )
         if self.reducer is None:
             return sum((x * c for x, c in zip(inputs, gradients, strict=True)), start=torch.zeros_like(x))
         return self.reducer(inputs, gradients)

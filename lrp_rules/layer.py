@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.params import zeroed
-from lrp_rules.parts import into, large, parts, whole
+from lrp_rules.parts import into, large, parts, plain, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -138,6 +138,10 @@ class GridMap(Grid):
         return self.transposed(s)
 
 
+def _always(_what: str, _like: Tensor) -> bool:
+    return True
+
+
 #: Up to how many pairs of an input and an output a layer is small. It has no more products than pairs.
 SMALL = 2**20
 
@@ -168,6 +172,8 @@ class Layer:
         Where this is a part of the outputs: the coefficients that the parts before it gave.
     memo
         What was made ``once``, for all samples.
+    asks
+        Whether a question about numbers is to be asked here, and not only where its answer costs no waiting.
 
     """
 
@@ -181,7 +187,10 @@ class Layer:
     buffers: Parameters = field(kw_only=True, default_factory=dict)
     start: Tensors | None = field(kw_only=True, default=None)
     memo: dict[Any, Tensor] = field(kw_only=True, default_factory=dict)
+    asks: Callable[[str, Tensor], bool] = field(kw_only=True, default=_always)
 
+    #: Names of the parameters that A and b are made of.
+    used_parameters: ClassVar[frozenset[str]] = frozenset()
     #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
     used_buffers: ClassVar[tuple[str, ...]] = ()
 
@@ -353,6 +362,8 @@ class WeightedLayer(Layer):
     ``scratch`` is memory for changed weights, where there is some.
     """
 
+    used_parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
+
     scratch: dict[Change, Tensor] | None = field(kw_only=True, default=None)
 
     @property
@@ -376,7 +387,7 @@ class WeightedLayer(Layer):
             return (self._anew(),)
         # z - b is A x but for rounding, unless b outweighs A(|w|) |x| and has taken the digits of A x. That sum is at
         # least |A x|, and what some of the inputs contribute to it.
-        excess = None if torch.is_grad_enabled() else self.excess()
+        excess = None if plain() else self.excess()
         if excess is not None:
             difference = out[0] - self._per_output(bias)
             if excess.amin() >= 0:
@@ -406,7 +417,7 @@ class WeightedLayer(Layer):
         raise NotImplementedError
 
     def _into(self, coefficient: Tensor) -> Tensor | None:
-        fits = not torch.is_grad_enabled() and coefficient.shape == self.x.shape and whole(coefficient)
+        fits = not plain() and coefficient.shape == self.x.shape and whole(coefficient)
         return coefficient if fits else None
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

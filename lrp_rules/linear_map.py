@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _single
 
 from lrp_rules.convolution import ConvLayer, ConvTransposeLayer
 from lrp_rules.layer import TERMS, Layer, Map, Matrix, WeightedLayer
+from lrp_rules.parts import plain
 from lrp_rules.traced import TracedLayer, pull
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Weight(Matrix):
         return s @ self.weight
 
     def onto(self, s: Tensor, c: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or s.ndim != 2:
+        if plain() or s.ndim != 2:
             return c + s @ self.weight
         return c.addmm_(s, self.weight)
 
@@ -100,7 +101,7 @@ class LinearLayer(WeightedLayer):
         weight, bias = self.given["weight"], self.given["bias"]
         assert weight is not None
         many = weight.numel() > ROWS if changes_weights else R.numel() * weight.shape[1] > QUARTERED
-        if not many or R.device.type != "cpu" or torch.is_grad_enabled():
+        if not many or R.device.type != "cpu" or plain():
             return coefficients(self, vectors, R)
         step = max(1, ROWS * torch.get_num_threads() // weight.shape[1]) if changes_weights else _quarter(len(weight))
         if step >= len(weight):
@@ -153,6 +154,7 @@ class BatchNormLayer(Layer):
 
     module: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
+    used_parameters: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
     used_buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
     def matrix(self, change: Change | None = None) -> Matrix:

@@ -55,36 +55,55 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
     }
 
 
-def effective_parameters(module: nn.Module) -> dict[str, Tensor | None]:
+def effective_parameters(
+    module: nn.Module, known: Iterable[str] = (), used: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor | None]:
     """Return the parameters that the module's forward pass uses, by the names under which it uses them.
 
-    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``. Call
-    it after the forward pass: a parametrization with a state of its own (the power iteration of ``spectral_norm``) is
-    evaluated as it was left there, without another step.
+    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``, where
+    weights are buffers or plain attributes, and in replicas. ``known`` are names that the forward pass is known to use,
+    ``used`` what it was seen to use: a parametrization may draw random numbers, or depend on the mode. What was not
+    seen is evaluated once more, after the forward pass and in eval mode, so that no state is moved.
     """
-    if not module._forward_pre_hooks and not module._modules:  # nothing makes other parameters of these
-        own = module._parameters
-        if own.keys().isdisjoint(module.__dict__):  # nor hides them
-            return dict(own)
-        return {name: getattr(module, name) for name in own}
-    names = dict.fromkeys(module._parameters)
+    own = module._parameters
+    if not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(module.__dict__):
+        # nothing makes other parameters of these, nor hides them
+        values: dict[str, Tensor | None] = dict(own)
+        for name in known:
+            if name not in own:
+                values[name] = getattr(module, name)
+        return values
+    names = dict.fromkeys((*own, *getattr(module, "_former_parameters", ()), *known))
     for hook in module._forward_pre_hooks.values():
         # pruning, and the older torch.nn.utils.weight_norm and spectral_norm, are pre-hooks that set a plain attribute
         # before each call
-        name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
-        if type(hook).__module__.startswith("torch.nn.utils.") and isinstance(name, str):
-            for part in (f"{name}_g", f"{name}_v", f"{name}_orig"):
+        computed = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+        if type(hook).__module__.startswith("torch.nn.utils.") and isinstance(computed, str):
+            for part in (f"{computed}_g", f"{computed}_v", f"{computed}_orig"):
                 names.pop(part, None)
-            names[name] = None
-    values: dict[str, Tensor | None] = {name: getattr(module, name) for name in names}
-    if parametrize.is_parametrized(module):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        for name, parametrization in module.parametrizations.items():
-            if any(part.training and isinstance(part, _DropoutNd) for part in parametrization.modules()):
-                msg = f"{name} of {module} is drawn at random in each call, so that no rule can know it; use eval mode"
-                raise RuntimeError(msg)
+            names[computed] = None
+    parametrized = _parametrized(module, used or {}) if parametrize.is_parametrized(module) else {}
+    return {name: getattr(module, name) for name in names if name not in parametrized} | parametrized
+
+
+def _parametrized(module: nn.Module, used: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    values: dict[str, Tensor | None] = {}
+    for name, parametrization in module.parametrizations.items():
+        if name in used:
+            values[name] = used[name]
+        elif any(part.training and isinstance(part, _DropoutNd) for part in parametrization.modules()):
+            msg = f"{name} of {module} is drawn at random in each call, so that no rule can know it; use eval mode"
+            raise RuntimeError(msg)
+        else:
             values[name] = _settled(parametrization)()
     return values
+
+
+def is_seen(module: nn.Module, known: Iterable[str], used: Mapping[str, Tensor]) -> bool:
+    """Whether each parameter is one tensor that is there, or was seen when it was used; a property may be anything."""
+    there = (module._parameters, module._buffers, module.__dict__, used)
+    return all(any(name in place for place in there) for name in known)
 
 
 def _settled(parametrization: nn.Module) -> nn.Module:

@@ -6,10 +6,15 @@ arithmetic. On other devices than the CPU, and where a derivative will be asked 
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _cache() -> int:
@@ -27,22 +32,63 @@ def large(*tensors: Tensor) -> bool:
     return max([t.nbytes for t in tensors]) > PART
 
 
+class _Mode(threading.local):
+    plain = False
+
+
+_mode = _Mode()
+
+
+def plain() -> bool:
+    """Whether everything is to be done in one piece and out of place.
+
+    That is so where a derivative is asked for, and ``plainly``.
+    """
+    return torch.is_grad_enabled() or _mode.plain
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Do everything in one piece and out of place, on this thread.
+
+    Where a tensor stands for a whole batch of them, as in torch.func and under ``is_grads_batched``, it cannot be
+    written into one that does not.
+    """
+    before, _mode.plain = _mode.plain, True
+    try:
+        yield
+    finally:
+        _mode.plain = before
+
+
+def stands_for_many() -> bool:
+    """Whether tensors may stand for batches of others here."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or _in_vmap(_VMAP)
+
+
+#: What ``is_grads_batched`` and ``jacobian(vectorize=True)`` go by.
+_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
+_in_vmap = torch._C._dispatch_tls_is_dispatch_key_included
+
+
 def whole(tensor: Tensor) -> bool:
     """Whether the tensor is contiguous and no part of a wider one, whose memory would live as long."""
+    if _mode.plain:
+        return False
     return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def parts(size: int, *tensors: Tensor) -> list[slice] | None:
     """Return how to cut ``size`` equal things, which the tensors hold together; None if they are better left whole."""
-    if size < 2 or torch.is_grad_enabled() or any(t.device.type != "cpu" for t in tensors):
+    if size < 2 or plain() or any(t.device.type != "cpu" for t in tensors):
         return None
     step = max(1, PART * torch.get_num_threads() * size // max(1, *(t.nbytes for t in tensors)))
     return None if step >= size else [slice(start, start + step) for start in range(0, size, step)]
 
 
 def into(tensor: Tensor) -> Tensor | None:
-    """Return the tensor as the ``out`` of an operation that it is not needed after; None where a derivative needs it.
+    """Return the tensor as the ``out`` of an operation that it is not needed after; None where that must not be.
 
     What is written there is in cache, and no memory is asked for.
     """
-    return None if torch.is_grad_enabled() else tensor
+    return None if plain() else tensor

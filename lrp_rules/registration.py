@@ -8,116 +8,296 @@ graph goes.
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lrp_rules.derivative import Derivative
+from lrp_rules.calls import drop_hooks, opaque
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
-from lrp_rules.rerun import Arguments, Rerun, is_float, random_state
+from lrp_rules.node import Call, FunctorchNode, Node, Watched
+from lrp_rules.params import is_seen
+from lrp_rules.refusals import check_graph, check_module, check_something, check_tensors, check_transforms, see
+from lrp_rules.rerun import Arguments, Rerun, agree, check_repeated, is_float, random_state
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
 
     Tensors = tuple[Tensor, ...]
 
-
-class _Watched:
-    """The values of a tensor, until somebody overwrites them."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, tensor._version
-
-    @property
-    def value(self) -> Tensor | None:
-        return self._tensor if self._tensor._version == self._version else None
+_interpreters = torch._C._functorch.peek_interpreter_stack
 
 
-@dataclass
-class Call:
-    """What is known of one call of a module besides its tensors."""
+class Registration:
+    """A hook on a module, until ``remove()`` or the end of the ``with`` block.
+
+    ``calls`` counts the calls of the module since then, ``recomputed`` those of them that a reentrant checkpoint will
+    repeat in the backward pass.
+    """
 
     hook: Hook
     module: nn.Module
-    kind: type[Layer]
-    shapes: list[torch.Size]
-    rerun: Rerun | None = None
-    names: tuple[str, ...] = ()
-    #: Parameters of known layers that are None.
-    absent: Mapping[str, None] = field(default_factory=dict)
-    kept: tuple[str, ...] = ()
-    output: _Watched | None = None
-    #: How many parameters the node has as inputs, behind the call's own.
-    parameters: int = 0
-    #: The graph of the call itself, for each output, where the hook cannot repeat it.
-    graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
+    calls: int = 0
+    unrepeated: int = 0
 
-    def run(
-        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
-    ) -> Tensors:
-        """Repeat the call with other parameters or inputs."""
-        # what is known as a matrix does not depend on train or eval mode, or is in eval mode
-        rerun = Rerun(self.module, modes={self.module: False}) if self.rerun is None else self.rerun
-        return rerun(parameters, *inputs, below=below)
+    def __init__(self, hook: Hook, module: nn.Module) -> None:
+        drop_hooks(module, _is_copied)
+        for other in module._forward_hooks.values():
+            owner = getattr(other, "__self__", None)
+            if isinstance(owner, Registration):
+                msg = (
+                    f"{type(hook).__name__} cannot be registered on {module}: it has {type(owner.hook).__name__} "
+                    "already. Remove that one first; one module takes one rule"
+                )
+                raise RuntimeError(msg)  # noqa: TRY004  the type is right, the state is not
+        check_module(hook, module)
+        self.hook, self.module = hook, module
+        self._entries, self._asked = threading.local(), set[str]()
+        lists = list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []  # type: ignore[operator, union-attr]
+        self._prepares = layer_type(module) is TracedLayer or bool(lists)
+        # first of all hooks: what hooks of others do with the output comes after the rule, and is differentiated as
+        # usual; called even if the module raises, so that nothing of that call is left
+        handle = module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=self._prepares)
+        self._first = handle.id
+        self._handles = [handle]
+        if self._prepares:
+            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+        for name, parametrization in lists:
+            self._handles.append(parametrization.register_forward_hook(_Seen(self, name).note))
 
+    def remove(self) -> None:
+        """Take the hook off the module. Graphs that were made with it keep it.
 
-class _Node(torch.autograd.Function):
-    """The node that stands for one call of a module."""
+        Raises
+        ------
+        RuntimeError
+            If the module was called inside a reentrant checkpoint, and has not been called again by a backward pass:
+            that call would be made without the rule.
 
-    @staticmethod
-    def forward(ctx: Any, call: Call, saved: Tensors, returned: Tensors, *inputs: Tensor) -> Any:
-        # behind the inputs come parameters: no relevance goes there, but the derivative of one does
-        ctx.call = call
-        ctx.save_for_backward(*(inputs[: len(call.shapes)] if call.hook.uses_inputs else ()), *saved)
-        return returned if len(returned) > 1 else returned[0]
-
-    @staticmethod
-    def backward(ctx: Any, *relevance: Tensor) -> Any:
-        call: Call = ctx.call
-        if Derivative.under_way():
-            return (None, None, None, *_Node._differentiated(ctx, call, relevance))
-        tensors = ctx.saved_tensors
-        count = len(call.shapes) if call.hook.uses_inputs else 0
-        inputs, saved = tensors[:count], tensors[count:]
-        device = relevance[0].device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                answer = call.hook._propagate(call, inputs, saved, relevance)
-        else:
-            answer = call.hook._propagate(call, inputs, saved, relevance)
-        got = [r if r is None else r.shape for r in answer]
-        if got != call.shapes and not _fits(got, call.shapes):
+        """
+        waiting, self.unrepeated = self.unrepeated, 0
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if waiting:
             msg = (
-                f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, "
-                f"expected one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes "
-                "relevance on unchanged needs a module whose outputs look like its inputs"
+                f"{type(self.hook).__name__} was called {waiting} times inside torch.utils.checkpoint with "
+                "use_reentrant=True, and the backward pass, which calls the module again, has not come yet: it would "
+                "give the plain gradient. Do the backward pass before the rules are removed, or use "
+                f"use_reentrant=False{see('checkpoints')}"
+            )
+            raise RuntimeError(msg)
+
+    def __enter__(self) -> Self:
+        if not self._handles:
+            msg = (
+                f"this {type(self).__name__} of {type(self.hook).__name__} was removed, and would do nothing; expected "
+                f"one that is in force. Register the rule again{see('a-rule-that-never-acts')}"
+            )
+            raise RuntimeError(msg)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.unrepeated = 0  # that exception is what there is to say
+        self.remove()
+
+    def __deepcopy__(self, memo: Any) -> Registration:
+        return _copied()
+
+    def __reduce__(self) -> tuple[Callable[[], Registration], tuple[()]]:
+        return _copied, ()
+
+    @opaque
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Give the module inputs of its own, that know what the call started from."""
+        if not self._handles:  # the copy of a module has the hooks of the original, but not its rule
+            return None
+        entry = _Entry()
+        vars(self._entries).setdefault("open", []).append(entry)
+        if not torch.is_grad_enabled():
+            return None
+        in_place = bool(getattr(module, "inplace", False))
+        if self.hook.may_rerun or self._comes_late(module):
+            first = next((leaf for leaf in tree_flatten((args, kwargs))[0] if is_float(leaf)), None)
+            entry.random = None if first is None else random_state(first.device)
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            if not is_wanted(args[0]):
+                return None
+            own = _Own(args[0], in_place=in_place)
+            entry.own = [own]
+            return (own.given,), kwargs
+        leaves, structure = tree_flatten((args, kwargs))
+        if not any(map(is_wanted, leaves)):
+            return None
+        entry.own = [_Own(leaf, in_place=in_place) if is_wanted(leaf) else None for leaf in leaves]
+        given = [leaf if own is None else own.given for leaf, own in zip(leaves, entry.own, strict=True)]
+        return tree_unflatten(given, structure)
+
+    @opaque
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Put the node in the place of the call's own graph."""
+        if not self._handles:
+            drop_hooks(module, _is_copied)
+            return None
+        entry = _NOTHING
+        if self._prepares:
+            waiting = vars(self._entries).get("open")
+            entry = waiting.pop() if waiting else _NOTHING
+            if output is None:  # an exception is under way, or there is nothing to put a node behind
+                return None
+        self.calls += 1
+        if not torch.is_grad_enabled():
+            self.unrepeated += _in_checkpoint("forward")
+            return None
+        if self.unrepeated:
+            self.unrepeated -= _in_checkpoint("backward")
+        kind = layer_type(module)
+        if kind is not TracedLayer and len(args) == 1 and not kwargs:
+            (x,) = args
+            if (
+                type(x) is Tensor
+                and type(output) is Tensor
+                and output.is_floating_point()
+                and self._quick(kind, module, x)
+            ):
+                # one tensor in, one out, and nothing to remember of the call but these
+                call = Call(self.hook, module, kind, [x.shape], used=entry.used)
+                return self._put(call, args, (output,))[0] if x.requires_grad else None
+        return self._slowly(module, kind, args, kwargs, output, entry)
+
+    def _quick(self, kind: type[Layer], module: nn.Module, x: Tensor) -> bool:
+        """Whether nothing about this call is unusual, so that little has to be asked."""
+        return (
+            kind.used_parameters <= module._parameters.keys()
+            and _interpreters() is None
+            and forward_ad._current_level < 0
+            and not self._comes_late(module)
+            and not x.is_nested
+            and not self._prepares
+        )
+
+    def _comes_late(self, module: nn.Module) -> bool:
+        """Whether somebody's hook has seen the output before this one, and may have replaced it."""
+        return bool(_global_forward_hooks) or next(iter(module._forward_hooks)) != self._first
+
+    def _slowly(self, module: nn.Module, kind: type[Layer], args: Any, kwargs: Any, output: Any, entry: _Entry) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))
+        results, shell = tree_flatten(output)
+        functorch = check_transforms(self.hook, module, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in (*leaves, *results)):
+            check_tensors(self.hook, module, leaves, results)
+        takes = is_float if self.hook.sees_constants else is_wanted
+        positions = [i for i, leaf in enumerate(leaves) if takes(leaf)]
+        inputs = tuple(leaves[i] for i in positions)
+        outputs = tuple(result for result in results if is_float(result))
+        if not outputs or not any(map(is_float, leaves)):
+            check_something(self.hook, module, [*leaves, *results])
+        if not outputs or not any(x.requires_grad for x in inputs):
+            return None
+        own = [entry.own[i] if entry.own else None for i in positions]
+        overwritten = self._check_written(module, own, outputs)
+        # where the input was overwritten, its own copy is what the module was given
+        inputs = tuple(x if o is None or o.value is None else o.value for x, o in zip(inputs, own, strict=True))
+        by_keyword = any(map(is_wanted, tree_flatten(kwargs)[0]))
+        wanted = sum(x.requires_grad for x in inputs)
+        if (wanted > 1 or len(outputs) > 1 or by_keyword) and not self.hook.allows_several:
+            msg = (
+                f"{type(self.hook).__name__} on {module} was called with {wanted} tensors that require a gradient "
+                f"and gave {len(outputs)}; expected one tensor, by position, and one back. Use Norm, Epsilon or Pass "
+                f"there, or put the rule on a part of the module{see('several-tensors')}"
             )
             raise TypeError(msg)
-        if torch.is_grad_enabled():
-            answer = [r if r is None else Derivative.behind(r) for r in answer]
-        return (None, None, None, *answer, *[None] * call.parameters)
 
-    @staticmethod
-    def _differentiated(ctx: Any, call: Call, gradients: Tensors) -> Sequence[Tensor | None]:
-        """Return what the module's own backward pass would."""
-        tensors = ctx.saved_tensors
-        count = len(call.shapes) if call.hook.uses_inputs else 0
-        with Derivative.inside(), torch.autocast(gradients[0].device.type, enabled=False):
-            answer = call.hook._differentiate(
-                call, tensors[:count], tensors[count:], gradients, ctx.next_functions[: len(call.shapes)]
+        call = Call(self.hook, module, kind, [x.shape for x in inputs], used=entry.used)
+        call.in_torch_func, call.asked = functorch, self._asked
+        if kind is TracedLayer:
+            if not functorch:
+                check_graph(self.hook, module, inputs, outputs)
+            rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
+            alone = len(leaves) == 1 and not kwargs and len(args) == 1
+            arguments = None if alone else Arguments(rest, structure, positions)
+            modes = {part: part.training for part in module.modules()}
+            device = inputs[0].device.type
+            available = torch.amp.is_autocast_available(device)
+            cast = torch.get_autocast_dtype(device) if available and torch.is_autocast_enabled(device) else None
+            call.rerun = Rerun(module, arguments, modes, entry.random, cast)
+        if self._comes_late(module) or (
+            kind is not TracedLayer and not is_seen(module, kind.used_parameters, entry.used)
+        ):
+            self._check_unreplaced(call, inputs, outputs)
+        made = self._put(call, inputs, outputs)
+        if overwritten is not None:
+            # whoever else holds the input sees it overwritten, as without the rule
+            return overwritten.copy_(made[0])
+        if isinstance(output, Tensor):
+            return made[0]
+        nodes = iter(made)
+        return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
+
+    def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
+        """Return the outputs behind a node, in place of the graph that they have."""
+        saved, parameters, keep = self.hook._record(call, inputs, outputs)
+        call.parameters, call.used = len(parameters), {}
+        # a module behind may write into what it gets, but not into what a graph that is kept goes through
+        returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
+        if keep and not call.in_torch_func:
+            call.output = Watched(returned[0].detach())
+        made = (FunctorchNode if call.in_torch_func else Node).apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
+        return made if isinstance(made, tuple) else (made,)
+
+    def _check_written(
+        self, module: nn.Module, owned: Sequence[_Own | None], outputs: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Refuse a module that writes to its input unannounced. Return what the caller holds, to be overwritten."""
+        overwritten = None
+        for own in owned:
+            if own is None or own.given._version == own.version:
+                continue
+            announced = own.value is not None and len(outputs) == 1
+            if announced and outputs[0].data_ptr() == own.given.data_ptr() and outputs[0].shape == own.given.shape:
+                # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
+                overwritten = None if own.x.is_leaf else own.x
+                continue
+            msg = (
+                f"{type(self.hook).__name__} on {module}: it writes to its input, which the rule needs; expected a "
+                "module that does not, or one with an attribute `inplace` whose output is that input. Put rules on its "
+                f"parts, or make it work out of place{see('modules-that-work-in-place')}"
             )
-        return [r if r is None else Derivative.behind(r) for r in answer]
+            raise RuntimeError(msg)
+        return overwritten
+
+    def _check_unreplaced(self, call: Call, inputs: Tensors, outputs: Tensors) -> None:
+        """Refuse an output that is not the module's own: somebody's hook before this one has replaced it."""
+        again = self.hook._again(call, inputs, outputs)
+        if len(again) == len(outputs) and all(map(agree, again, outputs)):
+            return
+        if not self._comes_late(call.module):
+            check_repeated(self.hook, call.module, again, outputs)
+        msg = (
+            f"{type(self.hook).__name__} on {call.module}: its output is not what the module computes; a hook of "
+            "somebody else that runs before the rule seems to have replaced it (a global one, or one that was "
+            "registered with prepend=True after the rule). Register that hook without prepend, or the rule after it"
+            f"{see('hooks-of-others')}"
+        )
+        raise RuntimeError(msg)
 
 
-def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
-    # None is no relevance
-    return len(got) == len(expected) and all(a in (None, b) for a, b in zip(got, expected, strict=True))
+def is_wanted(leaf: Any) -> bool:
+    """Whether a leaf of arguments is a tensor whose relevance may be asked for; others are constants."""
+    return isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
 
 
 def _is_among(tensor: Tensor, tensors: Tensors) -> bool:
@@ -127,192 +307,66 @@ def _is_among(tensor: Tensor, tensors: Tensors) -> bool:
     return False
 
 
-class Registration:
-    """A hook on a module, until ``remove()`` or the end of the ``with`` block."""
-
-    hook: Hook
-
-    def __init__(self, hook: Hook, module: nn.Module) -> None:
-        for other in module._forward_hooks.values():
-            owner = getattr(other, "__self__", None)
-            if isinstance(owner, Registration):
-                msg = (
-                    f"{type(hook).__name__} cannot be registered on {module}: it has {type(owner.hook).__name__} "
-                    "already. Remove that one first; one module takes one rule"
-                )
-                raise RuntimeError(msg)  # noqa: TRY004  the type is right, the state is not
-        self.hook = hook
-        # first of all hooks: what hooks of others do with the output comes after the rule, and is differentiated as
-        # usual
-        self._handles = [module.register_forward_hook(self._after, prepend=True, with_kwargs=True)]
-        if layer_type(module) is TracedLayer:
-            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-
-    def remove(self) -> None:
-        """Take the hook off the module. Graphs that were made with it keep it."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give the module inputs of its own, that know what the call started from."""
-        if not torch.is_grad_enabled():
-            return None
-        in_place, random = bool(getattr(module, "inplace", False)), self.hook.may_rerun
-        if len(args) == 1 and not kwargs and is_float(args[0]):
-            x = args[0]
-            return ((_Own.of(x, self, in_place=in_place, random=random),), kwargs) if x.requires_grad else None
-        leaves, structure = tree_flatten((args, kwargs))
-        if not any(leaf.requires_grad for leaf in leaves if is_float(leaf)):
-            return None
-        own = [_Own.of(leaf, self, in_place=in_place, random=random) if is_float(leaf) else leaf for leaf in leaves]
-        return tree_unflatten(own, structure)
-
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:  # noqa: C901  one call, step by step
-        """Put the node in the place of the call's own graph."""
-        if not torch.is_grad_enabled():
-            return None
-        kind = layer_type(module)
-        plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-        if plain and output.is_floating_point() and self._quick(kind, args[0]):
-            # one tensor in, one out, and nothing to remember of the call but these
-            (x,) = args
-            return self._put(Call(self.hook, module, kind, [x.shape]), args, (output,))[0] if x.requires_grad else None
-        if plain:
-            leaves, structure, positions, results, shell = [args[0]], None, [0], [output], None
-            several = False
-        else:
-            leaves, structure = tree_flatten((args, kwargs))
-            results, shell = tree_flatten(output)
-            positions = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-            several = (
-                len(positions) > 1 or sum(map(is_float, results)) > 1 or any(map(is_float, tree_flatten(kwargs)[0]))
-            )
-        owned = [_Own.on(leaves[i], self) for i in positions]
-        inputs = tuple(
-            leaves[i] if own is None or own.value is None else own.value
-            for i, own in zip(positions, owned, strict=True)
-        )
-        outputs = tuple(result for result in results if is_float(result))
-        if not outputs or not inputs:
-            self._check_known(module, [*leaves, *results])
-        if not outputs or not any(x.requires_grad for x in inputs):
-            return None
-        self._check_unwritten(module, leaves, positions, owned)
-        if several and not self.hook.allows_several:
-            msg = (
-                f"{type(self.hook).__name__} on {module} was called with {len(inputs)} tensors and gave "
-                f"{len(outputs)}; expected one tensor, by position, and one back. Use Norm, Epsilon or Pass there, or "
-                "put the rule on a part of the module"
-            )
-            raise TypeError(msg)
-
-        call = Call(self.hook, module, kind, [x.shape for x in inputs])
-        if kind is TracedLayer:
-            rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
-            arguments = None if structure is None else Arguments(rest, structure, positions)
-            random = next((own.random for own in owned if own is not None), None)
-            modes = {part: part.training for part in module.modules()}
-            device = inputs[0].device.type
-            cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            call.rerun = Rerun(module, arguments, modes, random, cast)
-        made = self._put(call, inputs, outputs)
-        for own in owned:
-            if own is not None and own.overwritten is not None and len(made) == 1:
-                # whoever else holds the input sees it overwritten, as without the rule
-                return own.overwritten.copy_(made[0])
-        if shell is None:
-            return made[0]
-        nodes = iter(made)
-        return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
-
-    def _quick(self, kind: type[Layer], x: Tensor) -> bool:
-        if len(self._handles) == 1 and kind is not TracedLayer:
-            return True  # it has no pre-hook that could have made x
-        own: _Own | None = vars(x).get("_lrp_own")
-        if own is None or own.owner is not self:
-            return kind is not TracedLayer
-        quick = own.value is None and own.version == x._version and not self.hook.may_rerun
-        if quick:
-            _Own.on(x, self)
-        return quick
-
-    def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
-        """Return the outputs behind a node, in place of the graph that they have."""
-        saved, parameters, keep = self.hook._record(call, inputs, outputs)
-        call.parameters = len(parameters)
-        # a module behind may write into what it gets, but not into what a graph that is kept goes through
-        returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
-        if keep:
-            call.output = _Watched(returned[0].detach())
-        made = _Node.apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
-        return made if isinstance(made, tuple) else (made,)
-
-    def _check_known(self, module: nn.Module, leaves: list[Any]) -> None:
-        """Refuse what relevance cannot be found in; without a word, it would become the gradient."""
-        strange = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _PLAIN)})
-        if strange:
-            msg = (
-                f"{type(self.hook).__name__} on {module}: no floating-point tensor is found in its arguments or "
-                f"results, which hold {', '.join(strange)}; expected tensors, or lists, tuples and dicts of them"
-            )
-            raise TypeError(msg)
-
-    def _check_unwritten(
-        self, module: nn.Module, leaves: list[Any], positions: list[int], owned: list[_Own | None]
-    ) -> None:
-        for position, own in zip(positions, owned, strict=True):
-            if own is not None and own.value is None and leaves[position]._version != own.version:
-                msg = (
-                    f"{type(self.hook).__name__} on {module}: it writes to its input, which the rule needs; expected a "
-                    "module that does not, or one with an attribute `inplace`. Put rules on its parts, or make it work "
-                    "out of place"
-                )
-                raise RuntimeError(msg)
+def _copied() -> Registration:
+    """Return what the copy of a module has in place of a registration: nothing that is in force."""
+    registration = object.__new__(Registration)
+    registration._handles = []
+    return registration
 
 
-#: What may stand among arguments and results without carrying relevance.
-_PLAIN = (Tensor, int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
+def _is_copied(owner: Any) -> bool:
+    return isinstance(owner, Registration) and not owner._handles
+
+
+def _in_checkpoint(name: str) -> bool:
+    """Whether this is called by torch's reentrant checkpoint, in its forward or backward."""
+    code = torch.utils.checkpoint.CheckpointFunction.__dict__[name].__func__.__code__
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+@dataclass
+class _Seen:
+    """Notes what a parametrization gave to the call of a module."""
+
+    registration: Registration
+    name: str
+
+    @opaque
+    def note(self, parametrization: nn.Module, _args: Any, output: Any) -> None:
+        if not self.registration._handles:  # a copy
+            drop_hooks(parametrization, lambda owner: owner is self)
+        for entry in vars(self.registration._entries).get("open", ())[-1:] if self.registration._handles else ():
+            entry.used[self.name] = output
 
 
 @dataclass(slots=True)
-class _Own:
-    """What a tensor made for one call stands for; it goes with that tensor, when the call is over.
+class _Entry:
+    """What is known of a call that has begun, and not yet ended: it goes when the call is over."""
 
-    ``owner`` made it: a module inside may be handed the same tensor, and have a rule of its own. ``value`` is the input
-    as it was, None where the tensor itself still is; ``overwritten`` is what the caller holds.
+    own: list[_Own | None] = field(default_factory=list)
+    random: Tensor | None = None
+    used: dict[str, Tensor] = field(default_factory=dict)
+
+
+_NOTHING = _Entry()
+
+
+class _Own:
+    """An input, and the one made of it for the module: a view, or a copy where the module may overwrite it.
+
+    ``value`` is the input as it was, None where ``x`` still is.
     """
 
-    owner: Registration
-    value: Tensor | None
-    overwritten: Tensor | None = None
-    random: Tensor | None = None
-    version: int = 0
+    __slots__ = ("given", "value", "version", "x")
 
-    @classmethod
-    def of(cls, x: Tensor, owner: Registration, *, in_place: bool, random: bool) -> Tensor:
-        """Return an input for the module: a clone if it is going to be overwritten."""
+    def __init__(self, x: Tensor, *, in_place: bool) -> None:
         # several inputs may be one tensor, or depend on each other: each needs an end of its own to differentiate to
-        own = x.clone() if in_place else x.view_as(x)
-        given = own.clone() if in_place else own
-        # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
-        overwritten = x if in_place and not x.is_leaf else None
-        state = random_state(x.device) if random else None
-        vars(given)["_lrp_own"] = cls(owner, own if in_place else None, overwritten, state, given._version)
-        return given
-
-    @staticmethod
-    def on(leaf: Tensor, owner: Registration) -> _Own | None:
-        """Take what is known off a tensor that ``owner`` made: what is kept of the call must not hold it."""
-        found: _Own | None = vars(leaf).get("_lrp_own")
-        if found is None or found.owner is not owner:
-            return None
-        del vars(leaf)["_lrp_own"]
-        return found
+        self.x = x
+        self.value = x.clone() if in_place else None
+        self.given = x.view_as(x) if self.value is None else self.value.clone()
+        self.version = self.given._version

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.params import tree, twin
+from lrp_rules.parts import stands_for_many
+from lrp_rules.refusals import see
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +49,8 @@ class Rerun:
         ``below`` stands for the parameters of the modules below, in their order.
         """
         like = inputs[0]
-        others = {} if below is None else dict(zip(map(id, parameters_below(self.module)), below, strict=True))
+        current = [] if below is None else parameters_below(self.module)
+        others = {} if below is None or len(below) != len(current) else dict(zip(map(id, current), below, strict=True))
 
         def settle(copy: nn.Module, original: nn.Module) -> None:
             buffers, own = original._buffers.items(), original._parameters.items()
@@ -61,7 +66,7 @@ class Rerun:
             inputs = tuple(x.clone() for x in inputs)
         kind, cast = like.device.type, self.autocast
         devices = [like.device] if kind == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.autocast(kind, dtype=cast, enabled=cast is not None):
+        with torch.random.fork_rng(devices=devices), autocast(kind, cast):
             if self.random is not None:
                 set_random_state(self.random, like.device)
             return floats(module(*inputs) if self.arguments is None else self._called(module, inputs))
@@ -74,6 +79,40 @@ class Rerun:
             filled[position] = x
         args, kwargs = tree_unflatten(filled, structure)
         return module(*args, **kwargs)
+
+
+def check_repeated(rule: object, module: nn.Module, again: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuse a rerun that gives other outputs than the call did: it would be that of another call."""
+    if len(again) == len(first) and all(map(agree, again, first)):
+        return
+    msg = (
+        f"{type(rule).__name__} on {module} has to run the module once more, and that gives another output than the "
+        "call did; expected the same. Buffers or parts may have been changed since the call, a hook of somebody else "
+        "may change values inside, or it draws random numbers of its own. Do the backward pass before the change, "
+        f"remove that hook, or put rules on the parts{see('a-call-that-cannot-be-repeated')}"
+    )
+    raise RuntimeError(msg)
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same number, but for the order of sums. A mistake is larger by far."""
+    if a.shape != b.shape:
+        return False
+    if stands_for_many() or a.is_meta or not a.numel():
+        return True  # there are no values to look at
+    a, b = a.detach(), b.detach()
+    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    room = min(256 * eps, math.sqrt(eps)) * b.nan_to_num(0, 0, 0).abs().amax()
+    difference = (a - b).abs()
+    # where both are infinite or NaN there is no difference to take
+    return bool(((difference <= room) | (a == b) | (a.isnan() & b.isnan())).all())
+
+
+def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Return a context with this autocast, or without any."""
+    if not torch.amp.is_autocast_available(device):  # such as 'meta'
+        return nullcontext()
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 
 
 def parameters_below(module: nn.Module) -> list[Tensor]:

@@ -27,7 +27,7 @@ from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks import Hook, LayerHook
 from lrp_rules.layer import nothing
 from lrp_rules.linear_map import ReLULayer, gated
-from lrp_rules.parts import into, whole
+from lrp_rules.parts import into, plain, whole
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
@@ -502,7 +502,7 @@ class ReLUGuidedBackprop(_ByEntries):
         R = R.to(layer.x.dtype)
         (r,) = layer.pull((R,))
         if isinstance(layer, ReLULayer):
-            return F.relu(r, inplace=not torch.is_grad_enabled())  # r is R or 0
+            return F.relu(r, inplace=not plain())  # r is R or 0
         return gated(r, R)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrp_rules.derivative import Derivative
 from lrp_rules.layer import Layer, Map, Matrix
+from lrp_rules.parts import stands_for_many
+from lrp_rules.refusals import see
 
 if TYPE_CHECKING:
     from lrp_rules.layer import Change
@@ -29,16 +32,37 @@ class TracedLayer(Layer):
         create_graph = torch.is_grad_enabled()
 
         def transposed(s: Tensor) -> Tensor:
-            return _jacobian_pull(outputs, inputs, (s,), create_graph=create_graph)[0]
+            return _jacobian_pull(outputs, inputs, (s,), create_graph=create_graph, module=self.module)[0]
 
         def forward(v: Tensor) -> Tensor:
-            # A^T u is linear in u, so its own transpose is A
-            with torch.enable_grad():
-                u = torch.zeros_like(outputs[0], requires_grad=True)
-                (pulled,) = _jacobian_pull(outputs, inputs[:1], (u,), create_graph=True)
-            return _jacobian_pull((pulled,), (u,), (v.expand_as(pulled),), create_graph=create_graph)[0]
+            return self._push(change, inputs, outputs, v)
 
         return Map(forward, transposed)
+
+    def _push(self, change: Change | None, inputs: Tensors, outputs: Tensors, v: Tensor) -> Tensor:
+        """Return A v."""
+        create_graph = torch.is_grad_enabled()
+        v = v.expand_as(inputs[0])
+        failure: RuntimeError | None = None
+        try:
+            found = _twice(outputs, inputs, v, create_graph=create_graph)
+            if not self._asks("A v", v) or _is_transposed(outputs, inputs, v, found):
+                return found
+        except RuntimeError as error:  # as torch raises where it knows no derivative
+            failure = error
+        if not create_graph:
+            with torch.no_grad():
+                parameters = self._changed(change)
+                found = self.run(parameters, v)[0] - self.run(parameters, torch.zeros_like(v))[0]
+            if _is_transposed(outputs, inputs, v, found):
+                return found  # the module is affine
+        msg = (
+            f"a rule on {self.module} needs A v, which is a second derivative of the module, and torch gives "
+            f"{'a wrong one' if failure is None else 'none'}; expected a module that can be differentiated twice, or "
+            "an affine one and no derivative of its relevance. Fused kernels and custom functions often cannot: put "
+            f"rules on its parts, or write it with plain operations{see('modules-that-cannot-be-differentiated-twice')}"
+        )
+        raise RuntimeError(msg) from failure
 
     @property
     def bias(self) -> Tensor:
@@ -72,39 +96,92 @@ class TracedLayer(Layer):
 
     def pull(self, s: Tensors) -> Tensors:
         inputs, outputs = self._trace(None)
-        return _jacobian_pull(outputs, inputs, s, create_graph=torch.is_grad_enabled())
+        create_graph = torch.is_grad_enabled()
+        if create_graph and len(inputs) == len(outputs) == 1 and self._asks("twice", self.x):
+            # a derivative of this would miss what torch does not know
+            v = self.x.detach()
+            found = _twice(outputs, inputs, v, create_graph=False)
+            if not _is_transposed(outputs, inputs, v, found):
+                msg = (
+                    f"the derivative of a relevance of {self.module} is asked for, and the module cannot be "
+                    "differentiated twice; expected one that can. Put rules on its parts, or write it with plain "
+                    f"operations{see('modules-that-cannot-be-differentiated-twice')}"
+                )
+                raise RuntimeError(msg)
+        return _jacobian_pull(outputs, inputs, s, create_graph=create_graph, module=self.module)
 
     def ones(self) -> Tensor:
         return torch.ones_like(self.x)
+
+    def _asks(self, what: str, like: Tensor) -> bool:
+        """Whether to compare numbers, where there are any: a module cannot be differentiated twice, or it can."""
+        return not stands_for_many() and not like.is_meta and self.asks(what, like)
+
+    def _changed(self, change: Change | None) -> dict[str, Tensor | None]:
+        return {
+            name: value if value is None or change is None or name == "bias" else change(value)
+            for name, value in self.parameters.items()
+        }
 
     def _trace(self, change: Change | None) -> tuple[Tensors, Tensors]:
         """Return inputs and outputs with a graph between them."""
         unchanged = not self.zeroes and (change is None or self.fixed)
         if unchanged and self.outputs is not None:
             return self.inputs, self.outputs
-        parameters = {
-            name: value if value is None or change is None or name == "bias" else change(value)
-            for name, value in self.parameters.items()
-        }
         with torch.enable_grad():
             inputs = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in self.inputs)
-            return inputs, self.run(parameters, *inputs)
+            return inputs, self.run(self._changed(change), *inputs)
 
 
-def _jacobian_pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
+def probe(like: Tensor) -> Tensor:
+    """Return numbers of both signs, all different, without asking a generator for them."""
+    entries = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device).cos()
+    return entries.to(like.dtype).view(like.shape)
+
+
+def _twice(outputs: Tensors, inputs: Tensors, v: Tensor, *, create_graph: bool) -> Tensor:
+    """A v, by a derivative of A^T u: that is linear in u, so that its own transpose is A."""
+    with torch.enable_grad():
+        u = torch.zeros_like(outputs[0], requires_grad=True)
+        (pulled,) = _jacobian_pull(outputs, inputs[:1], (u,), create_graph=True)
+    return _jacobian_pull((pulled,), (u,), (v,), create_graph=create_graph)[0]
+
+
+def _is_transposed(outputs: Tensors, inputs: Tensors, v: Tensor, found: Tensor) -> bool:
+    """Whether <A v, s> is <v, A^T s>, but for rounding."""
+    s = probe(outputs[0])
+    (pulled,) = _jacobian_pull(outputs, inputs[:1], (s,), create_graph=False)
+    left, right = found.detach() * s, v.detach() * pulled.detach()
+    room = math.sqrt(torch.finfo(s.dtype).eps) * (left.abs().sum() + right.abs().sum())
+    difference = (left.sum() - right.sum()).abs()
+    return bool((difference <= room) | ~difference.isfinite())  # what is infinite or NaN shows by itself
+
+
+def _jacobian_pull(
+    outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool, module: nn.Module | None = None
+) -> Tensors:
     """A^T s, where modules inside may have rules of their own: A is the Jacobian, whatever they say."""
     with Derivative.inside(by_parameters=False):
-        return pull(outputs, inputs, s, create_graph=create_graph)
+        return pull(outputs, inputs, s, create_graph=create_graph, module=module)
 
 
-def pull(outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool) -> Tensors:
-    """A^T s, by the graph between inputs and outputs; zero where there is none."""
+def pull(
+    outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool, module: nn.Module | None = None
+) -> Tensors:
+    """A^T s, by the graph between inputs and outputs; zero where there is none, which is refused of a ``module``."""
     pairs = [(output, part) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]
     pulled = torch.autograd.grad(
         [output for output, _ in pairs], wanted, [part for _, part in pairs],
         retain_graph=True, create_graph=create_graph, allow_unused=True,
     ) if wanted else ()  # fmt: skip
+    if module is not None and pulled and all(g is None for g in pulled):
+        msg = (
+            f"autograd has no derivative of {module}, so that nothing is known of how its output depends on its input; "
+            "expected a module that can be differentiated. Quantized ones cannot be; use Pass there, or put the rule "
+            f"on the module before it was quantized{see('tensors-that-are-refused')}"
+        )
+        raise RuntimeError(msg)
     found = iter(pulled)
     gradients = [next(found) if x.requires_grad else None for x in inputs]
     return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))

@@ -79,10 +79,21 @@ def test_a_random_parametrization() -> None:
     layer = nn.Linear(16, 16, bias=False)
     with torch.no_grad():
         layer.weight.copy_(integers((16, 16), 1))
-    parametrize.register_parametrization(layer, "weight", nn.Dropout(0.5))
-    x = integers((2, 16), 2).requires_grad_()
-    with Epsilon(power_of_two).register(layer), pytest.raises(RuntimeError, match="drawn at random in each call"):
-        layer(x)
+    used: list[Tensor] = []
+
+    class Drops(nn.Dropout):
+        def forward(self, weight: Tensor) -> Tensor:
+            used.append(super().forward(weight))
+            return used[-1]
+
+    parametrize.register_parametrization(layer, "weight", Drops(0.5))
+    used.clear()
+    x, R = integers((2, 16), 2).requires_grad_(), integers((2, 16), 3)
+    with Epsilon(power_of_two).register(layer):
+        z = layer(x)
+    (weight,) = used  # the rule does not draw again
+    (r,) = torch.autograd.grad(z, x, R)
+    assert torch.equal(r, x.detach() * ((R / power_of_two(z.detach())) @ weight.detach()))
 
 
 def test_a_forward_of_its_own_that_cannot_be_run_with_other_parameters() -> None:

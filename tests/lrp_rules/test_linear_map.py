@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import BasicHook, Norm
+from lrp_rules import BasicHook, Norm, Pass
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from tests.lrp_rules.cases import (
     CASES,
@@ -217,13 +217,15 @@ def test_planted_transposes_are_caught() -> None:
     assert not torch.equal(layer.matrix(torch.abs).T @ s, layer.matrix().T @ s)
 
 
-def test_no_relevance_where_no_gradient_flows() -> None:
+def test_a_module_whose_graph_is_cut_is_refused() -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.detach() * 2
 
     x, R = torch.randn(2, 3), torch.randn(2, 3)
-    assert torch.equal(relevance(Norm(), Detached(), x, R), torch.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="its output has no graph to its input"):
+        relevance(Norm(), Detached(), x, R)
+    assert torch.equal(relevance(Pass(), Detached(), x, R), R)  # it asks nothing of the graph
 
 
 def test_a_pooling_whose_sizes_are_numbers() -> None:

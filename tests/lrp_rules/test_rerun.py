@@ -189,12 +189,13 @@ def test_a_pruned_layer_is_the_layer_that_is_left() -> None:
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout])
-def test_parameters_that_are_drawn_at_random_are_refused(dropout: type[nn.Module]) -> None:
+def test_parameters_that_are_drawn_at_random_are_refused_where_nobody_has_seen_them(dropout: type[nn.Module]) -> None:
     module = nn.Linear(3, 2)
-    parametrize.register_parametrization(module, "weight", dropout())
     x = torch.randn(2, 3, requires_grad=True)
-    with Epsilon().register(module), pytest.raises(RuntimeError, match="drawn at random"):
-        module(x)
+    with Epsilon().register(module):
+        parametrize.register_parametrization(module, "weight", dropout())
+        with pytest.raises(RuntimeError, match="drawn at random"):
+            module(x)
 
 
 def test_a_parametrized_layer_without_a_bias_is_matched_itself() -> None:
@@ -263,6 +264,7 @@ class Scaled(nn.Module):
 
 def test_a_pattern_takes_a_module_with_a_parameter_of_its_own_before_its_parts() -> None:
     model = nn.Sequential(Scaled())
-    with attach(model, {"*": Norm()}) as attached:
-        assert len(attached.registrations) == 1
-        assert len(model[0]._forward_hooks) == 1
+    attached = attach(model, {"*": Norm()})
+    assert len(attached.registrations) == 1
+    assert len(model[0]._forward_hooks) == 1
+    attached.remove()

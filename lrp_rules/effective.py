@@ -1,0 +1,137 @@
+"""The one matrix that a module with several parameters makes of them: LoRA, weight standardisation.
+
+A rule changes *the* weight of a layer. Where a module computes with another one than it holds, W + B A say, or W less
+its mean, a change of what it holds is not a change of that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules.convolution import ConvLayer
+from lrp_rules.linear_map import LinearLayer
+from lrp_rules.refusals import see
+from lrp_rules.rerun import agree
+from lrp_rules.traced import probe, pull
+
+if TYPE_CHECKING:
+    from lrp_rules.hooks import Hook
+    from lrp_rules.layer import Layer
+    from lrp_rules.traced import TracedLayer
+
+
+def effective(rule: Hook, layer: TracedLayer) -> Layer:
+    """Return the layer as a rule that changes parameters is to see it.
+
+    That is as it is, if its matrix is proportional to what it holds; else the layer of its one matrix.
+    """
+    module = layer.module
+    alone = next((p for child in module.children() for p in child.parameters()), None) is None
+    if layer.fixed or (alone and type(module).forward.__module__.startswith("torch.nn.")):
+        return layer  # torch's own layers mean their parameters
+    if _is_proportional(layer):
+        return layer
+    found = _linear(layer) or _convolution(layer)
+    if found is not None and not set(layer.zero_params) & set(layer.given) - {"bias"}:
+        return found
+    names = ", ".join(name for name, value in layer.given.items() if value is not None)
+    msg = (
+        f"{type(rule).__name__} on {module}: the rule changes the weight of a layer, and what this module computes is "
+        f"not proportional to its own parameters ({names}), nor is it one linear layer or convolution of its input; "
+        "expected one of these. Put rules on its parts, merge its weights, or use Epsilon, Norm or Pass on the whole"
+        f"{see('containers')}"
+    )
+    raise RuntimeError(msg)
+
+
+def _half(value: Tensor) -> Tensor:
+    return value * 0.5
+
+
+def _is_proportional(layer: TracedLayer) -> bool:
+    """Whether half the parameters make half the matrix: that is exact in floating point, and shows at any vector."""
+    real = layer.but(zero_params=())
+    s = probe(real.real_outputs[0])
+    with torch.no_grad():
+        whole, half = (real.matrix(change).T @ s for change in (None, _half))
+    return agree(2 * half, whole)
+
+
+def _linear(layer: TracedLayer) -> Layer | None:
+    """Return a linear layer over the last dimension that gives the same, if there is one."""
+    x, z = layer.x, layer.real_outputs[0]
+    if x.ndim == 0 or x.shape[:-1] != z.shape[:-1]:
+        return None
+    outputs = z.shape[-1]
+    shape = (outputs, *[1] * (x.ndim - 2), x.shape[-1])
+    one_each = torch.eye(outputs, dtype=z.dtype, device=z.device).view(outputs, *[1] * (max(x.ndim, 2) - 2), outputs)
+    made = _at_zero(layer, shape, one_each)
+    if made is None:
+        return None
+    weight, constant = made
+    given = {"weight": weight.reshape(outputs, -1), "bias": constant.reshape(outputs, -1)[0]}
+    return _checked(layer, LinearLayer, given)
+
+
+def _convolution(layer: TracedLayer) -> Layer | None:
+    """Return a convolution with the module's geometry that gives the same, if there is one."""
+    module = layer.module
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return None
+    # so large that the window of an output in the middle lies inside, and touches no padding
+    reach = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    sizes = [5 * size + 4 * stride for size, stride in zip(reach, module.stride, strict=True)]
+    zeros = layer.x.new_zeros((1, module.in_channels, *sizes))
+    with torch.no_grad():
+        spatial = layer.run(layer.given, zeros)[0].shape[2:]
+    middle: list[Any] = [size // 2 for size in spatial]
+    outputs = module.out_channels
+    s = zeros.new_zeros((outputs, outputs, *spatial))
+    each_output = torch.arange(outputs)
+    s[(each_output, each_output, *middle)] = 1
+    made = _at_zero(layer, (outputs, module.in_channels, *sizes), s)
+    if made is None:
+        return None
+    gradient, constant = made
+    probing = ConvLayer(module, (zeros,), None, torch.Size(), {}, run=layer.run)
+    windows: list[slice] = [slice(None), slice(None)]
+    for place, stride, (pad, _), dilation, size in zip(
+        middle, module.stride, probing._pads(), module.dilation, reach, strict=True
+    ):
+        start = place * stride - pad
+        if start < 0:
+            return None
+        windows.append(slice(start, start + size, dilation))
+    kernels = gradient[tuple(windows)]
+    inside, each = module.in_channels // module.groups, outputs // module.groups
+    weight = torch.cat(
+        [kernels[g * each : (g + 1) * each, g * inside : (g + 1) * inside] for g in range(module.groups)]
+    )
+    if weight.shape[2:] != tuple(module.kernel_size):
+        return None
+    return _checked(layer, ConvLayer, {"weight": weight, "bias": constant[0][(slice(None), *middle)]})
+
+
+def _at_zero(layer: TracedLayer, shape: tuple[int, ...], s: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return A^T s and the constant, at an input of zeros."""
+    with torch.enable_grad():
+        zeros = layer.x.new_zeros(shape, requires_grad=True)
+        try:
+            constant = layer.run(layer.given, zeros)[0]
+        except RuntimeError:  # it does not take every batch
+            return None
+    if constant.shape != s.shape or not constant.requires_grad:
+        return None
+    return pull((constant,), (zeros,), (s,), create_graph=torch.is_grad_enabled())[0], constant
+
+
+def _checked(layer: TracedLayer, kind: type[Layer], given: dict[str, Tensor]) -> Layer | None:
+    """Return the layer, if it gives what the module gave."""
+    weighed = {name: value if torch.is_grad_enabled() else value.detach() for name, value in given.items()}
+    found = kind(layer.module, layer.inputs, None, layer.shape, weighed, layer.zero_params, run=layer.run)
+    with torch.no_grad():
+        same = agree(found.output(), layer.real_outputs[0])
+    return found if same else None
