@@ -8,7 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from verify.checks import conduct_calls, conduct_layers, conduct_memory, conduct_modes, conduct_state
+from verify.checks import (
+    conduct_calls,
+    conduct_containers,
+    conduct_hooks,
+    conduct_inplace,
+    conduct_kinds,
+    conduct_layers,
+    conduct_lifetime,
+    conduct_memory,
+    conduct_modes,
+    conduct_passes,
+    conduct_state,
+    conduct_transforms,
+    conduct_weights,
+    conduct_zoo,
+)
 from verify.subjects import RULES
 
 if TYPE_CHECKING:
@@ -22,6 +37,15 @@ TOPICS = (
     *conduct_modes.TOPICS,
     *conduct_layers.TOPICS,
     *conduct_memory.TOPICS,
+    *conduct_passes.TOPICS,
+    *conduct_transforms.TOPICS,
+    *conduct_weights.TOPICS,
+    *conduct_containers.TOPICS,
+    *conduct_hooks.TOPICS,
+    *conduct_inplace.TOPICS,
+    *conduct_lifetime.TOPICS,
+    *conduct_kinds.TOPICS,
+    *conduct_zoo.TOPICS,
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from verify.checks.probing import fail, passed, relevance_of, same
 from verify.model import Case, Finding, Level
-from verify.subjects import RULES
+from verify.subjects import RULES, NotOfferedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,3 +295,18 @@ def unclear(error: Exception) -> Iterator[str]:
     """Say so if a refusal does not say anything."""
     if not str(error).strip():
         yield f"is refused by {type(error).__name__} without a message"
+
+
+def unless_refused(complaints: Iterator[str]) -> Iterator[str]:
+    """Take an error with a message for an answer, wherever it is raised: what is wrong is a number without a word."""
+    try:
+        yield from complaints
+    except NotOfferedError:
+        raise
+    except Exception as error:
+        yield from unclear(error)
+
+
+def gives(subject: Subject, rule: str, module: nn.Module, expected: Tensor, what: str) -> Iterator[str]:
+    """Say so if the relevance that a rule on the module itself makes of R is another one."""
+    yield from differs(relevance_of(make(subject, rule), module, X.clone(), R.clone()), expected, what)

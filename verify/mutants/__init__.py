@@ -12,6 +12,7 @@ from verify.mutants import (  # noqa: F401  importing them fills the registry, i
     bias,
     boxes,
     calls,
+    circumstances,
     conduct,
     copying,
     derivatives,
@@ -21,9 +22,11 @@ from verify.mutants import (  # noqa: F401  importing them fills the registry, i
     leftovers,
     modifiers,
     parameters,
+    passing,
     refusals,
     splitting,
     stabilizer,
+    standing,
 )
 from verify.mutants.registry import Mutant, found
 
