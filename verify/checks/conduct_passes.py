@@ -93,7 +93,8 @@ def _sum(way: Pass, rule: str, subject: Subject) -> Iterator[str]:
         of = {"input": x, **dict(model.named_parameters())} | ({"other input": other} if requires_grad else {})
         with _explained(subject, rule, model):
             r, y = way(model, x, other)
-        found = _gradients((r * _V).sum() + (y * _U).sum(), list(of.values()))
+            # while the rules are there, as in training
+            found = _gradients((r * _V).sum() + (y * _U).sum(), list(of.values()))
         with _explained(subject, rule, model):
             r = grad(model(x), x, R, create_graph=True)
         of_relevance = _gradients((r * _V).sum(), list(of.values()))
