@@ -62,7 +62,7 @@ class Standing:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.removed, self.pending = module, False, False
-        self.handles = [module.register_forward_hook(self, prepend=True)]
+        self.handles = [module.register_forward_hook(self, prepend=True, with_kwargs=True)]
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -86,13 +86,13 @@ class Standing:
     def __reduce__(self) -> Any:
         return _nothing_at_all, ()
 
-    def __call__(self, module: nn.Module, args: Any, y: Any) -> Any:
-        x = args[0]
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
+        x, *rest = *args, *kwargs.values()
         if not torch.is_grad_enabled():
             self.without_grad()
             return None
         self.pending = False
-        if not isinstance(y, Tensor) or not isinstance(x, Tensor) or len(args) > 1 or x.shape != y.shape:
+        if not isinstance(y, Tensor) or not isinstance(x, Tensor) or rest or x.shape != y.shape:
             return _refuse("one tensor is expected, and one of its shape back")
         if self.is_exempt(x, y):
             return None
@@ -116,7 +116,7 @@ class Standing:
         return _Unchanged.apply(x, y.detach())  # type: ignore[no-untyped-call]
 
 
-def _nothing(_module: nn.Module, _args: Any, _output: Any) -> None: ...
+def _nothing(*_: Any) -> None: ...
 
 
 def _nothing_at_all() -> Callable[..., None]:
@@ -248,8 +248,10 @@ class PassHooksOfOthersRefused(_Standing):
     """A module that has hooks of others is refused, whatever they do."""
 
     class hook(Standing):
-        def __call__(self, module: nn.Module, args: Any, y: Any) -> Any:
-            return super().__call__(module, args, y) if len(module._forward_hooks) == 1 else _refuse("other hooks")
+        def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
+            return (
+                super().__call__(module, args, kwargs, y) if len(module._forward_hooks) == 1 else _refuse("other hooks")
+            )
 
 
 # Copies, checkpoints and handles
@@ -273,7 +275,7 @@ class PassPicklesHaveIt(_Standing):
             return _kept_at_all, ()
 
 
-def _kept(_module: nn.Module, args: Any, y: Tensor) -> Any:
+def _kept(_module: nn.Module, args: Any, _kwargs: Any, y: Tensor) -> Any:
     return _Unchanged.apply(args[0], y.detach())  # type: ignore[no-untyped-call]
 
 
