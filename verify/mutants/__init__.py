@@ -27,6 +27,7 @@ from verify.mutants import (  # noqa: F401  importing them fills the registry, i
     splitting,
     stabilizer,
     standing,
+    weights,
 )
 from verify.mutants.registry import Mutant, found
 

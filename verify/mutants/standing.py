@@ -87,7 +87,8 @@ class Standing:
         return _nothing_at_all, ()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
-        x, *rest = *args, *kwargs.values()
+        values: list[Any] = [*args, *kwargs.values()]
+        x, rest = values[0], values[1:]
         if not torch.is_grad_enabled():
             self.without_grad()
             return None
