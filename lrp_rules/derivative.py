@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from lrp_rules.parts import interpreters
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -27,17 +29,9 @@ class Derivative(torch.autograd.Function):
     within: ClassVar[threading.local] = threading.local()
 
     @staticmethod
-    def forward(r: Tensor, *_of_the_call: Tensor) -> Tensor:
-        return r.view_as(r)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+    def forward(ctx: Any, r: Tensor, *_of_the_call: Tensor) -> Tensor:
         Derivative.alive.add(weakref.ref(ctx, Derivative.alive.discard))
-
-    @staticmethod
-    def vmap(_info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int | None]:
-        behind: Tensor = Derivative.apply(*tensors)  # type: ignore[no-untyped-call]
-        return behind, in_dims[0]
+        return r.view_as(r)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -50,7 +44,8 @@ class Derivative(torch.autograd.Function):
         ``of_the_call`` are the inputs and parameters of the call it belongs to. The engine leaves out what does not
         lead to where a gradient is wanted, and not every relevance depends on its input, so that it has to be told.
         """
-        noticed: Tensor = Derivative.apply(r, *of_the_call)  # type: ignore[no-untyped-call]
+        kind = Derivative if interpreters() is None else _OfTorchFunc
+        noticed: Tensor = kind.apply(r, *of_the_call)  # type: ignore[no-untyped-call]
         # a pass that ends at r does not differentiate r, but its node would count as executed
         return noticed.view_as(noticed)
 
@@ -93,6 +88,23 @@ class Derivative(torch.autograd.Function):
         return bool(Derivative.within.by_parameters)
 
 
+class _OfTorchFunc(Derivative):
+    """The same in the form that torch.func asks for, which takes longer."""
+
+    @staticmethod
+    def forward(r: Tensor, *_of_the_call: Tensor) -> Tensor:  # type: ignore[override]
+        return r.view_as(r)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+        Derivative.alive.add(weakref.ref(ctx, Derivative.alive.discard))
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int | None]:
+        behind: Tensor = Derivative.behind(tensors[0], tensors[1:])
+        return behind, in_dims[0]
+
+
 class _Pass:
     """Keeps what is known of a pass as long as autograd keeps it: until the pass ends.
 
@@ -118,16 +130,8 @@ class _Ends(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(_ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.view_as(t) for t in tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def vmap(_info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:
-        return _Ends.apply(*tensors), in_dims  # type: ignore[no-untyped-call]
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -140,7 +144,9 @@ def ends(tensors: Sequence[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]
     An input may depend on the parameters, as where a module is called twice; several inputs may be one tensor.
     """
     wanted = [t for t in tensors if t.requires_grad]
-    if not create_graph:
+    if interpreters() is not None:
+        made = iter([t.view_as(t) for t in wanted])
+    elif not create_graph:
         made = iter([t.detach().requires_grad_() for t in wanted])
     else:
         made = iter(_Ends.apply(*wanted) if wanted else ())  # type: ignore[no-untyped-call]

@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 def effective(rule: Hook, layer: TracedLayer) -> Layer:
     """Return the layer as a rule that changes parameters is to see it.
 
-    That is as it is, if its matrix is proportional to what it holds; else the layer of its one matrix.
+    That is the layer of its one matrix, if it has one; else as it is, if its matrix is proportional to what it holds.
     """
     module = layer.module
     alone = next((p for child in module.children() for p in child.parameters()), None) is None
     if layer.fixed or (alone and type(module).forward.__module__.startswith("torch.nn.")):
         return layer  # torch's own layers mean their parameters
-    if _is_proportional(layer):
-        return layer
+    if not alone and _is_proportional(layer):
+        return layer  # what is below it is not its own
     found = _linear(layer) or _convolution(layer)
+    if found is None and _is_proportional(layer):
+        return layer
     if found is not None and not set(layer.zero_params) & set(layer.given) - {"bias"}:
         return found
     names = ", ".join(name for name, value in layer.given.items() if value is not None)

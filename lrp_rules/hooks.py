@@ -225,7 +225,10 @@ class LayerHook(Hook):
             call.absent = {name: None for name in effective if name not in own}
         call.names = tuple(own)
         parameters = tuple(own.values())
-        call.places = [(t, t.data_ptr()) for t in parameters if type(t) is nn.Parameter and t.layout is torch.strided]
+        try:
+            call.places = None if call.in_torch_func else [parameter.data_ptr() for parameter in parameters]
+        except RuntimeError:  # a tensor that has no such place: sparse, or of torch.func
+            call.places = None
         state = (*self._kept(call, inputs, outputs), *parameters)
         if call.kind.used_buffers:
             state = (*state, *(getattr(module, name) for name in call.kind.used_buffers))
@@ -276,9 +279,9 @@ class LayerHook(Hook):
         elif call.output is not None and not torch.is_grad_enabled():  # a mere value has no derivative
             value = call.output.value
             outputs = None if value is None else (value,)
-        if any(value is not None and value.layout != torch.strided for value in given.values()):
-            # products are the same, but few of torch's operations know weights of another layout
-            given = {name: value if value is None else value.to_dense() for name, value in given.items()}
+        if call.places is None:
+            # sparse weights: products are the same, but few of torch's operations know them
+            given = {name: value.to_dense() if _is_sparse(value) else value for name, value in given.items()}
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
             inputs = tuple(x.to(dtype) for x in inputs)
@@ -315,6 +318,10 @@ class LayerHook(Hook):
         return None if dtype == own else dtype
 
 
+def _is_sparse(value: Tensor | None) -> bool:
+    return value is not None and value.layout != torch.strided
+
+
 def _ends_of(inputs: Tensors) -> Tensors:
     return tuple(x.detach().requires_grad_(x.requires_grad) for x in inputs)
 
@@ -333,9 +340,11 @@ class _Repeated:
         """Whether to compare numbers: once for each registration; a rerun each time, unless that is waited for."""
         if what == "again" and like.is_cpu:
             return True
-        first = what not in self._call.asked
-        self._call.asked.add(what)
-        return first
+        asked = self._call.asked
+        if asked is None or what in asked:
+            return asked is None
+        asked.add(what)
+        return True
 
     def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
         self._call.check_repeatable()

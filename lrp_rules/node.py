@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from lrp_rules.derivative import Derivative
-from lrp_rules.parts import plainly, stands_for_many
+from lrp_rules.parts import VMAP, in_vmap, interpreters, is_plain, plainly
 from lrp_rules.refusals import see
-from lrp_rules.rerun import Rerun
+from lrp_rules.rerun import Rerun, autocast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,18 +45,20 @@ class Call:
     rerun: Rerun | None = None
     in_torch_func: bool = False
     #: What was asked already of the numbers of this module, on a device where that is waited for.
-    asked: set[str] = field(default_factory=set)
+    asked: set[str] | None = None
     #: Parameters as the call used them, where the module does not have them under their names any more.
-    used: Mapping[str, Tensor] = field(default_factory=dict)
+    used: Mapping[str, Tensor] | None = None
     names: tuple[str, ...] = ()
     #: Parameters of known layers that are None.
     absent: Mapping[str, None] = field(default_factory=dict)
-    #: Parameters, and where their data lies: what is replaced through ``.data`` leaves no other trace.
-    places: Sequence[tuple[nn.Parameter, int]] = ()
+    #: Where the data of the parameters lies: what is replaced through ``.data`` leaves no other trace.
+    places: Sequence[int] | None = None
     kept: tuple[str, ...] = ()
     output: Watched | None = None
     #: How many parameters the node has as inputs, behind the call's own.
     parameters: int = 0
+    #: What these get, if not nothing: torch calls the hooks of a parameter in any case, and they expect a tensor.
+    to_parameters: Sequence[Tensor | None] = ()
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
     graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 
@@ -93,13 +94,9 @@ class Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *relevance: Tensor) -> Any:
-        if stands_for_many():
+        if (interpreters() is not None or in_vmap(VMAP)) and not is_plain():
             with plainly():
-                return Node._backward(ctx, relevance)
-        return Node._backward(ctx, relevance)
-
-    @staticmethod
-    def _backward(ctx: Any, relevance: Tensors) -> Any:
+                return Node.backward(ctx, *relevance)
         call: Call = ctx.call
         try:
             tensors = ctx.saved_tensors
@@ -112,30 +109,34 @@ class Node(torch.autograd.Function):
             raise
         count = len(call.shapes) if call.hook.uses_inputs else 0
         inputs, saved = tensors[:count], tensors[count:]
-        for parameter, place in call.places:
-            if parameter.data_ptr() != place:
-                _refuse_replaced(call, parameter)
-        device = relevance[0].device.type
+        if call.places:
+            used = saved[len(call.kept) : len(call.kept) + len(call.names)]
+            if call.places != [parameter.data_ptr() for parameter in used]:
+                _check_replaced(call, used)
         if Derivative.under_way():
-            with Derivative.inside(), _without_autocast(device):
-                answer = call.hook._differentiate(
-                    call, inputs, saved, relevance, ctx.next_functions[: len(call.shapes)]
-                )
-            return (None, None, None, *[r if r is None else Derivative.behind(r, ()) for r in answer])
-        with _without_autocast(device):
+            return (None, None, None, *Node._differentiated(ctx, call, inputs, saved, relevance))
+        device = relevance[0].device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # 'meta' knows no autocast
+            with torch.autocast(device, enabled=False):
+                answer = call.hook._propagate(call, inputs, saved, relevance)
+        else:
             answer = call.hook._propagate(call, inputs, saved, relevance)
-        got = [r if r is None else r.shape for r in answer]
-        if got != call.shapes and not _fits(got, call.shapes):
-            msg = (
-                f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, "
-                f"expected one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes "
-                "relevance on unchanged needs a module whose outputs look like its inputs"
-            )
-            raise TypeError(msg)
+        if [r if r is None else r.shape for r in answer] != call.shapes:
+            answer = _one_for_each(call, answer, ctx.next_functions)
         if torch.is_grad_enabled():
             used = (*inputs, *saved[len(call.kept) : len(call.kept) + len(call.names)])
             answer = [r if r is None else Derivative.behind(r, used) for r in answer]
-        return (None, None, None, *answer, *[None] * call.parameters)
+        return (None, None, None, *answer, *(call.to_parameters or (None,) * call.parameters))
+
+    @staticmethod
+    def _differentiated(
+        ctx: Any, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors
+    ) -> Sequence[Tensor | None]:
+        """Return what the module's own backward pass would."""
+        device = gradients[0].device.type
+        with Derivative.inside(), autocast(device, None):
+            answer = call.hook._differentiate(call, inputs, saved, gradients, ctx.next_functions[: len(call.shapes)])
+        return [r if r is None else Derivative.behind(r) for r in answer]
 
 
 class FunctorchNode(Node):
@@ -151,26 +152,36 @@ class FunctorchNode(Node):
         Node.forward(ctx, call, saved, (output,), *given)
 
 
-_NO_AUTOCAST: AbstractContextManager[None] = nullcontext()
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # a device such as 'meta' knows no autocast, and torch refuses the question
-    if device in {"cpu", "cuda"} or torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_AUTOCAST
-    return _NO_AUTOCAST
-
-
-def _refuse_replaced(call: Call, parameter: nn.Parameter) -> None:
-    names = [name for name, value in call.module.named_parameters() if value is parameter]
+def _check_replaced(call: Call, used: Tensors) -> None:
+    """Refuse a parameter whose data was replaced; one that was packed by saved-tensor hooks lies elsewhere, too."""
+    now = {value.data_ptr() for value in call.module.parameters(recurse=False)}
+    pairs = zip(call.places or (), used, strict=True)
+    replaced = [p for place, p in pairs if p.data_ptr() != place and place not in now and type(p) is nn.Parameter]
+    if not replaced:
+        return
     msg = (
-        f"{type(call.hook).__name__} on {call.module}: the data of its parameter {', '.join(names)} was replaced "
-        "between the forward and the backward pass, so that the numbers of the call are gone; expected the same in "
-        f"both. Call the module again after the change{see('what-the-call-used')}"
+        f"{type(call.hook).__name__} on {call.module}: the data of a parameter of shape {tuple(replaced[0].shape)} was "
+        "replaced between the forward and the backward pass, so that the numbers of the call are gone; expected the "
+        f"same in both. Call the module again after the change{see('what-the-call-used')}"
     )
     raise RuntimeError(msg)
 
 
-def _fits(got: Sequence[torch.Size | None], expected: Sequence[torch.Size]) -> bool:
-    # None is no relevance
-    return len(got) == len(expected) and all(a in (None, b) for a, b in zip(got, expected, strict=True))
+def _one_for_each(
+    call: Call, answer: Sequence[Tensor | None], edges: Sequence[tuple[Any, int]]
+) -> Sequence[Tensor | None]:
+    """Return a relevance for each input, or none; refuse what is of another shape."""
+    if len(answer) < len(call.shapes):
+        needing = [edge[0] is not None for edge in edges[: len(call.shapes)]]
+        if sum(needing) == len(answer):  # none for what is constant
+            given = iter(answer)
+            answer = [next(given) if needed else None for needed in needing]
+    got = [r if r is None else r.shape for r in answer]
+    if len(got) == len(call.shapes) and all(a in (None, b) for a, b in zip(got, call.shapes, strict=True)):
+        return answer
+    msg = (
+        f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, expected one "
+        f"tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes relevance on unchanged "
+        f"needs a module whose outputs look like its inputs{see('several-tensors')}"
+    )
+    raise TypeError(msg)

@@ -73,7 +73,7 @@ def effective_parameters(
             if name not in own:
                 values[name] = getattr(module, name)
         return values
-    names = dict.fromkeys((*own, *getattr(module, "_former_parameters", ()), *known))
+    names = dict.fromkeys((*own, *vars(module).get("_former_parameters", ()), *known))
     for hook in module._forward_pre_hooks.values():
         # pruning, and the older torch.nn.utils.weight_norm and spectral_norm, are pre-hooks that set a plain attribute
         # before each call

@@ -37,6 +37,9 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+#: How many threads are in ``plainly``: to look at a thread's own mode takes as long as a small part of an operation.
+_threads = 0
+_lock = threading.Lock()
 
 
 def plain() -> bool:
@@ -44,7 +47,7 @@ def plain() -> bool:
 
     That is so where a derivative is asked for, and ``plainly``.
     """
-    return torch.is_grad_enabled() or _mode.plain
+    return torch.is_grad_enabled() or (_threads > 0 and _mode.plain)
 
 
 @contextmanager
@@ -54,26 +57,37 @@ def plainly() -> Iterator[None]:
     Where a tensor stands for a whole batch of them, as in torch.func and under ``is_grads_batched``, it cannot be
     written into one that does not.
     """
+    global _threads  # noqa: PLW0603  one number for all threads
     before, _mode.plain = _mode.plain, True
+    with _lock:
+        _threads += 1
     try:
         yield
     finally:
+        with _lock:
+            _threads -= 1
         _mode.plain = before
+
+
+def is_plain() -> bool:
+    """Whether ``plainly`` holds here."""
+    return _threads > 0 and _mode.plain
+
+
+#: What torch.func goes by; and what ``is_grads_batched`` and ``jacobian(vectorize=True)`` do.
+interpreters = torch._C._functorch.peek_interpreter_stack
+VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
+in_vmap = torch._C._dispatch_tls_is_dispatch_key_included
 
 
 def stands_for_many() -> bool:
     """Whether tensors may stand for batches of others here."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or _in_vmap(_VMAP)
-
-
-#: What ``is_grads_batched`` and ``jacobian(vectorize=True)`` go by.
-_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
-_in_vmap = torch._C._dispatch_tls_is_dispatch_key_included
+    return interpreters() is not None or in_vmap(VMAP)
 
 
 def whole(tensor: Tensor) -> bool:
     """Whether the tensor is contiguous and no part of a wider one, whose memory would live as long."""
-    if _mode.plain:
+    if is_plain():
         return False
     return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
@@ -91,4 +105,4 @@ def into(tensor: Tensor) -> Tensor | None:
 
     What is written there is in cache, and no memory is asked for.
     """
-    return None if plain() else tensor
+    return None if torch.is_grad_enabled() or (_threads > 0 and _mode.plain) else tensor

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lrp_rules.hooks import Hook
 
 
+def _where(hook: Hook, module: nn.Module) -> str:
+    return f"{type(hook).__name__} on {module}"
+
+
 def see(section: str) -> str:
     """Return where a message is explained."""
     return f". See docs/what-can-go-wrong.md#{section}"
@@ -62,15 +66,18 @@ def check_module(hook: Hook, module: nn.Module) -> None:
 
 def _has_own(module: nn.Module) -> bool:
     """Whether a weight is there under another name than that of a parameter: computed, or a replica's."""
-    former = getattr(module, "_former_parameters", None)
-    return bool(former) or "parametrizations" in module._modules or isinstance(getattr(module, "weight", None), Tensor)
+    return (
+        bool(vars(module).get("_former_parameters"))
+        or "parametrizations" in module._modules
+        or isinstance(getattr(module, "weight", None), Tensor)
+    )
 
 
 def check_transforms(hook: Hook, module: nn.Module, tensors: Iterable[Tensor]) -> bool:
     """Refuse what is no backward pass, where no rule can act. Return whether this is a call under torch.func.grad."""
-    where = f"{type(hook).__name__} on {module}"
     interpreter = torch._C._functorch.peek_interpreter_stack()
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        where = _where(hook, module)
         msg = (
             f"{where} was called in forward mode; expected a backward pass, which is where relevance is propagated. "
             f"Use torch.autograd.grad, or torch.func.vjp or jacrev{see('torch-func')}"
@@ -81,6 +88,7 @@ def check_transforms(hook: Hook, module: nn.Module, tensors: Iterable[Tensor]) -
     kind = interpreter.key()
     if kind == torch._C._functorch.TransformType.Grad:
         return True
+    where = _where(hook, module)
     msg = (
         f"{where} was called under torch.func's {str(kind).rpartition('.')[2].lower()}; expected a plain call, or one "
         "under vjp, grad or jacrev. Give the module the whole batch, and map over the relevance: "
@@ -91,10 +99,10 @@ def check_transforms(hook: Hook, module: nn.Module, tensors: Iterable[Tensor]) -
 
 def check_tensors(hook: Hook, module: nn.Module, given: Sequence[Any], results: Sequence[Any]) -> None:
     """Refuse kinds of tensors through which relevance would be lost, or the gradient."""
-    where = f"{type(hook).__name__} on {module}"
     for leaf, role in (*((leaf, "was given") for leaf in given), *((leaf, "returned") for leaf in results)):
         if not isinstance(leaf, Tensor):
             if not isinstance(leaf, PLAIN) and any(tensor.requires_grad for tensor in _inside(leaf)):
+                where = _where(hook, module)
                 msg = (
                     f"{where} {role} a {type(leaf).__name__} with a tensor in it that requires a gradient, which no "
                     "rule sees; expected tensors, or lists, tuples and dicts of them. Hand the tensor over as an "
@@ -104,6 +112,7 @@ def check_tensors(hook: Hook, module: nn.Module, given: Sequence[Any], results: 
             continue
         strange = _strange(leaf)
         if strange and leaf.requires_grad:
+            where = _where(hook, module)
             msg = (
                 f"{where} {role} {strange}; expected dense tensors of real floating-point numbers. Put rules on what "
                 f"is above and below it, and none here{see('tensors-that-are-refused')}"
@@ -166,7 +175,6 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
 
     The rule's node takes the place of that graph: what else hangs on it would get neither relevance nor gradient.
     """
-    where = f"{type(hook).__name__} on {module}"
     tensors = [*inputs, *module.parameters(), *_computed(module)]
     # the nodes are kept, since what is asked is whether one is the very same
     ends = {id(tensor.grad_fn): tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
@@ -183,6 +191,7 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
             continue
         seen[id(node)] = node
         if variable is not None and id(variable) not in leaves and type(variable).__name__ != "FlatParameter":
+            where = _where(hook, module)
             msg = (
                 f"{where}: it uses a tensor of shape {tuple(variable.shape)} that requires a gradient, and that is "
                 "neither an argument nor a parameter of its; expected modules that use nothing else. Hand it over as "
@@ -191,6 +200,7 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
             raise RuntimeError(msg)
         waiting += [below for below, _ in node.next_functions if below is not None]
     if hook.needs_graph and not reached:
+        where = _where(hook, module)
         msg = (
             f"{where}: its output has no graph to its input, so that nothing is known of how it depends on it; "
             "expected a module that autograd can differentiate. Quantized and detached modules cannot be; use Pass "
@@ -202,7 +212,7 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
 def _computed(module: nn.Module) -> Iterator[Tensor]:
     """Find parameters that stand as plain attributes: those of a replica."""
     for part in module.modules():
-        for name in getattr(part, "_former_parameters", ()):
+        for name in vars(part).get("_former_parameters", ()):
             value = getattr(part, name)
             if isinstance(value, Tensor):
                 yield value

@@ -24,6 +24,7 @@ from lrp_rules.calls import drop_hooks, opaque
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.node import Call, FunctorchNode, Node, Watched
 from lrp_rules.params import is_seen
+from lrp_rules.parts import interpreters
 from lrp_rules.refusals import check_graph, check_module, check_something, check_tensors, check_transforms, see
 from lrp_rules.rerun import Arguments, Rerun, agree, check_repeated, is_float, random_state
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from lrp_rules.hooks import Hook
 
     Tensors = tuple[Tensor, ...]
-
-_interpreters = torch._C._functorch.peek_interpreter_stack
 
 
 class Registration:
@@ -131,7 +130,8 @@ class Registration:
             return None
         in_place = bool(getattr(module, "inplace", False))
         if self.hook.may_rerun or self._comes_late(module):
-            first = next((leaf for leaf in tree_flatten((args, kwargs))[0] if is_float(leaf)), None)
+            candidates = args if len(args) == 1 and not kwargs else tree_flatten((args, kwargs))[0]
+            first = next(filter(is_float, candidates), None)
             entry.random = None if first is None else random_state(first.device)
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             if not is_wanted(args[0]):
@@ -149,15 +149,15 @@ class Registration:
     @opaque
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Put the node in the place of the call's own graph."""
-        if not self._handles:
-            drop_hooks(module, _is_copied)
-            return None
         entry = _NOTHING
         if self._prepares:
             waiting = vars(self._entries).get("open")
             entry = waiting.pop() if waiting else _NOTHING
             if output is None:  # an exception is under way, or there is nothing to put a node behind
                 return None
+        elif not self._handles:
+            drop_hooks(module, _is_copied)
+            return None
         self.calls += 1
         if not torch.is_grad_enabled():
             self.unrepeated += _in_checkpoint("forward")
@@ -165,37 +165,34 @@ class Registration:
         if self.unrepeated:
             self.unrepeated -= _in_checkpoint("backward")
         kind = layer_type(module)
-        if kind is not TracedLayer and len(args) == 1 and not kwargs:
+        if kind is not TracedLayer and len(args) == 1 and not kwargs and not self._prepares:
             (x,) = args
+            parameters, hooks = module._parameters, module._forward_hooks
+            # nothing unusual: one tensor in, one out, and nothing to remember of the call but these
             if (
                 type(x) is Tensor
                 and type(output) is Tensor
                 and output.is_floating_point()
-                and self._quick(kind, module, x)
+                and (not kind.used_parameters or ("weight" in parameters and "bias" in parameters))
+                and (len(hooks) == 1 or next(iter(hooks)) == self._first)
+                and not _global_forward_hooks
+                and interpreters() is None
+                and forward_ad._current_level < 0
+                and not x.is_nested
             ):
-                # one tensor in, one out, and nothing to remember of the call but these
-                call = Call(self.hook, module, kind, [x.shape], used=entry.used)
-                return self._put(call, args, (output,))[0] if x.requires_grad else None
+                if not x.requires_grad:
+                    return None
+                return self._put(Call(self.hook, module, kind, [x.shape]), args, (output,))[0]
         return self._slowly(module, kind, args, kwargs, output, entry)
-
-    def _quick(self, kind: type[Layer], module: nn.Module, x: Tensor) -> bool:
-        """Whether nothing about this call is unusual, so that little has to be asked."""
-        return (
-            kind.used_parameters <= module._parameters.keys()
-            and _interpreters() is None
-            and forward_ad._current_level < 0
-            and not self._comes_late(module)
-            and not x.is_nested
-            and not self._prepares
-        )
 
     def _comes_late(self, module: nn.Module) -> bool:
         """Whether somebody's hook has seen the output before this one, and may have replaced it."""
         return bool(_global_forward_hooks) or next(iter(module._forward_hooks)) != self._first
 
     def _slowly(self, module: nn.Module, kind: type[Layer], args: Any, kwargs: Any, output: Any, entry: _Entry) -> Any:
-        leaves, structure = tree_flatten((args, kwargs))
-        results, shell = tree_flatten(output)
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        leaves, structure = ([args[0]], None) if alone else tree_flatten((args, kwargs))
+        results, shell = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
         functorch = check_transforms(self.hook, module, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in (*leaves, *results)):
             check_tensors(self.hook, module, leaves, results)
@@ -211,7 +208,7 @@ class Registration:
         overwritten = self._check_written(module, own, outputs)
         # where the input was overwritten, its own copy is what the module was given
         inputs = tuple(x if o is None or o.value is None else o.value for x, o in zip(inputs, own, strict=True))
-        by_keyword = any(map(is_wanted, tree_flatten(kwargs)[0]))
+        by_keyword = bool(kwargs) and any(map(is_wanted, tree_flatten(kwargs)[0]))
         wanted = sum(x.requires_grad for x in inputs)
         if (wanted > 1 or len(outputs) > 1 or by_keyword) and not self.hook.allows_several:
             msg = (
@@ -227,7 +224,6 @@ class Registration:
             if not functorch:
                 check_graph(self.hook, module, inputs, outputs)
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
-            alone = len(leaves) == 1 and not kwargs and len(args) == 1
             arguments = None if alone else Arguments(rest, structure, positions)
             modes = {part: part.training for part in module.modules()}
             device = inputs[0].device.type
@@ -242,7 +238,7 @@ class Registration:
         if overwritten is not None:
             # whoever else holds the input sees it overwritten, as without the rule
             return overwritten.copy_(made[0])
-        if isinstance(output, Tensor):
+        if shell is None:
             return made[0]
         nodes = iter(made)
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
@@ -250,7 +246,11 @@ class Registration:
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, parameters, keep = self.hook._record(call, inputs, outputs)
-        call.parameters, call.used = len(parameters), {}
+        call.parameters, call.used = len(parameters), None
+        for parameter in parameters:
+            if parameter._backward_hooks is not None or parameter._post_accumulate_grad_hooks is not None:
+                call.to_parameters = [torch.zeros_like(p) if _is_hooked(p) else None for p in parameters]
+                break
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
         returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
         if keep and not call.in_torch_func:
@@ -298,6 +298,10 @@ class Registration:
 def is_wanted(leaf: Any) -> bool:
     """Whether a leaf of arguments is a tensor whose relevance may be asked for; others are constants."""
     return isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
+
+
+def _is_hooked(parameter: Tensor) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _is_among(tensor: Tensor, tensors: Tensors) -> bool:
