@@ -43,10 +43,13 @@ def drop_hooks(module: nn.Module, gone: Callable[[Any], bool]) -> None:
 
 
 class Calls:
-    """Counts the calls of a module, until ``remove()``."""
+    """Counts the calls of a module, until ``remove()``.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.number = 0
+    The module keeps it, and it keeps ``owner``: who forgets an attachment has its rules as long as there is the model.
+    """
+
+    def __init__(self, module: nn.Module, owner: object) -> None:
+        self.number, self.owner = 0, owner
         self._handle = module.register_forward_pre_hook(self._count)
         self.counts = True
 
@@ -59,7 +62,7 @@ class Calls:
 
     def remove(self) -> int:
         """Stop, and return how many there were."""
-        number, self.number, self.counts = self.number, 0, False
+        number, self.number, self.counts, self.owner = self.number, 0, False, None
         self._handle.remove()
         return number
 
@@ -72,7 +75,7 @@ class Calls:
 
 def _none() -> Calls:
     calls = object.__new__(Calls)
-    calls.number, calls.counts = 0, False
+    calls.number, calls.counts, calls.owner = 0, False, None
     return calls
 
 

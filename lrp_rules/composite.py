@@ -35,7 +35,7 @@ class Attachment:
     def __init__(self, model: nn.Module, unused: Iterable[nn.Module] = ()) -> None:
         self.registrations: list[Registration] = []
         self._model, self._unused = model, set(unused)
-        self._calls = Calls(model)
+        self._calls = Calls(model, self)
 
     def remove(self) -> None:
         """Take all rules off the model.
@@ -52,18 +52,21 @@ class Attachment:
             raise RuntimeError(complaint)
 
     def _remove(self) -> str:
+        complaint = self._complaint()
         taken, self.registrations[:] = self.registrations[:], []
-        called = self._calls.remove()
+        self._calls.remove()
         waiting = None
         for registration in taken:
             try:
                 registration.remove()
             except RuntimeError as error:
                 waiting = waiting or str(error)
-        if waiting:
-            return waiting
-        idle = [one for one in taken if not one.calls and one.module not in self._unused]
-        if idle and (called or (len(idle) == len(taken) and is_compiled(self._model))):
+        return waiting or complaint
+
+    def _complaint(self) -> str:
+        """Return what is to be said of rules that were not called; nothing, if all is well."""
+        idle = [one for one in self.registrations if not one.calls and one.module not in self._unused]
+        if idle and (self._calls.number or (len(idle) == len(self.registrations) and is_compiled(self._model))):
             return never_called(self._model, [(one.hook, one.module) for one in idle])
         return ""
 
@@ -93,12 +96,11 @@ class Attachment:
         self.remove()
 
     def __del__(self) -> None:
-        calls: Calls | None = vars(self).get("_calls")
-        if calls is None or not calls.counts or sys.is_finalizing():
-            return
-        complaint = self._remove()
-        if complaint:
-            warnings.warn(complaint, RuntimeWarning, stacklevel=1)
+        # with the model: it was never removed
+        if self.registrations and not sys.is_finalizing():
+            complaint = self._complaint()
+            if complaint:
+                warnings.warn(complaint, RuntimeWarning, stacklevel=1)
 
 
 def attach(

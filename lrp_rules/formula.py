@@ -34,7 +34,6 @@ class FormulaRule(BasicHook):
     #: one ``A.T @ s``: then parts may be done one after the other.
     samples_apart: ClassVar[bool] = True
     outputs_apart: ClassVar[bool] = True
-    sees_one_weight: ClassVar[bool] = True
     #: Whether it uses other weights than the layer's own.
     changes_weights: ClassVar[bool] = True
 

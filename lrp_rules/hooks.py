@@ -175,8 +175,8 @@ class LayerHook(Hook):
     allows_several: ClassVar[bool] = False
     sees_constants: ClassVar[bool] = False
     may_rerun: ClassVar[bool] = True
-    #: Whether the rule is about the matrix of a layer, and not about parameters of any meaning.
-    sees_one_weight: ClassVar[bool] = False
+    #: Whether the rule uses other weights than the layer's own.
+    changes_weights: ClassVar[bool] = False
     #: Whether the formula uses the output of the forward pass, so that it is to be kept.
     uses_output: ClassVar[bool] = False
     #: Names of the parameters that are set to zero.
@@ -293,7 +293,7 @@ class LayerHook(Hook):
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if repeated is not None:
             layer.run, layer.asks = repeated, repeated.asks
-            if isinstance(layer, TracedLayer) and self.changed_parameters is not None and self.sees_one_weight:
+            if isinstance(layer, TracedLayer) and self.changes_weights:
                 layer = effective(self, layer)
         if type(self).backward is LayerHook.backward:
             return hook.relevances(layer, relevance)

@@ -180,8 +180,8 @@ def _one_for_each(
     if len(got) == len(call.shapes) and all(a in (None, b) for a, b in zip(got, call.shapes, strict=True)):
         return answer
     msg = (
-        f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, expected one "
-        f"tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes relevance on unchanged "
-        f"needs a module whose outputs look like its inputs{see('several-tensors')}"
+        f"{type(call.hook).__name__} on {call.module}: relevance of shape {[a and tuple(a) for a in got]}, expected "
+        f"one tensor for each input, of shape {[tuple(b) for b in call.shapes]}. A rule that passes relevance on "
+        f"unchanged needs a module whose outputs look like its inputs{see('several-tensors')}"
     )
     raise TypeError(msg)

@@ -48,6 +48,8 @@ class Registration:
     module: nn.Module
     calls: int = 0
     unrepeated: int = 0
+    #: Whether calls begin with ``_before``.
+    _prepares: bool = False
 
     def __init__(self, hook: Hook, module: nn.Module) -> None:
         drop_hooks(module, _is_copied)

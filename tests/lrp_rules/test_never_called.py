@@ -1,0 +1,263 @@
+"""Rules that never act: what is said at the end of an attachment, and when nothing is to be said."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+from lrp_rules import Epsilon, Norm, Pass, ZPlus, attach
+from tests.lrp_rules.cases import handles, integers, power_of_two
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RULES = {nn.Linear: Epsilon(power_of_two), nn.ReLU: Pass()}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+
+
+def some_input() -> Tensor:
+    return integers((2, 3), 1).requires_grad_()
+
+
+class ByForward(nn.Module):
+    """Uses its layers without calling them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            x = layer.forward(x)
+        return F.linear(x, self.last.weight, self.last.bias)
+
+
+def test_modules_that_are_not_called_are_named_in_groups_with_a_cause() -> None:
+    model = ByForward()
+    before = handles(model)
+    with (
+        pytest.raises(RuntimeError, match=r"Epsilon on 3 Linear in layers; Epsilon on 1 Linear in last.*F\.linear"),
+        attach(model, {nn.Linear: Epsilon()}),
+    ):
+        model(some_input())
+    assert handles(model) == before  # the rules are off all the same
+
+
+def test_remove_says_so_too_and_once() -> None:
+    model = ByForward()
+    attached = attach(model, {nn.Linear: Epsilon()})
+    model(some_input())
+    with pytest.raises(RuntimeError, match="ByForward was called, and these rules were not"):
+        attached.remove()
+    attached.remove()
+
+
+def test_a_model_that_was_never_called_is_no_error_of_remove() -> None:
+    attach(network(), RULES).remove()
+
+
+def test_a_forward_pass_outside_the_block_is_warned_of() -> None:
+    model = network()
+    with pytest.warns(RuntimeWarning, match=r"was not called between attach and the end of the block") as warned:  # noqa: SIM117  what warns is the inner one
+        with attach(model, RULES):
+            pass
+    assert warned[0].filename == __file__
+    assert handles(model) == []
+
+
+def test_a_module_that_was_replaced() -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match=r"Linear \(no part of the model any more\).*replaced after"):  # noqa: SIM117
+        with attach(model, RULES):
+            model[0] = nn.Linear(3, 3)
+            model(some_input())
+
+
+class WithHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.aux = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.aux(h) if self.training else h  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["nothing", "ignore", "unused", "unused-pattern", "unused-type"])
+def test_a_branch_that_is_not_taken(how: str) -> None:
+    model, x = WithHead().eval(), some_input()
+    kwargs: dict[str, dict[str, object]] = {
+        "nothing": {},
+        "ignore": {"ignore": "aux"},
+        "unused": {"unused": "aux"},
+        "unused-pattern": {"unused": ["aux.*"]},
+        "unused-type": {"unused": nn.Sequential},
+    }
+    attached = attach(model, RULES, **kwargs[how])  # type: ignore[arg-type]
+    z = model(x)
+    if how == "nothing":
+        with pytest.raises(RuntimeError, match=r"Epsilon on 1 Linear in aux; Pass on 1 ReLU in aux.*unused=\.\.\."):
+            attached.remove()
+        return
+    attached.remove()
+    (r,) = torch.autograd.grad(z, x, torch.ones_like(z))
+    weight = model.body.weight.detach()
+    assert torch.equal(r, x.detach() * ((1 / power_of_two(z.detach())) @ weight))
+
+
+def test_what_may_be_unused_has_its_rule_where_it_is_used() -> None:
+    model, x = WithHead(), some_input()
+    with attach(model, RULES, unused="aux"):
+        z = model(x)
+    with attach(model, RULES):
+        expected = model(x)
+    R = torch.ones_like(z)
+    assert torch.equal(torch.autograd.grad(z, x, R)[0], torch.autograd.grad(expected, x, R)[0])
+
+
+def test_what_may_be_unused_has_to_be_there() -> None:
+    with pytest.raises(ValueError, match="'head' matches no module"):
+        attach(network(), RULES, unused="head")
+
+
+@pytest.mark.parametrize("what", ["attachment", "registration"])
+def test_what_was_removed_cannot_be_entered(what: str) -> None:
+    model = network()
+    entered = attach(model, RULES) if what == "attachment" else Epsilon().register(model[0])
+    with entered:
+        model(some_input())
+    with pytest.raises(RuntimeError, match="removed, and would do nothing"), entered:
+        raise AssertionError
+
+
+def test_an_exception_is_not_hidden_by_what_was_not_called() -> None:
+    model = ByForward()
+    with pytest.raises(KeyError, match="mine"), attach(model, {nn.Linear: Epsilon()}):  # noqa: PT012  the call belongs there
+        model(some_input())
+        raise KeyError("mine")  # noqa: EM101
+    assert handles(model) == []
+
+
+def test_an_attachment_that_is_forgotten_warns() -> None:
+    model = ByForward()
+    attach(model, {nn.Linear: Epsilon()})
+    model(some_input())
+    with pytest.warns(RuntimeWarning, match="ByForward was called, and these rules were not"):
+        del model
+        gc.collect()
+
+
+def test_rules_of_an_attachment_that_is_forgotten_stay() -> None:
+    model, x = network(), some_input()
+    (gradient,) = torch.autograd.grad(model(x).sum(), x)
+    attach(model, RULES)
+    gc.collect()
+    assert not torch.equal(torch.autograd.grad(model(x).sum(), x)[0], gradient)
+
+
+def test_an_attachment_that_is_forgotten_and_acted_does_not() -> None:
+    model = network()
+    attach(model, RULES)
+    model(some_input())
+    del model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_reentrant_checkpoint_that_has_not_come_back_is_refused() -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match=r"use_reentrant=True.*Do the backward pass before"), attach(model, RULES):
+        checkpoint(model, some_input(), use_reentrant=True)
+    assert handles(model) == []
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_within_the_block(reentrant: bool) -> None:
+    model, x, R = network(), some_input(), integers((2, 3), 2)
+    with attach(model, RULES):
+        z = model(x)
+    (expected,) = torch.autograd.grad(z, x, R)
+    for _ in range(2):
+        x.grad = None
+        with attach(model, RULES):
+            checkpoint(model, x, use_reentrant=reentrant).backward(R)
+        assert x.grad is not None
+        assert torch.equal(x.grad, expected)
+
+
+def test_another_checkpoint_after_the_block_is_told_what_to_do() -> None:
+    model = network()
+    with attach(model, RULES):
+        z = checkpoint(model, some_input(), use_reentrant=False)
+    with pytest.raises(CheckpointError) as error:
+        z.sum().backward()
+    assert any("Do the backward pass before the rules are removed" in note for note in error.value.__notes__)
+
+
+def test_calls_without_gradients_are_calls() -> None:
+    model, x = network(), some_input()
+    with attach(model, RULES), torch.no_grad():
+        model(x)
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, _saved, torch.optim.swa_utils.AveragedModel])
+def test_a_copy_of_a_model_carries_no_rule(twin: Callable[[nn.Module], nn.Module]) -> None:
+    model, x, R = network(), some_input(), integers((2, 3), 2)
+    (gradient,) = torch.autograd.grad(model(x), x, R)
+    with attach(model, RULES):
+        other = twin(model)
+        z = model(x)
+        assert torch.equal(torch.autograd.grad(other(x), x, R)[0], gradient)
+    assert not torch.equal(torch.autograd.grad(z, x, R)[0], gradient)
+    assert handles(other) == []
+    with attach(other, {"*": Norm()} if isinstance(other, nn.Sequential) else {"module": Norm()}):
+        other(x)
+
+
+# --- modules on which nothing can act ---------------------------------------------------------------------------------
+
+
+def test_scripted_and_traced_modules_are_refused() -> None:
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted, traced = torch.jit.script(model), torch.jit.trace(model, some_input())
+    for module in (scripted, traced, next(traced.children())):
+        with pytest.raises(TypeError, match="TorchScript runs a traced or scripted module without the hooks"):
+            Norm().register(module)
+    with pytest.raises(TypeError, match="TorchScript"):
+        attach(scripted, {"0": Epsilon()})
+
+
+def test_the_projection_of_an_attention_is_refused() -> None:
+    attention = nn.MultiheadAttention(4, 2)
+    with pytest.raises(RuntimeError, match=r"never calls its out_proj"):
+        ZPlus().register(attention.out_proj)
