@@ -144,9 +144,7 @@ def ends(tensors: Sequence[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]
     An input may depend on the parameters, as where a module is called twice; several inputs may be one tensor.
     """
     wanted = [t for t in tensors if t.requires_grad]
-    if interpreters() is not None:
-        made = iter([t.view_as(t) for t in wanted])
-    elif not create_graph:
+    if not create_graph:
         made = iter([t.detach().requires_grad_() for t in wanted])
     else:
         made = iter(_Ends.apply(*wanted) if wanted else ())  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from lrp_rules.derivative import Derivative, ends
 from lrp_rules.effective import effective
 from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters
+from lrp_rules.refusals import see
 from lrp_rules.registration import Registration
 from lrp_rules.rerun import check_repeated, parameters_below
 from lrp_rules.stabilizer import Stabilizer
@@ -133,6 +134,13 @@ class Hook:
         self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
     ) -> Sequence[Tensor | None]:
         """Return the gradients of the call's inputs, and of the parameters it was recorded with."""
+        if call.in_torch_func:
+            msg = (
+                f"{type(self).__name__} on {call.module}: the derivative of a relevance reaches this module under "
+                "torch.func, which cannot go through the graph of its call; expected a derivative by torch.autograd. "
+                f"Use torch.autograd.grad with create_graph=True{see('torch-func')}"
+            )
+            raise RuntimeError(msg)
         if Derivative.by_parameters() and any(p.requires_grad for p in call.module.parameters()):
             msg = (
                 f"{type(self).__name__} on {call.module}: the derivative of a relevance reaches this module, and it "
@@ -245,16 +253,23 @@ class LayerHook(Hook):
         _, saved = self._private(call, saved)
         count = len(inputs) + len(call.names)
         below = saved[len(saved) - (call.parameters - len(call.names)) :]
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            found = ends((*inputs, *saved[: len(call.names)], *below), create_graph=create_graph)
+        tensors = (*inputs, *saved[: len(call.names)], *below)
+
+        def run(*found: Tensor) -> Tensors:
             xs, own = found[: len(inputs)], dict(zip(call.names, found[len(inputs) : count], strict=True))
             if call.kind is TracedLayer:
                 outputs = call.run(own, *xs, below=found[count:])
                 check_repeated(self, call.module, outputs, saved[len(call.names) : len(call.names) + len(gradients)])
-            else:
-                given: dict[str, Tensor | None] = {**call.absent, **own}
-                outputs = (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
+                return outputs
+            given: dict[str, Tensor | None] = {**call.absent, **own}
+            return (self._layer(call, xs, None, gradients[0].shape, given, saved).output(),)
+
+        if call.in_torch_func:
+            return torch.func.vjp(run, *tensors)[1](gradients)  # type: ignore[no-any-return]
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = ends(tensors, create_graph=create_graph)
+            outputs = run(*found)
         return pull(outputs, found, gradients, create_graph=create_graph)
 
     @staticmethod

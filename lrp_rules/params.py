@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import contextmanager
+from functools import lru_cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,12 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
     }
 
 
+@lru_cache(maxsize=256)
+def properties(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the names for which a class has a property: that hides a parameter, and may give anything."""
+    return frozenset(name for part in kind.__mro__ for name, value in vars(part).items() if isinstance(value, property))
+
+
 def effective_parameters(
     module: nn.Module, known: Iterable[str] = (), used: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor | None]:
@@ -66,7 +73,8 @@ def effective_parameters(
     seen is evaluated once more, after the forward pass and in eval mode, so that no state is moved.
     """
     own = module._parameters
-    if not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(module.__dict__):
+    hidden = module.__dict__ if not properties(type(module)) else {*module.__dict__, *properties(type(module))}
+    if not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(hidden):
         # nothing makes other parameters of these, nor hides them
         values: dict[str, Tensor | None] = dict(own)
         for name in known:
@@ -103,7 +111,8 @@ def _parametrized(module: nn.Module, used: Mapping[str, Tensor]) -> dict[str, Te
 def is_seen(module: nn.Module, known: Iterable[str], used: Mapping[str, Tensor]) -> bool:
     """Whether each parameter is one tensor that is there, or was seen when it was used; a property may be anything."""
     there = (module._parameters, module._buffers, module.__dict__, used)
-    return all(any(name in place for place in there) for name in known)
+    hidden = properties(type(module)) - used.keys()
+    return all(name not in hidden and any(name in place for place in there) for name in known)
 
 
 def _settled(parametrization: nn.Module) -> nn.Module:

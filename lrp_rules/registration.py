@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lrp_rules.calls import drop_hooks, opaque
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.node import Call, FunctorchNode, Node, Watched
-from lrp_rules.params import is_seen
+from lrp_rules.params import is_seen, properties
 from lrp_rules.parts import interpreters
 from lrp_rules.refusals import check_graph, check_module, check_something, check_tensors, check_transforms, see
 from lrp_rules.rerun import Arguments, Rerun, agree, check_repeated, is_float, random_state
@@ -65,7 +65,9 @@ class Registration:
         self.hook, self.module = hook, module
         self._entries, self._asked = threading.local(), set[str]()
         lists = list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []  # type: ignore[operator, union-attr]
-        self._prepares = layer_type(module) is TracedLayer or bool(lists)
+        kind = layer_type(module)
+        self._prepares = kind is TracedLayer or bool(lists)
+        self._is_plain = kind.used_parameters.isdisjoint(properties(type(module)))
         # first of all hooks: what hooks of others do with the output comes after the rule, and is differentiated as
         # usual; called even if the module raises, so that nothing of that call is left
         handle = module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=self._prepares)
@@ -176,6 +178,7 @@ class Registration:
                 and type(output) is Tensor
                 and output.is_floating_point()
                 and (not kind.used_parameters or ("weight" in parameters and "bias" in parameters))
+                and self._is_plain
                 and (len(hooks) == 1 or next(iter(hooks)) == self._first)
                 and not _global_forward_hooks
                 and interpreters() is None

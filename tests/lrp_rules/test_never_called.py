@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from lrp_rules import Epsilon, Norm, Pass, ZPlus, attach
@@ -43,7 +42,7 @@ class ByForward(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             x = layer.forward(x)
-        return F.linear(x, self.last.weight, self.last.bias)
+        return nn.functional.linear(x, self.last.weight, self.last.bias)
 
 
 def test_modules_that_are_not_called_are_named_in_groups_with_a_cause() -> None:
@@ -72,19 +71,23 @@ def test_a_model_that_was_never_called_is_no_error_of_remove() -> None:
 
 def test_a_forward_pass_outside_the_block_is_warned_of() -> None:
     model = network()
-    with pytest.warns(RuntimeWarning, match=r"was not called between attach and the end of the block") as warned:  # noqa: SIM117  what warns is the inner one
-        with attach(model, RULES):
-            pass
+    attached = attach(model, RULES)
+    with (
+        pytest.warns(RuntimeWarning, match=r"was not called between attach and the end of the block") as warned,
+        attached,
+    ):
+        pass
     assert warned[0].filename == __file__
     assert handles(model) == []
 
 
 def test_a_module_that_was_replaced() -> None:
     model = network()
-    with pytest.raises(RuntimeError, match=r"Linear \(no part of the model any more\).*replaced after"):  # noqa: SIM117
-        with attach(model, RULES):
-            model[0] = nn.Linear(3, 3)
-            model(some_input())
+    attached = attach(model, RULES)
+    model[0] = nn.Linear(3, 3)
+    model(some_input())
+    with pytest.raises(RuntimeError, match=r"Linear \(no part of the model any more\).*replaced after"):
+        attached.remove()
 
 
 class WithHead(nn.Module):
@@ -156,7 +159,7 @@ def test_an_attachment_that_is_forgotten_warns() -> None:
     model = ByForward()
     attach(model, {nn.Linear: Epsilon()})
     model(some_input())
-    with pytest.warns(RuntimeWarning, match="ByForward was called, and these rules were not"):
+    with pytest.warns(RuntimeWarning, match="ByForward was called, and these rules were not"):  # noqa: PT031  it goes there
         del model
         gc.collect()
 
