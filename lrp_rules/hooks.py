@@ -296,7 +296,7 @@ class LayerHook(Hook):
             outputs = None if value is None else (value,)
         if call.places is None:
             # sparse weights: products are the same, but few of torch's operations know them
-            given = {name: value.to_dense() if _is_sparse(value) else value for name, value in given.items()}
+            given = {name: value if value is None else _dense(value) for name, value in given.items()}
         dtype = self._dtype(call, inputs, given)
         if dtype is not None:
             inputs = tuple(x.to(dtype) for x in inputs)
@@ -333,8 +333,8 @@ class LayerHook(Hook):
         return None if dtype == own else dtype
 
 
-def _is_sparse(value: Tensor | None) -> bool:
-    return value is not None and value.layout != torch.strided
+def _dense(value: Tensor) -> Tensor:
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def _ends_of(inputs: Tensors) -> Tensors:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import contextmanager
-from functools import lru_cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -56,10 +56,17 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
     }
 
 
-@lru_cache(maxsize=256)
+#: Names of properties, by class; classes that torch makes for parametrized modules go again.
+_properties: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
 def properties(kind: type[nn.Module]) -> frozenset[str]:
     """Return the names for which a class has a property: that hides a parameter, and may give anything."""
-    return frozenset(name for part in kind.__mro__ for name, value in vars(part).items() if isinstance(value, property))
+    found = _properties.get(kind)
+    if found is None:
+        members = (member for part in kind.__mro__ for member in vars(part).items())
+        found = _properties[kind] = frozenset(name for name, value in members if isinstance(value, property))
+    return found
 
 
 def effective_parameters(
@@ -73,8 +80,8 @@ def effective_parameters(
     seen is evaluated once more, after the forward pass and in eval mode, so that no state is moved.
     """
     own = module._parameters
-    hidden = module.__dict__ if not properties(type(module)) else {*module.__dict__, *properties(type(module))}
-    if not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(hidden):
+    simple = not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(module.__dict__)
+    if simple and own.keys().isdisjoint(properties(type(module))):
         # nothing makes other parameters of these, nor hides them
         values: dict[str, Tensor | None] = dict(own)
         for name in known:

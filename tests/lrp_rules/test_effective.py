@@ -48,10 +48,10 @@ def like(module: nn.Module, weight: Tensor) -> nn.Module:
         plain = nn.Linear(module.in_features, module.out_features)
     else:
         assert isinstance(module, nn.Conv2d)
-        assert isinstance(module.padding, (str, tuple))
+        options: Any = module
         plain = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-            module.dilation, module.groups, padding_mode=module.padding_mode,
+            module.in_channels, module.out_channels, options.kernel_size, options.stride, options.padding,
+            options.dilation, module.groups, padding_mode=options.padding_mode,
         )  # fmt: skip
     plain.weight = nn.Parameter(weight.detach())
     bias = module.bias
@@ -101,7 +101,8 @@ class Centred(nn.Conv2d):
         return self.weight.numel() * self.weight - self.weight.sum()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return self._conv_forward(input, self.merged, self.bias)
+        output: Tensor = self._conv_forward(input, self.merged, self.bias)
+        return output
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3)], ids=str)
@@ -142,7 +143,7 @@ def test_its_relevance_can_be_differentiated_by_what_it_holds() -> None:
             z = layer(x)
         (r,) = torch.autograd.grad(z, x, R, create_graph=True)
         of.append(torch.autograd.grad((r * integers((2, 3), 7)).sum(), wanted))  # type: ignore[arg-type]
-    (by_weight, by_A, by_B), (expected,) = of  # type: ignore[misc]
+    (by_weight, by_A, by_B), (expected,) = of
     room = 64 * torch.finfo(expected.dtype).eps * expected.abs().max()
     assert bool(((by_weight - expected).abs() <= room).all())
     assert bool(((by_A - module.B.T @ expected).abs() <= 4 * room * module.B.abs().sum()).all())
@@ -191,7 +192,7 @@ def _as_attribute() -> nn.Module:
     module = plain()
     value = module.weight.detach()
     del module.weight
-    module.weight = value  # type: ignore[assignment]
+    module.weight = value
     return module
 
 
@@ -206,8 +207,8 @@ def _by_a_pre_hook() -> nn.Module:
 
 class _Property(nn.Linear):
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return self.halved * 2
+    def weight(self) -> Tensor:
+        return self.get_parameter("halved") * 2
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
@@ -293,8 +294,8 @@ def test_a_replica() -> None:
     module, x, R = plain(), integers((2, 3), 5).requires_grad_(), integers((2, 4), 6)
     with ZPlus(power_of_two).register(module):
         replica = module._replicate_for_data_parallel()
-        replica._former_parameters = dict(module._parameters)  # type: ignore[assignment]
-        for name, parameter in module._parameters.items():
+        replica._former_parameters = dict(module._parameters)
+        for name, parameter in module.named_parameters():
             setattr(replica, name, parameter * 1)
         z = replica(x)
     (r,) = torch.autograd.grad(z, x, R)
@@ -355,6 +356,6 @@ def test_a_container_in_eval_mode_differentiated_after_its_statistics_moved_is_r
     x = integers((2, 3), 5).requires_grad_()
     with Norm(0.5).register(module):
         (r,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
-    module[0].running_mean.add_(1)  # type: ignore[operator, union-attr]
+    module[0].running_mean.add_(1)  # type: ignore[operator]
     with pytest.raises(RuntimeError, match=r"gives another output than the call did|modified by an inplace operation"):
         torch.autograd.grad(r.sum(), x)

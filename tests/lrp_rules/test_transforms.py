@@ -75,6 +75,16 @@ NETWORK: dict[str, Callable[[], Hook]] = {
 }
 
 
+def second(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the second output of a model."""
+
+    def of(x: Tensor) -> Tensor:
+        output: Tensor = model(x)
+        return output[1]
+
+    return of
+
+
 def loop(model: nn.Module, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     z = model(x)
@@ -88,8 +98,9 @@ def test_jacobians_of_torch_func_and_of_autograd(rule: str) -> None:
         expected = loop(model, x)
         assert torch.equal(torch.func.jacrev(model)(x), expected)
         assert torch.equal(torch.autograd.functional.jacobian(model, x, vectorize=True), expected)
-        assert torch.equal(torch.func.grad(lambda v: model(v)[1])(x), expected[1])
-        output, pull = torch.func.vjp(model, x)
+        assert torch.equal(torch.func.grad(second(model))(x), expected[1])
+        made: Any = torch.func.vjp(model, x)
+        output, pull = made
         R = integers((2,), 2)
         assert torch.equal(output, model(x))
         assert torch.equal(pull(R)[0], torch.func.vmap(lambda s: pull(s)[0])(R[None])[0])
@@ -102,7 +113,7 @@ def test_the_derivative_of_a_relevance_by_torch_func() -> None:
         leaf = x.clone().requires_grad_()
         (r,) = torch.autograd.grad(model(leaf)[1], leaf, create_graph=True)
         expected = torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in r])
-        found = torch.func.jacrev(torch.func.grad(lambda v: model(v)[1]))(x)
+        found = torch.func.jacrev(torch.func.grad(second(model)))(x)
     # the same operations, but for the order in which gradients are added up
     assert bool(((found - expected).abs() <= 64 * torch.finfo(x.dtype).eps * expected.abs().max()).all())
 
@@ -113,7 +124,7 @@ def test_such_a_derivative_through_a_rule_that_keeps_the_graph_is_refused() -> N
         attach(model, {nn.Linear: Epsilon(0.5), nn.Tanh: Pass()}),
         pytest.raises(RuntimeError, match=r"Pass on Tanh.*expected a derivative by torch\.autograd"),
     ):
-        torch.func.jacrev(torch.func.grad(lambda v: model(v)[1]))(torch.randn(3))
+        torch.func.jacrev(torch.func.grad(second(model)))(torch.randn(3))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
@@ -152,7 +163,10 @@ def compiled() -> Any:
     torch._dynamo.reset()
 
 
-RULES_OF = {"known": {nn.Linear: Epsilon(power_of_two), nn.ReLU: Pass()}, "traced": {nn.Sequential: Norm(power_of_two)}}
+RULES_OF: dict[str, dict[Any, Hook]] = {
+    "known": {nn.Linear: Epsilon(power_of_two), nn.ReLU: Pass()},
+    "traced": {nn.Sequential: Norm(power_of_two)},
+}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor that is not a leaf")
