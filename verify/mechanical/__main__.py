@@ -26,7 +26,9 @@ def main(
     *,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     every: Annotated[int, typer.Option(min=1, help="Only one mutant in so many, always the same ones.")] = 1,
-    only: Annotated[str, typer.Option(metavar="TEXT", help="Only mutants with this in their ids.")] = "",
+    only: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only mutants with this in their ids; several by commas.")
+    ] = "",
     tests: Annotated[Path, typer.Option(help="The tests that are asked after the grid.")] = Path(running.TEST_FILES),
     refresh: Annotated[bool, typer.Option("--refresh", help="Write what survives to the list of equivalents.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Print the ids of the mutants and stop.")] = False,
@@ -44,7 +46,8 @@ def main(
     start = time.perf_counter()
     texts = sources.read()
     every_one = list(running.all_mutants(texts))
-    mutants = [mutant for mutant in running.chosen(every_one, every) if only in mutant.id]
+    parts = only.split(",")
+    mutants = [mutant for mutant in running.chosen(every_one, every) if any(part in mutant.id for part in parts)]
     if list_:
         console.print("\n".join(mutant.id for mutant in mutants))
         return
