@@ -27,6 +27,8 @@ class Derivative(torch.autograd.Function):
     alive: ClassVar[set[weakref.ref[Any]]] = set()
     passes: ClassVar[dict[int, bool]] = {}
     within: ClassVar[threading.local] = threading.local()
+    #: The outputs' nodes of modules that are linearised now. Their passes may go through threads of several devices.
+    linearised: ClassVar[list[Any]] = []
 
     @staticmethod
     def forward(ctx: Any, r: Tensor, *_of_the_call: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Derivative(torch.autograd.Function):
         """Whether this pass is a derivative: of a relevance, or of a module that a rule looks at as a whole."""
         if hasattr(Derivative.within, "by_parameters"):
             return True
-        if not Derivative.alive:
+        if not Derivative.alive and not Derivative.linearised:
             return False
         number = torch._C._current_graph_task_id()
         if number < 0:
@@ -78,6 +80,7 @@ class Derivative(torch.autograd.Function):
         found = Derivative.passes.get(number)
         if found is None:
             nodes = [node for node in [ref() for ref in tuple(Derivative.alive)] if node is not None]
+            nodes += Derivative.linearised
             found = any(map(torch._C._will_engine_execute_node, nodes))
             torch.autograd.Variable._execution_engine.queue_callback(_Pass(number, found))
         return found
@@ -85,7 +88,20 @@ class Derivative(torch.autograd.Function):
     @staticmethod
     def by_parameters() -> bool:
         """Whether the derivative that this is ``inside`` of is one by parameters, too."""
-        return bool(Derivative.within.by_parameters)
+        return bool(getattr(Derivative.within, "by_parameters", False))
+
+    @staticmethod
+    @contextmanager
+    def linearising(outputs: Sequence[Tensor]) -> Iterator[None]:
+        """Take a pass that begins at these outputs for the Jacobian of a module, on whatever thread it goes."""
+        nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
+        Derivative.linearised.extend(nodes)
+        try:
+            with Derivative.inside(by_parameters=False):
+                yield
+        finally:
+            for node in nodes:
+                Derivative.linearised.remove(node)
 
 
 class _OfTorchFunc(Derivative):

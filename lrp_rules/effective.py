@@ -29,16 +29,18 @@ def effective(rule: Hook, layer: TracedLayer) -> Layer:
     That is the layer of its one matrix, if it has one; else as it is, if its matrix is proportional to what it holds.
     """
     module = layer.module
-    alone = next((p for child in module.children() for p in child.parameters()), None) is None
+    parts = [part for name, part in module.named_children() if name != "parametrizations"]
+    alone = not any(True for part in parts for _ in part.parameters())
     if layer.fixed or (alone and type(module).forward.__module__.startswith("torch.nn.")):
         return layer  # torch's own layers mean their parameters
     if not alone and _is_proportional(layer):
         return layer  # what is below it is not its own
-    found = _linear(layer) or _convolution(layer)
-    if found is None and _is_proportional(layer):
-        return layer
-    if found is not None and not set(layer.zero_params) & set(layer.given) - {"bias"}:
+    # what is set to zero is a parameter that the module holds, and no part of the one weight but for the bias
+    found = None if set(layer.zero_params) & set(layer.given) - {"bias"} else _linear(layer) or _convolution(layer)
+    if found is not None:
         return found
+    if _is_proportional(layer):
+        return layer
     names = ", ".join(name for name, value in layer.given.items() if value is not None)
     msg = (
         f"{type(rule).__name__} on {module}: the rule changes the weight of a layer, and what this module computes is "

@@ -369,6 +369,8 @@ def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
     x = layer.x
     if bound.ndim == 0 and bound.is_cpu and x.is_cpu and not bound.requires_grad:
         return number(bound.item(), x.dtype)
+    if bound.ndim == 0 and bound.is_cpu and not bound.requires_grad:
+        return x.new_full((), bound.item())  # a copy to another device would be waited for
     expanded = bound.to(x)
     if 0 < bound.ndim < x.ndim:
         expanded = expanded.view(bound.shape + (1,) * (x.ndim - bound.ndim))

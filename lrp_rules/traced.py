@@ -161,8 +161,11 @@ def _jacobian_pull(
     outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool, module: nn.Module | None = None
 ) -> Tensors:
     """A^T s, where modules inside may have rules of their own: A is the Jacobian, whatever they say."""
-    with Derivative.inside(by_parameters=False):
-        return pull(outputs, inputs, s, create_graph=create_graph, module=module)
+    with torch.enable_grad():
+        # the engine knows what it will execute below where it begins, but not that itself
+        begin = tuple(output.view_as(output) for output in outputs)
+    with Derivative.linearising(outputs):
+        return pull(begin, inputs, s, create_graph=create_graph, module=module)
 
 
 def pull(

@@ -89,3 +89,38 @@ def test_gradients_are_those_of_the_cpu(rule: str, loss: str, nested: bool, ahea
         else:
             assert isinstance(on_the_device, DeviceTensor)
             assert torch.equal(on_the_device.held, gradient)
+
+
+class Between(nn.Module):
+    """Its middle may be on another device."""
+
+    def __init__(self, *, elsewhere: bool) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        for seed, parameter in enumerate(self.parameters()):
+            parameter.data = integers(parameter.shape, seed)
+        self.elsewhere = elsewhere
+        if elsewhere:
+            to_device(self.middle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = self.middle(h.to(fake_device.NAME) if self.elsewhere else h)
+        output: Tensor = self.last(h.to("cpu") if self.elsewhere else h)
+        return output
+
+
+@pytest.mark.parametrize("create_graph", [False, True], ids=["relevance", "second-derivative"])
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "with-rules-inside"])
+def test_a_container_on_two_devices(inside: bool, create_graph: bool) -> None:
+    found = []
+    for elsewhere in (False, True):
+        model, x, R = Between(elsewhere=elsewhere), integers((2, 3), 7).requires_grad_(), integers((2, 3), 8)
+        inner = [ZPlus(0.5).register(model.middle), Epsilon(0.5).register(model.first)] if inside else []
+        with Norm(power_of_two).register(model):
+            y = model(x)
+        for registration in inner:
+            registration.remove()
+        (r,) = torch.autograd.grad(y, x, R, create_graph=create_graph)
+        found.append(torch.autograd.grad((r * integers((2, 3), 9)).sum(), x)[0] if create_graph else r)
+    assert torch.equal(*found)

@@ -116,7 +116,7 @@ WANT_SAME_SHAPE = {"Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmoot
 #: They leave parameters as they are, and so may be put on a container.
 ON_CONTAINERS = {"Epsilon", "Norm", "Pass"}
 #: Bounds that are numbers or tensors of the CPU stay there, and are copied whenever they are used: low and high.
-COPIES = {"ZBox": 2, "ZBox-tensors": 2}
+COPIES = {"ZBox-tensors": 2}
 #: There, ZBox uses them twice.
 LARGE = {"linear-large", "conv2d-large"}
 
