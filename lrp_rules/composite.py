@@ -15,7 +15,7 @@ from lrp_rules.calls import Calls, is_compiled, never_called
 from lrp_rules.refusals import check_scripted, see
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from lrp_rules.hooks import Hook
@@ -32,8 +32,9 @@ class Attachment:
     Where the model was called and a rule was not, its module had the plain gradient: at the end, that is an error.
     """
 
-    def __init__(self, model: nn.Module, unused: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, model: nn.Module, unused: Iterable[nn.Module] = (), ignored: Iterable[nn.Module] = ()) -> None:
         self.registrations: list[Registration] = []
+        self._ignored, self._parts = set(ignored), set(model.modules())
         self._model, self._unused = model, set(unused)
         self._calls = Calls(model, self)
 
@@ -68,7 +69,23 @@ class Attachment:
         idle = [one for one in self.registrations if not one.calls and one.module not in self._unused]
         if idle and (self._calls.number or (len(idle) == len(self.registrations) and is_compiled(self._model))):
             return never_called(self._model, [(one.hook, one.module) for one in idle])
+        new = list(self._new(self._model, "")) if self._calls.number else []
+        if new:
+            return (
+                f"{type(self._model).__name__} has modules with parameters that it had not when the rules were "
+                f"attached, and that have the plain gradient: {', '.join(new)}. Attach the rules after the change, or "
+                f"after a first call that makes them{see('a-rule-that-never-acts')}"
+            )
         return ""
+
+    def _new(self, module: nn.Module, name: str) -> Iterator[str]:
+        """Find modules that came later, and that no rule and nobody else answers for."""
+        if module in self._ignored or any(one.module is module for one in self.registrations):
+            return
+        if module not in self._parts and next(module.parameters(recurse=False), None) is not None:
+            yield f"{name} ({type(module).__name__})"
+        for part, child in module.named_children():
+            yield from self._new(child, f"{name}.{part}" if name else part)
 
     def __enter__(self) -> Self:
         if not self._calls.counts:
@@ -175,7 +192,8 @@ def attach(
         raise ValueError(msg)
 
     roots = [module for module, own in names.items() if any(_matches(key, module, own) for key in left_out)]
-    attachment = Attachment(model, [part for root in roots for part in root.modules()])
+    left = [module for module, own in names.items() if any(_matches(key, module, own) for key in ignored)]
+    attachment = Attachment(model, [part for root in roots for part in root.modules()], left)
     try:
         for rule, module in chosen:
             attachment.registrations.append(rule.register(module))

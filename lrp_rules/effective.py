@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lrp_rules.convolution import ConvLayer
 from lrp_rules.linear_map import LinearLayer
@@ -33,13 +34,12 @@ def effective(rule: Hook, layer: TracedLayer) -> Layer:
     alone = not any(True for part in parts for _ in part.parameters())
     if layer.fixed or (alone and type(module).forward.__module__.startswith("torch.nn.")):
         return layer  # torch's own layers mean their parameters
-    if not alone and _is_proportional(layer):
-        return layer  # what is below it is not its own
     # what is set to zero is a parameter that the module holds, and no part of the one weight but for the bias
     found = None if set(layer.zero_params) & set(layer.given) - {"bias"} else _linear(layer) or _convolution(layer)
-    if found is not None:
+    ambiguous = not alone and found is not None and _is_proportional(layer)  # the own weight, or the one of the whole
+    if found is not None and not ambiguous:
         return found
-    if _is_proportional(layer):
+    if alone and _is_one_weight(layer) and _is_proportional(layer):
         return layer
     names = ", ".join(name for name, value in layer.given.items() if value is not None)
     msg = (
@@ -49,6 +49,18 @@ def effective(rule: Hook, layer: TracedLayer) -> Layer:
         f"{see('containers')}"
     )
     raise RuntimeError(msg)
+
+
+def _is_one_weight(layer: TracedLayer) -> bool:
+    """Whether the matrix is made of one parameter, and of its positive parts where that is positive."""
+    weights = [name for name, value in layer.given.items() if value is not None and name != "bias"]
+    if len(weights) > 1:
+        return False
+    if not isinstance(layer.module, (nn.Linear, _ConvNd)):
+        return True
+    with torch.no_grad():
+        positive = layer.but(zero_params=()).matrix(torch.abs).T @ probe(layer.real_outputs[0]).abs()
+    return bool((positive >= 0).all() | ~positive.isfinite().all())
 
 
 def _half(value: Tensor) -> Tensor:

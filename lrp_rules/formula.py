@@ -42,8 +42,8 @@ class FormulaRule(BasicHook):
         self.zero_params = parameter_names(zero_params)
 
     @property
-    def changed_parameters(self) -> tuple[str, ...] | None:  # type: ignore[override]
-        return () if self.changes_weights else self.zero_params or None
+    def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
+        return frozenset() if self.changes_weights else frozenset(self.zero_params) or None
 
     def vectors(self, layer: Layer) -> Sequence[Tensor]:
         """Return the vectors that share the relevance."""

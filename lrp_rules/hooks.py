@@ -12,7 +12,7 @@ from lrp_rules.derivative import Derivative, ends
 from lrp_rules.effective import effective
 from lrp_rules.linear_map import Layer, TracedLayer, pull
 from lrp_rules.params import NoMod, ParamMod, effective_parameters
-from lrp_rules.refusals import see
+from lrp_rules.refusals import check_twin, see
 from lrp_rules.registration import Registration
 from lrp_rules.rerun import check_repeated, parameters_below
 from lrp_rules.stabilizer import Stabilizer
@@ -57,7 +57,7 @@ class Hook:
     may_rerun: ClassVar[bool] = False
 
     #: Names of the parameters that the rule changes, none of them for all; None where it changes none.
-    changed_parameters: tuple[str, ...] | None = None
+    changed_parameters: frozenset[str] | None = None
 
     @property
     def uses_inputs(self) -> bool:
@@ -270,6 +270,8 @@ class LayerHook(Hook):
         with torch.enable_grad():
             found = ends(tensors, create_graph=create_graph)
             outputs = run(*found)
+        if call.kind is TracedLayer:
+            check_twin(self, call.module, outputs, found)
         return pull(outputs, found, gradients, create_graph=create_graph)
 
     @staticmethod
@@ -434,14 +436,14 @@ class BasicHook(LayerHook):
         self.stabilizer = Stabilizer.ensure(stabilizer)
 
     @property
-    def changed_parameters(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
         """Names of the parameters that the modifiers change."""
         names: list[str] = []
         for mod in self.param_modifiers:
             if type(mod) is not NoMod:
-                return ()
+                return frozenset()
             names += mod.zero_params or ()
-        return tuple(names) or None
+        return frozenset(names) or None
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""

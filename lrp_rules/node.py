@@ -44,6 +44,8 @@ class Call:
     shapes: list[torch.Size]
     rerun: Rerun | None = None
     in_torch_func: bool = False
+    #: Whether it was made inside a derivative, as by a reentrant checkpoint: then its backward pass is a part of it.
+    in_derivative: bool = False
     #: What was asked already of the numbers of this module, on a device where that is waited for.
     asked: set[str] | None = None
     #: Parameters as the call used them, where the module does not have them under their names any more.
@@ -113,7 +115,7 @@ class Node(torch.autograd.Function):
             used = saved[len(call.kept) : len(call.kept) + len(call.names)]
             if call.places != [parameter.data_ptr() for parameter in used]:
                 _check_replaced(call, used)
-        if Derivative.under_way():
+        if call.in_derivative or Derivative.under_way():
             return (None, None, None, *Node._differentiated(ctx, call, inputs, saved, relevance))
         device = relevance[0].device.type
         if device != "meta" and torch.is_autocast_enabled(device):  # 'meta' knows no autocast

@@ -6,6 +6,7 @@ was given, what was expected and what to do, and where to read more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from lrp_rules.hooks import Hook
 
@@ -50,10 +51,12 @@ def check_module(hook: Hook, module: nn.Module) -> None:
         )
         raise RuntimeError(msg)  # noqa: TRY004  the type is right, its use is not
     changed = hook.changed_parameters
-    if changed is None or next(module.parameters(recurse=False), None) is not None:
+    if changed is None:
         return
-    below = sorted({name for name, _ in module.named_parameters() if not changed or name.rsplit(".")[-1] in changed})
-    if below and not _has_own(module):
+    names = {name for name, _ in module.named_parameters() if not name.startswith("parametrizations.")}
+    below = sorted(name for name in names if "." in name and (not changed or name.rpartition(".")[2] in changed))
+    own = changed & names if changed else next(module.parameters(recurse=False), None) is not None or _has_own(module)
+    if below and not own:
         parts = [name.rpartition(".")[0] for name in below]
         named = ", ".join(f"{part!r} ({type(module.get_submodule(part)).__name__})" for part in dict.fromkeys(parts))
         msg = (
@@ -154,9 +157,14 @@ def _slots(cls: type) -> list[str]:
     return [slots] if isinstance(slots, str) else [name for name in slots if name not in {"__weakref__", "__dict__"}]
 
 
+def _may_hold(leaf: Any) -> bool:
+    """Whether an object holds a tensor, or nobody can tell."""
+    return isinstance(leaf, Iterator) or next(_inside(leaf), None) is not None
+
+
 def check_something(hook: Hook, module: nn.Module, leaves: Sequence[Any]) -> None:
     """Refuse arguments and results among which there is no tensor, but something that may hold one."""
-    strange = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, PLAIN)})
+    strange = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, PLAIN) and _may_hold(leaf)})
     if strange:
         msg = (
             f"{type(hook).__name__} on {module}: no floating-point tensor is found in its arguments or "
@@ -207,6 +215,29 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
             f"there, or put the rule on the module before it was quantized{see('tensors-that-are-refused')}"
         )
         raise RuntimeError(msg)
+
+
+def check_twin(hook: Hook, module: nn.Module, outputs: Sequence[Tensor], ends: Sequence[Tensor]) -> None:
+    """Refuse a rerun that has used parameters of the module itself, and not those that it was given."""
+    stops = {id(end.grad_fn): end.grad_fn for end in ends if end.grad_fn is not None}
+    leaves = {id(end) for end in ends}
+    own = {id(parameter) for parameter in module.parameters()} - leaves
+    seen: dict[int, Any] = {}
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or id(node) in stops:
+            continue
+        seen[id(node)] = node
+        if id(getattr(node, "variable", None)) in own:
+            msg = (
+                f"{_where(hook, module)} has to run the module once more with other parameters, and it uses its own in "
+                "any case: it reaches itself or its parts by references beside its attributes, such as a method or a "
+                "list that it keeps; expected a module that uses self.name. Use nn.ModuleList, or put rules on its "
+                f"parts{see('a-call-that-cannot-be-repeated')}"
+            )
+            raise RuntimeError(msg)
+        waiting += [below for below, _ in node.next_functions if below is not None]
 
 
 def _computed(module: nn.Module) -> Iterator[Tensor]:

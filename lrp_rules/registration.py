@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.calls import drop_hooks, opaque
+from lrp_rules.derivative import Derivative
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.node import Call, FunctorchNode, Node, Watched
 from lrp_rules.params import is_seen, properties
@@ -148,7 +149,9 @@ class Registration:
             return None
         entry.own = [_Own(leaf, in_place=in_place) if is_wanted(leaf) else None for leaf in leaves]
         given = [leaf if own is None else own.given for leaf, own in zip(leaves, entry.own, strict=True)]
-        return tree_unflatten(given, structure)
+        made = tree_unflatten(given, structure)
+        entry.made = (made, given, structure)
+        return made
 
     @opaque
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -194,9 +197,13 @@ class Registration:
         """Whether somebody's hook has seen the output before this one, and may have replaced it."""
         return bool(_global_forward_hooks) or next(iter(module._forward_hooks)) != self._first
 
-    def _slowly(self, module: nn.Module, kind: type[Layer], args: Any, kwargs: Any, output: Any, entry: _Entry) -> Any:
+    def _slowly(  # noqa: C901  one call, step by step
+        self, module: nn.Module, kind: type[Layer], args: Any, kwargs: Any, output: Any, entry: _Entry
+    ) -> Any:
         alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         leaves, structure = ([args[0]], None) if alone else tree_flatten((args, kwargs))
+        if entry.made is not None:
+            self._check_unchanged(module, *entry.made)
         results, shell = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
         functorch = check_transforms(self.hook, module, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in (*leaves, *results)):
@@ -211,6 +218,7 @@ class Registration:
             return None
         own = [entry.own[i] if entry.own else None for i in positions]
         overwritten = self._check_written(module, own, outputs)
+        self._check_replaced(module, kind, own, inputs)
         # where the input was overwritten, its own copy is what the module was given
         inputs = tuple(x if o is None or o.value is None else o.value for x, o in zip(inputs, own, strict=True))
         by_keyword = bool(kwargs) and any(map(is_wanted, tree_flatten(kwargs)[0]))
@@ -248,6 +256,18 @@ class Registration:
         nodes = iter(made)
         return tree_unflatten([next(nodes) if is_float(result) else result for result in results], shell)
 
+    def _check_unchanged(self, module: nn.Module, made: Any, given: list[Any], structure: Any) -> None:
+        """Refuse a module that has changed the lists or dicts that it was called with: they are copies here."""
+        now, shape = tree_flatten(made)
+        if shape == structure and all(a is b for a, b in zip(now, given, strict=True)):
+            return
+        msg = (
+            f"{type(self.hook).__name__} on {module}: it changes a list or dict that it is called with, so that the "
+            "rule cannot tell its inputs from what became of them, and the caller would not see the change; expected a "
+            f"module that leaves its arguments alone. Put rules on its parts{see('tensors-beside-the-arguments')}"
+        )
+        raise RuntimeError(msg)
+
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, parameters, keep = self.hook._record(call, inputs, outputs)
@@ -260,6 +280,8 @@ class Registration:
         returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
         if keep and not call.in_torch_func:
             call.output = Watched(returned[0].detach())
+        if Derivative.alive and Derivative.under_way():
+            call.in_derivative = _in_checkpoint("backward")
         made = (FunctorchNode if call.in_torch_func else Node).apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
         return made if isinstance(made, tuple) else (made,)
 
@@ -272,7 +294,7 @@ class Registration:
             if own is None or own.given._version == own.version:
                 continue
             announced = own.value is not None and len(outputs) == 1
-            if announced and outputs[0].data_ptr() == own.given.data_ptr() and outputs[0].shape == own.given.shape:
+            if announced and outputs[0].shape == own.given.shape and _is_same_place(outputs[0], own.given):
                 # a leaf cannot be overwritten: torch refuses it, and so there is nobody to whom it would matter
                 overwritten = None if own.x.is_leaf else own.x
                 continue
@@ -283,6 +305,21 @@ class Registration:
             )
             raise RuntimeError(msg)
         return overwritten
+
+    def _check_replaced(
+        self, module: nn.Module, kind: type[Layer], owned: Sequence[_Own | None], inputs: Sequence[Tensor]
+    ) -> None:
+        """Refuse an input in place that is not what the rule has copied before."""
+        late = kind is TracedLayer and not self._prepares and getattr(module, "inplace", False)
+        pairs = [(own, x) for own, x in zip(owned, inputs, strict=True) if own is not None and own.value is not None]
+        if late or not all(x is own.given or _is_same_place(x, own.given) for own, x in pairs):
+            msg = (
+                f"{type(self.hook).__name__} on {module}: it works in place, and what it was given is not known any "
+                "more: a pre-hook of somebody else that was registered after the rule has replaced it, or `inplace` "
+                "was set after the rule was registered. Register the rule last, or use inplace=False"
+                f"{see('modules-that-work-in-place')}"
+            )
+            raise RuntimeError(msg)
 
     def _check_unreplaced(self, call: Call, inputs: Tensors, outputs: Tensors) -> None:
         """Refuse an output that is not the module's own: somebody's hook before this one has replaced it."""
@@ -303,6 +340,13 @@ class Registration:
 def is_wanted(leaf: Any) -> bool:
     """Whether a leaf of arguments is a tensor whose relevance may be asked for; others are constants."""
     return isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
+
+
+def _is_same_place(a: Tensor, b: Tensor) -> bool:
+    try:
+        return a.data_ptr() == b.data_ptr()
+    except RuntimeError:  # tensors of torch.func lie nowhere
+        return False
 
 
 def _is_hooked(parameter: Tensor) -> bool:
@@ -360,6 +404,8 @@ class _Entry:
     own: list[_Own | None] = field(default_factory=list)
     random: Tensor | None = None
     used: dict[str, Tensor] = field(default_factory=dict)
+    #: The arguments that the module was given, the leaves in them, and their structure.
+    made: tuple[Any, list[Any], Any] | None = None
 
 
 _NOTHING = _Entry()

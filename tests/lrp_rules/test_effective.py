@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
-from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
+from lrp_rules import AlphaBeta, BasicHook, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 from tests.lrp_rules.cases import integers, power_of_two, relevance
 
 if TYPE_CHECKING:
@@ -283,10 +283,10 @@ class _Block(nn.Module):
 def test_weights_of_functional_call_below_a_container() -> None:
     module, other, x, R = _Block(), _Block(), integers((2, 3), 5).requires_grad_(), integers((2, 4), 6)
     fill(other, 11)
-    with ZPlus(power_of_two).register(module):
+    with BasicHook(stabilizer=power_of_two).register(module):
         z = functional_call(module, dict(other.named_parameters()), (x,))
     (r,) = torch.autograd.grad(z, x, R)
-    assert torch.equal(r, relevance(ZPlus(power_of_two), other, x.detach(), R))
+    assert torch.equal(r, relevance(BasicHook(stabilizer=power_of_two), other, x.detach(), R))
 
 
 def test_a_replica() -> None:
@@ -333,7 +333,7 @@ def test_a_rerun_that_does_not_repeat_the_call_is_refused(change: str) -> None:
         module.child.register_forward_hook(lambda _module, _args, z: 2 * z)
     if change == "buffer":
         module.child = nn.BatchNorm1d(4).eval()  # type: ignore[assignment]
-    with ZPlus(power_of_two).register(module):
+    with BasicHook(stabilizer=power_of_two).register(module):
         z = module(x)
     if change == "data":
         module.child.weight.data = 2 * module.child.weight.data
@@ -344,7 +344,7 @@ def test_a_rerun_that_does_not_repeat_the_call_is_refused(change: str) -> None:
         module.child.running_mean = torch.ones(4)  # in its place it is torch that refuses
     R = torch.ones_like(z)
     if change == "child":  # its parameters are those of the call
-        expected = relevance(ZPlus(power_of_two), _Block(), x.detach(), R)
+        expected = relevance(BasicHook(stabilizer=power_of_two), _Block(), x.detach(), R)
         assert torch.equal(torch.autograd.grad(z, x, R)[0], expected)
         return
     with pytest.raises(RuntimeError, match="gives another output than the call did"):

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import warnings
 from collections import defaultdict
-from fnmatch import fnmatch
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +28,8 @@ if TYPE_CHECKING:
 CASES = {case.id: case for case in conduct.cases()}
 OURS = load("lrp_rules")
 
-#: What lrp_rules does wrong, of some rules: take out what is mended.
-KNOWN: dict[str, str] = {
-    "conduct/*/scaled-weight": "a forward pass of one's own that scales the weight is not looked into",
-    "conduct/*/once-differentiable": "A v by double backward is nothing there",
-    "conduct/*/detached-backward": "A v by double backward is nothing there",
-    "conduct/*/constant-argument-works": "Pass and ReLUDeconvNet count a constant tensor among the inputs",
-}
-UNAFFECTED = {"conduct/Epsilon/mode-switched", "conduct/Norm/mode-switched"}
-UNAFFECTED |= {"conduct/Epsilon/dropout-mask", "conduct/Norm/dropout-mask"}
 
-
-def _known(case: Case) -> list[pytest.MarkDecorator]:
-    reasons = [reason for pattern, reason in KNOWN.items() if fnmatch(case.id, pattern)]
-    return [pytest.mark.xfail(reason=reasons[0], strict=False)] if reasons and case.id not in UNAFFECTED else []
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id, marks=_known(case)) for case in CASES.values()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES.values()])
 def test_lrp_rules_conducts_itself(case: Case) -> None:
     finding = case.run(OURS)
     assert finding.verdict is Verdict.PASS, finding.reason
@@ -864,7 +848,7 @@ def test_a_plant_that_does_nothing_is_not_caught(rule: str) -> None:
     for what in PLANTS:
         case = CASES.get(f"conduct/{rule}/{what}")
         # a class made here cannot be pickled
-        if case is not None and what != "pickle" and not _known(case):
+        if case is not None and what != "pickle":
             finding = case.run(subject)
             assert finding.verdict is Verdict.PASS, (case.id, finding.reason)
 

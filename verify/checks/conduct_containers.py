@@ -65,7 +65,7 @@ def _parts(rule: str, subject: Subject) -> Iterator[str]:
 
 
 class _Scaled(nn.Module):
-    """A weight of its own, and a part that has parameters, too: what RULES.md calls a layer that is not linear."""
+    """A weight of its own, and a part, which may have parameters, too."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ def _scaled(by: float = 1.0, bias: float = 1.0) -> _Scaled:
 
 
 def _normalising() -> _Scaled:
-    part = nn.BatchNorm1d(3, eps=1.0, dtype=torch.float64)
-    fill(part, weight=[0.5, -1.0, 2.0], bias=[0.75, -1.25, 0.5])
+    # without parameters of the part, so that the weight is that of the whole
+    part = nn.BatchNorm1d(3, eps=1.0, affine=False, dtype=torch.float64)
     part.get_buffer("running_mean").copy_(tensor([0.5, -1.0, 0.25]))
     part.get_buffer("running_var").fill_(3.0)  # with eps, the square of 2
     return _Scaled(part).eval()
