@@ -356,3 +356,44 @@ def test_nothing_is_left_of_a_derivative_that_fails() -> None:
         torch.autograd.grad(r.sum(), x)
     assert not derivative.Derivative.passes
     assert not derivative.Derivative.under_way()
+
+
+def test_a_pass_that_ends_at_a_relevance_propagates() -> None:
+    # it does not differentiate that relevance: the explanation of a model that is given an explanation
+    first, second, x, R = nn.Linear(3, 3), nn.Linear(3, 2), torch.randn(2, 3), torch.randn(2, 2)
+    r = relevance(Epsilon(0.5), first, x.requires_grad_(), torch.randn(2, 3), create_graph=True)
+    with ZPlus(0.5).register(second):
+        output = second(r)
+    (found,) = torch.autograd.grad(output, r, R, retain_graph=True)
+    assert torch.equal(found, relevance(ZPlus(0.5), second, r.detach(), R))
+    # further down it does
+    (by_x,) = torch.autograd.grad(output, x, R, retain_graph=True)
+    assert torch.equal(by_x, torch.autograd.grad(r, x, R @ second.weight.detach())[0])
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_derivative_beside_a_frozen_parameter(frozen: str) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    network[0].get_parameter(frozen).requires_grad_(requires_grad=False)
+    trained = network[0].get_parameter("bias" if frozen == "weight" else "weight")
+    R, v, x = torch.randn(2, 2), torch.randn(2, 3), torch.randn(2, 3, requires_grad=True)
+
+    def value() -> Tensor:
+        with Epsilon(0.5).register(network[0]), Epsilon(0.5).register(network[1]):
+            output = network(x)
+        (r,) = torch.autograd.grad(output, x, R, create_graph=True)
+        return (r * v).sum()
+
+    (by_one,) = torch.autograd.grad(value(), trained)
+    network.requires_grad_()
+    (by_all, *_) = torch.autograd.grad(value(), [trained, *network.parameters()])
+    assert torch.equal(by_one, by_all)
+
+
+def test_what_is_known_of_a_pass_goes_with_it() -> None:
+    chain = Chain(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), (Epsilon(0.5), Norm(0.5)), (2, 3))
+    value = chain.value(create_graph=True)
+    assert derivative.Derivative.alive
+    torch.autograd.grad(value, chain.x)
+    assert not derivative.Derivative.passes
+    assert not derivative.Derivative.linearised
