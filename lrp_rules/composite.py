@@ -156,9 +156,11 @@ def attach(
 
     Examples
     --------
+    >>> import torch
     >>> from lrp_rules import Epsilon, Pass, ZPlus
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> with attach(model, {nn.Conv2d: ZPlus(), nn.ReLU: Pass(), "3": Epsilon()}) as attached:
+    ...     output = model(torch.rand(1, 1, 4, 4, requires_grad=True))
     ...     len(attached.registrations)
     3
     """

@@ -253,7 +253,8 @@ class AlphaBetaRelevanceWritten(AlphaBeta):
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         r = super().relevance(layer, R)
-        R.data /= 2
+        with torch.no_grad():  # through .data, a batched relevance would end the process
+            R.detach().div_(2)
         return r
 
 
