@@ -219,6 +219,8 @@ def _verify(request: Request) -> Status:
     from verify.comparator import ComparatorError, check_itself  # noqa: PLC0415
     from verify.subjects import SubjectError  # noqa: PLC0415
 
+    if request.searching:
+        searching.rules_and_dtypes(request)  # before anything is printed
     console = _console(request.json)
     try:
         check_itself()
