@@ -104,6 +104,11 @@ def test_a_planted_mistake_does_not_spread_to_other_rules() -> None:
     assert not failures(planted(Gamma=OtherDefault), "ZPlus")
 
 
+def _written(relevance: Tensor) -> None:
+    with torch.no_grad():  # through .data, a batched relevance would end the process
+        relevance.detach().mul_(1.5)
+
+
 class Writes:
     """Goes before a rule; writes to every tensor and list that it gets hold of."""
 
@@ -121,7 +126,7 @@ class Writes:
                 t.data.mul_(1.5)
             for y in output if isinstance(output, tuple) else (output,):
                 if y.requires_grad:
-                    y.register_hook(lambda relevance: relevance.data.mul_(1.5))
+                    y.register_hook(_written)
 
         handles = super().register(module), module.register_forward_hook(write)  # type: ignore[misc]
         return SimpleNamespace(remove=lambda: [handle.remove() for handle in handles])
