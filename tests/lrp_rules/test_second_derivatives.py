@@ -374,7 +374,7 @@ def test_a_pass_that_ends_at_a_relevance_propagates() -> None:
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_a_derivative_beside_a_frozen_parameter(frozen: str) -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    network[0].get_parameter(frozen).requires_grad_(requires_grad=False)
+    network[0].get_parameter(frozen).requires_grad = False
     trained = network[0].get_parameter("bias" if frozen == "weight" else "weight")
     R, v, x = torch.randn(2, 2), torch.randn(2, 3), torch.randn(2, 3, requires_grad=True)
 
