@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Registration:
     """A hook on a module, until ``remove()`` or the end of the ``with`` block.
 
-    ``calls`` counts the calls of the module since then, ``recomputed`` those of them that a reentrant checkpoint will
-    repeat in the backward pass.
+    ``calls`` counts the calls of the module since then, ``unrepeated`` those of them that a reentrant checkpoint is still
+    to repeat, in the backward pass.
     """
 
     hook: Hook
@@ -68,7 +68,8 @@ class Registration:
         lists = list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []  # type: ignore[operator, union-attr]
         kind = layer_type(module)
         self._prepares = kind is TracedLayer or bool(lists)
-        self._is_plain = kind.used_parameters.isdisjoint(properties(type(module)))
+        # no property hides them
+        self._holds_weights = kind.used_parameters.isdisjoint(properties(type(module)))
         # first of all hooks: what hooks of others do with the output comes after the rule, and is differentiated as
         # usual; called even if the module raises, so that nothing of that call is left
         handle = module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=self._prepares)
@@ -181,7 +182,7 @@ class Registration:
                 and type(output) is Tensor
                 and output.is_floating_point()
                 and (not kind.used_parameters or ("weight" in parameters and "bias" in parameters))
-                and self._is_plain
+                and self._holds_weights
                 and (len(hooks) == 1 or next(iter(hooks)) == self._first)
                 and not _global_forward_hooks
                 and interpreters() is None
