@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class Registration:
     """A hook on a module, until ``remove()`` or the end of the ``with`` block.
 
-    ``calls`` counts the calls of the module since then, ``unrepeated`` those of them that a reentrant checkpoint is still
-    to repeat, in the backward pass.
+    ``calls`` counts the calls of the module since then, ``unrepeated`` those of them that a reentrant checkpoint is
+    still to repeat, in the backward pass.
     """
 
     hook: Hook
