@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +37,11 @@ def _at_once(z: Tensor, x: Tensor, each: Tensor) -> Tensor:
     return r
 
 
-@pytest.mark.parametrize("way", [_loop, _at_once], ids=["loop", "at-once"])
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Make a test of each way."""
+    metafunc.parametrize("way", [_loop, _at_once], ids=["loop", "at-once"])
+
+
 def test_all_classes(benchmark: Any, way: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Time the relevances of all classes of four images, after both ways gave the same."""
     model, x = _classifier(), torch.rand(4, 3, 32, 32, requires_grad=True)
