@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -42,6 +43,23 @@ def drop_hooks(module: nn.Module, gone: Callable[[Any], bool]) -> None:
                 table.pop(key, None)
 
 
+#: The calls under way of models with rules, each with its thread.
+running: list[tuple[int, Calls]] = []
+
+
+def check_outside(hook: Hook, module: nn.Module) -> None:
+    """Refuse a backward pass inside the forward pass of a model with rules: the model's own output would change."""
+    thread = threading.get_ident()
+    if any(ident == thread for ident, _ in running):
+        msg = (
+            f"{type(hook).__name__} on {module}: the model computes a gradient inside its own forward pass, and would "
+            "get a relevance there, so that its output would change; expected a forward pass without a backward pass "
+            "in it. Attach the rules to the part of the model that is to be explained, or, where that gradient is "
+            f"meant to be a relevance, to the part that it goes through{see('gradients-inside-the-forward-pass')}"
+        )
+        raise RuntimeError(msg)
+
+
 class Calls:
     """Counts the calls of a module, until ``remove()``.
 
@@ -50,20 +68,32 @@ class Calls:
 
     def __init__(self, module: nn.Module, owner: object) -> None:
         self.number, self.owner = 0, owner
-        self._handle = module.register_forward_pre_hook(self._count)
+        self._handles = [
+            module.register_forward_pre_hook(self._begin),
+            module.register_forward_hook(self._end, always_call=True),
+        ]
         self.counts = True
 
     @opaque
-    def _count(self, module: nn.Module, _args: Any) -> None:
+    def _begin(self, module: nn.Module, _args: Any) -> None:
         if self.counts:
             self.number += 1
+            running.append((threading.get_ident(), self))
         else:
             drop_hooks(module, lambda owner: owner is self)
+
+    @opaque
+    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        call = (threading.get_ident(), self)
+        if call in running:  # not where the rules were removed during the call
+            running.remove(call)
 
     def remove(self) -> int:
         """Stop, and return how many there were."""
         number, self.number, self.counts, self.owner = self.number, 0, False, None
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+        running[:] = [call for call in running if call[1] is not self]
         return number
 
     def __deepcopy__(self, memo: Any) -> Calls:

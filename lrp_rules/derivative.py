@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+class _Within(threading.local):
+    """What a thread is inside of: no derivative, one by inputs alone, or one by parameters, too."""
+
+    by_parameters: bool | None = None
+
+
 class Derivative(torch.autograd.Function):
     """Stands behind a relevance that may be differentiated.
 
@@ -26,7 +32,7 @@ class Derivative(torch.autograd.Function):
 
     alive: ClassVar[set[weakref.ref[Any]]] = set()
     passes: ClassVar[dict[int, bool]] = {}
-    within: ClassVar[threading.local] = threading.local()
+    within: ClassVar[_Within] = _Within()
     #: The outputs' nodes of modules that are linearised now. Their passes may go through threads of several devices.
     linearised: ClassVar[list[Any]] = []
 
@@ -58,19 +64,19 @@ class Derivative(torch.autograd.Function):
 
         ``by_parameters`` says whether it is one by parameters, too, or by inputs alone.
         """
-        if hasattr(Derivative.within, "by_parameters"):
+        if Derivative.within.by_parameters is not None:
             yield
             return
         Derivative.within.by_parameters = by_parameters
         try:
             yield
         finally:
-            del Derivative.within.by_parameters
+            Derivative.within.by_parameters = None
 
     @staticmethod
     def under_way() -> bool:
         """Whether this pass is a derivative: of a relevance, or of a module that a rule looks at as a whole."""
-        if hasattr(Derivative.within, "by_parameters"):
+        if Derivative.within.by_parameters is not None:
             return True
         if not Derivative.alive and not Derivative.linearised:
             return False
@@ -88,7 +94,7 @@ class Derivative(torch.autograd.Function):
     @staticmethod
     def by_parameters() -> bool:
         """Whether the derivative that this is ``inside`` of is one by parameters, too."""
-        return bool(getattr(Derivative.within, "by_parameters", False))
+        return bool(Derivative.within.by_parameters)
 
     @staticmethod
     @contextmanager

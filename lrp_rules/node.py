@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from lrp_rules.calls import check_outside, running
 from lrp_rules.derivative import Derivative
 from lrp_rules.parts import VMAP, in_vmap, interpreters, is_plain, plainly
 from lrp_rules.refusals import see
@@ -100,6 +101,8 @@ class Node(torch.autograd.Function):
             with plainly():
                 return Node.backward(ctx, *relevance)
         call: Call = ctx.call
+        if running:
+            check_outside(call.hook, call.module)
         try:
             tensors = ctx.saved_tensors
         except CheckpointError as error:

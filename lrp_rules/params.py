@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import nn
@@ -56,16 +56,18 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
     }
 
 
-#: Names of properties, by class; classes that torch makes for parametrized modules go again.
-_properties: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+#: Names of properties, by the id of a class: a dict of weak references takes as long as a small operation. What classes
+#: leave that go again, such as those that torch makes for parametrized modules, goes with them.
+_properties: dict[int, frozenset[str]] = {}
 
 
 def properties(kind: type[nn.Module]) -> frozenset[str]:
     """Return the names for which a class has a property: that hides a parameter, and may give anything."""
-    found = _properties.get(kind)
+    found = _properties.get(id(kind))
     if found is None:
         members = (member for part in kind.__mro__ for member in vars(part).items())
-        found = _properties[kind] = frozenset(name for name, value in members if isinstance(value, property))
+        found = _properties[id(kind)] = frozenset(name for name, value in members if isinstance(value, property))
+        finalize(kind, _properties.pop, id(kind), None).atexit = False
     return found
 
 
@@ -129,6 +131,11 @@ def _settled(parametrization: nn.Module) -> nn.Module:
         copy.training = False
 
     return tree(parametrization, settle)
+
+
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all below it, without torch's walk where nothing is: that takes as long as an operation."""
+    return list(module.modules()) if module._modules else [module]
 
 
 def tree(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from lrp_rules.params import modules_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -74,6 +76,16 @@ def _has_own(module: nn.Module) -> bool:
         or "parametrizations" in module._modules
         or isinstance(getattr(module, "weight", None), Tensor)
     )
+
+
+def check_traced(hook: Hook, module: nn.Module) -> None:
+    """Refuse a call that torch.jit.trace or torch.onnx records: what they make of it has no rule."""
+    msg = (
+        f"{_where(hook, module)} was called by torch.jit.trace or torch.onnx.export, and what they make of a model has "
+        "no rules; expected a plain call. Trace the model before the rules are attached, or after they are removed"
+        f"{see('a-rule-that-never-acts')}"
+    )
+    raise RuntimeError(msg)
 
 
 def check_transforms(hook: Hook, module: nn.Module, tensors: Iterable[Tensor]) -> bool:
@@ -183,7 +195,12 @@ def check_graph(hook: Hook, module: nn.Module, inputs: Sequence[Tensor], outputs
 
     The rule's node takes the place of that graph: what else hangs on it would get neither relevance nor gradient.
     """
-    tensors = [*inputs, *module.parameters(), *_computed(module)]
+    tensors = list(inputs)
+    for part in modules_of(module):
+        tensors += [parameter for parameter in part._parameters.values() if parameter is not None]
+        # those of a replica are plain attributes
+        former = [getattr(part, name) for name in vars(part).get("_former_parameters", ())]
+        tensors += [value for value in former if isinstance(value, Tensor)]
     # the nodes are kept, since what is asked is whether one is the very same
     ends = {id(tensor.grad_fn): tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
     leaves = {id(tensor) for tensor in tensors}
@@ -238,12 +255,3 @@ def check_twin(hook: Hook, module: nn.Module, outputs: Sequence[Tensor], ends: S
             )
             raise RuntimeError(msg)
         waiting += [below for below, _ in node.next_functions if below is not None]
-
-
-def _computed(module: nn.Module) -> Iterator[Tensor]:
-    """Find parameters that stand as plain attributes: those of a replica."""
-    for part in module.modules():
-        for name in vars(part).get("_former_parameters", ()):
-            value = getattr(part, name)
-            if isinstance(value, Tensor):
-                yield value

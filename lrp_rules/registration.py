@@ -24,9 +24,17 @@ from lrp_rules.calls import drop_hooks, opaque
 from lrp_rules.derivative import Derivative
 from lrp_rules.linear_map import Layer, TracedLayer, layer_type
 from lrp_rules.node import Call, FunctorchNode, Node, Watched
-from lrp_rules.params import is_seen, properties
+from lrp_rules.params import is_seen, modules_of, properties
 from lrp_rules.parts import interpreters
-from lrp_rules.refusals import check_graph, check_module, check_something, check_tensors, check_transforms, see
+from lrp_rules.refusals import (
+    check_graph,
+    check_module,
+    check_something,
+    check_tensors,
+    check_traced,
+    check_transforms,
+    see,
+)
 from lrp_rules.rerun import Arguments, Rerun, agree, check_repeated, is_float, random_state
 
 if TYPE_CHECKING:
@@ -166,6 +174,8 @@ class Registration:
         elif not self._handles:
             drop_hooks(module, _is_copied)
             return None
+        if _tracing() is not None:
+            check_traced(self.hook, module)
         self.calls += 1
         if not torch.is_grad_enabled():
             self.unrepeated += _in_checkpoint("forward")
@@ -239,7 +249,7 @@ class Registration:
                 check_graph(self.hook, module, inputs, outputs)
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
             arguments = None if alone else Arguments(rest, structure, positions)
-            modes = {part: part.training for part in module.modules()}
+            modes = {part: part.training for part in modules_of(module)}
             device = inputs[0].device.type
             available = torch.amp.is_autocast_available(device)
             cast = torch.get_autocast_dtype(device) if available and torch.is_autocast_enabled(device) else None
@@ -336,6 +346,10 @@ class Registration:
             f"{see('hooks-of-others')}"
         )
         raise RuntimeError(msg)
+
+
+#: What torch.jit.trace goes by.
+_tracing = torch._C._get_tracing_state
 
 
 def is_wanted(leaf: Any) -> bool:

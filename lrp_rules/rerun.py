@@ -117,6 +117,8 @@ def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[A
 
 def parameters_below(module: nn.Module) -> list[Tensor]:
     """Return the parameters of the modules below one, of each child in turn."""
+    if not module._modules:
+        return []
     return [parameter for child in module.children() for parameter in child.parameters()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import threading
 import warnings
 from typing import TYPE_CHECKING
 
@@ -260,7 +261,91 @@ def test_scripted_and_traced_modules_are_refused() -> None:
         attach(scripted, {"0": Epsilon()})
 
 
+def test_what_is_recorded_by_a_trace_is_refused_and_the_model_is_as_before() -> None:
+    model, x = network(), some_input()
+    with attach(model, RULES), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for recorded in (torch.enable_grad, torch.no_grad):
+            with (
+                recorded(),
+                pytest.raises(RuntimeError, match=r"was called by torch\.jit\.trace or torch\.onnx\.export"),
+            ):
+                torch.jit.trace(model, x)
+        model(x)
+
+
 def test_the_projection_of_an_attention_is_refused() -> None:
     attention = nn.MultiheadAttention(4, 2)
     with pytest.raises(RuntimeError, match=r"never calls its out_proj"):
         ZPlus().register(attention.out_proj)
+
+
+# --- gradients inside the forward pass --------------------------------------------------------------------------------
+
+
+class Forces(nn.Module):
+    """Returns a gradient: with rules on its layers, its output would be another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+def test_a_model_that_differentiates_inside_its_forward_pass_is_refused() -> None:
+    model, x = Forces(), some_input()
+    with attach(model, RULES), pytest.raises(RuntimeError, match="computes a gradient inside its own forward pass"):
+        model(x)
+    model(x)  # nothing is left of that call
+
+
+def test_rules_on_the_part_that_is_explained_inside_a_forward_pass_are_meant() -> None:
+    model, x = Forces(), some_input()
+    z = model.energy(x)
+    with Epsilon(power_of_two).register(model.energy[0]), Epsilon(power_of_two).register(model.energy[2]):
+        (relevance,) = torch.autograd.grad(model.energy(x), x, torch.ones_like(z))
+    with attach(model.energy, {nn.Linear: Epsilon(power_of_two)}):
+        assert torch.equal(model(x), relevance)
+
+
+def test_a_backward_pass_on_another_thread_is_outside() -> None:
+    model, x = network(), some_input()
+    found: list[Tensor] = []
+
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            thread = threading.Thread(target=lambda: found.extend(torch.autograd.grad(z.sum(), x0)))
+            thread.start()
+            thread.join()
+            z_inner: Tensor = self.inner(x)
+            return z_inner
+
+    x0 = x
+    with attach(model, RULES), attach(waiting := Waits(), RULES):
+        z = model(x0)
+        waiting(x)
+    assert len(found) == 1
+
+
+def test_rules_that_are_removed_during_the_call_leave_nothing() -> None:
+    class Removes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(x)
+            attached.remove()
+            return y
+
+    model, other, x = Removes(), network(), some_input()
+    attached = attach(model, {nn.Linear: Epsilon()})
+    model(x)
+    with attach(other, RULES):
+        torch.autograd.grad(other(x).sum(), x)
