@@ -10,9 +10,10 @@ torch.Size([1, 3])
 """
 
 from lrp_rules.composite import Attachment, attach
-from lrp_rules.hooks import BasicHook, Hook
+from lrp_rules.evaluate.rewriting import without_rewriting
+from lrp_rules.hooks.hook import BasicHook, Hook
+from lrp_rules.hooks.registration import Registration
 from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
-from lrp_rules.registration import Registration
 from lrp_rules.rules import (
     AlphaBeta,
     Epsilon,
@@ -52,6 +53,7 @@ __all__ = [
     "ZBox",
     "ZPlus",
     "attach",
+    "without_rewriting",
     "zero_bias",
 ]
 __version__ = "0.1.0"

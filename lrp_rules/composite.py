@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lrp_rules.calls import Calls, is_compiled, never_called
-from lrp_rules.refusals import check_scripted, see
+from lrp_rules.errors import see
+from lrp_rules.hooks.calls import Calls, is_compiled, never_called
+from lrp_rules.hooks.refusals import check_scripted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-    from lrp_rules.hooks import Hook
-    from lrp_rules.registration import Registration
+    from lrp_rules.hooks.hook import Hook
+    from lrp_rules.hooks.registration import Registration
 
     Key = str | type[nn.Module]
     # the keys of a Mapping are invariant: a dict with names alone would be none of Key

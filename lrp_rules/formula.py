@@ -1,88 +1,86 @@
-"""Rules with a formula: what their steps have in common, and how large layers are done part by part."""
+"""Rules that are declared by their parts."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lrp_rules.hooks import BasicHook
+from lrp_rules.evaluate import declared, rewriting
+from lrp_rules.evaluate.blocks import plain
+from lrp_rules.hooks.hook import BasicHook
 from lrp_rules.params import parameter_names
-from lrp_rules.parts import into
-from lrp_rules.stabilizer import Stabilizer
+from lrp_rules.parts import same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
-    from lrp_rules.layer import Layer
+    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.evaluate.plan import Plan
+    from lrp_rules.parts import Parts
 
     Names = str | Iterable[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
 
 
 class FormulaRule(BasicHook):
-    """A rule that shares relevance out among vectors v, which are made of the input.
-
-        d = sum A_v v + bias        s = R / S(d)        c_v = A_v^T s        r = sum v * c_v
-
-    A rule says in ``vectors`` what v are, and in ``coefficients`` how c follows from them and R.
-    """
-
-    #: Whether ``coefficients`` takes each sample by itself, and whether it is a sum over outputs, each by itself, in
-    #: one ``A.T @ s``: then parts may be done one after the other.
-    samples_apart: ClassVar[bool] = True
-    outputs_apart: ClassVar[bool] = True
-    #: Whether it uses other weights than the layer's own.
-    changes_weights: ClassVar[bool] = True
+    """A rule that says in ``declare`` of what parts it is made; how they are computed is not its concern."""
 
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
-    @property
-    def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
-        return frozenset() if self.changes_weights else frozenset(self.zero_params) or None
-
-    def vectors(self, layer: Layer) -> Sequence[Tensor]:
-        """Return the vectors that share the relevance."""
-        return (layer.x,)
-
-    def coefficients(self, layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
-        """Return the coefficient of each vector."""
+    def declare(self) -> Parts:
+        """Return the parts of the rule, see :mod:`lrp_rules.parts`."""
         raise NotImplementedError
 
-    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
-        if layer.small:  # to ask what is to be cut takes as long as an operation
-            vectors = self.vectors(layer)
-            return self._total(layer, vectors, self.coefficients(layer, vectors, R), None)
-        # a stabilizer that may look at several denominators is to see them all
-        if not self.samples_apart or not self.stabilizes_entries:
-            return self._relevance(layer, R)
-        return layer.by_samples(self._relevance, R)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        vars(self)["_made"] = None  # it followed from what was there before
 
-    def _relevance(self, layer: Layer, R: Tensor, out: Tensor | None = None) -> Tensor:
-        vectors = self.vectors(layer)
-        if self.outputs_apart and self.stabilizes_entries:
-            found = layer.by_outputs(self.coefficients, vectors, R, changes_weights=self.changes_weights)
-        else:
-            found = self.coefficients(layer, vectors, R)
-        return self._total(layer, vectors, found, out)
-
-    def _total(
-        self, layer: Layer, vectors: Sequence[Tensor], coefficients: Sequence[Tensor], out: Tensor | None
-    ) -> Tensor:
-        return layer.total(vectors, coefficients, out)
-
-    def shares(self, R: Tensor, d: Tensor) -> Tensor:
-        """Return s = R / S(d)."""
-        S = self.stabilizer(d)
-        # one's own callable may keep what it gives
-        own = type(self.stabilizer) is Stabilizer and S.shape == R.shape
-        return torch.div(R, S, out=into(S) if own else None)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_made": None}
 
     @property
-    def stabilizes_entries(self) -> bool:
-        """Whether S is known to take each entry of a denominator by itself."""
-        return isinstance(self.stabilizer, Stabilizer) and not self.stabilizer.norm_scale
+    def parts(self) -> Parts:
+        """The parts of the rule, made once for its arguments."""
+        return self._of_arguments()[0]
+
+    @property
+    def changes_weights(self) -> bool:  # type: ignore[override]
+        """Whether it uses other weights than the layer's own."""
+        return any(part.changes_weights for part in self.parts)
+
+    @property
+    def uses_output(self) -> bool:  # type: ignore[override]
+        """Whether a denominator may be taken from the output of the forward pass, so that it is to be kept."""
+        return self._of_arguments()[2]
+
+    @property
+    def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
+        """Names of the parameters that the rule changes, none of them for all; None where it changes none."""
+        return frozenset() if self.changes_weights else frozenset(self.zero_params) or None
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        """Return the relevance of the layer's input, given that of its output."""
+        parts, plans, _ = self._of_arguments()
+        if plain() or len(rewriting.off) == len(rewriting.REWRITINGS):
+            return declared.relevance(parts, layer, R, self.stabilizer)
+        facts = rewriting.facts(layer)
+        plan = plans.get(facts)
+        if plan is None:
+            plan = plans[facts] = rewriting.plan(parts, self.stabilizer, facts)
+        return plan.relevance(layer, R)
+
+    def ledger(self, layer: Layer, R: Tensor) -> declared.Ledger:
+        """Return where the relevance of each output goes: to the inputs, the bias, the stabilizer, the zero branch."""
+        return declared.ledger(self.parts, layer, R, self.stabilizer)
+
+    def _of_arguments(self) -> tuple[Parts, dict[rewriting.Facts, Plan], bool]:
+        """Return what follows from the arguments alone: parts, their plans, and whether they use the output."""
+        made: tuple[Parts, dict[rewriting.Facts, Plan], bool] | None = vars(self).get("_made")
+        if made is None:
+            parts = self.declare()
+            uses_output = any(part.gate or any(change is same for change, _ in part.terms) for part in parts)
+            made = vars(self)["_made"] = (parts, {}, uses_output)
+        return made

@@ -15,65 +15,23 @@ References (cited by the classes)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp_rules.constants import number
+from lrp_rules.bounds import Bound, Minus
+from lrp_rules.evaluate.blocks import plain
+from lrp_rules.evaluate.known import ReLULayer, gated
 from lrp_rules.formula import FormulaRule
-from lrp_rules.hooks import Hook, LayerHook
-from lrp_rules.layer import nothing
-from lrp_rules.linear_map import ReLULayer, gated
-from lrp_rules.parts import into, plain, whole
-from lrp_rules.stabilizer import Stabilizer
+from lrp_rules.hooks.hook import Hook, LayerHook
+from lrp_rules.parts import Increased, Part, negative, one, positive, same, squared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from lrp_rules.evaluate.layer import Layer
     from lrp_rules.formula import Names, Stabilizing
-    from lrp_rules.layer import Layer, Matrix, Tensors
-
-
-def positive(v: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return v+."""
-    return torch.clamp_min(v, 0, out=out)
-
-
-def negative(v: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return v-."""
-    return torch.clamp_max(v, 0, out=out)
-
-
-@dataclass(frozen=True)
-class Increased:
-    """v + g v+ or v + g v-, as a change that is known by its g: what was changed so once is not changed again."""
-
-    g: float
-    part: Callable[..., Tensor]
-
-    def __call__(self, v: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.add(v, self.part(v), alpha=self.g, out=out)
-
-
-def nonnegative(x: Tensor) -> bool:
-    """Whether x- is known to vanish. Asked on the CPU alone: elsewhere the answer would have to be waited for."""
-    return x.is_cpu and x.numel() > 0 and x.amin().item() >= 0
-
-
-def split(layer: Layer) -> tuple[Tensor, ...]:
-    """Return x+ and x-, or x alone: where x- vanishes, and where both meet the same matrix whatever the rule."""
-    x = layer.x
-    return (x,) if layer.fixed or nonnegative(x) else (positive(x), negative(x))
-
-
-def _times(v: Tensor, factor: float) -> Tensor:
-    """Return v times the factor; v is not needed any more."""
-    # as for a number that is no tensor, the operation rounds it, or computes with more digits than v has
-    dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    return torch.mul(v, number(factor, dtype), out=into(v))
+    from lrp_rules.parts import Parts
 
 
 class Epsilon(FormulaRule):
@@ -100,14 +58,12 @@ class Epsilon(FormulaRule):
     """
 
     allows_several: ClassVar[bool] = True
-    uses_output: ClassVar[bool] = True
-    changes_weights: ClassVar[bool] = False
 
     def __init__(self, epsilon: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(epsilon, zero_params)
 
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        return layer.pull((self.shares(R, layer.linear_outputs[0]),))
+    def declare(self) -> Parts:
+        return (Part(((same, same),), bias=same),)
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if len(layer.inputs) == len(R) == 1:
@@ -151,13 +107,8 @@ class ZPlus(FormulaRule):
 
     """
 
-    def vectors(self, layer: Layer) -> Tensors:
-        return split(layer)
-
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        A = layer.grid((positive, negative)[: len(vectors)])
-        (d,) = A @ vectors
-        return A.T @ [self.shares(R, layer.plus(d, positive(layer.bias)))]
+    def declare(self) -> Parts:
+        return (Part(((positive, positive), (negative, negative)), bias=positive),)
 
 
 class AlphaBeta(FormulaRule):
@@ -199,21 +150,10 @@ class AlphaBeta(FormulaRule):
         super().__init__(stabilizer, zero_params)
         self.alpha, self.beta = alpha, beta
 
-    def vectors(self, layer: Layer) -> Tensors:
-        return split(layer)
-
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        n, b = len(vectors), layer.bias
-        halves = ((positive, negative)[:n], (negative, positive)[:n])
-        if self.beta == 0:
-            A = layer.grid(halves[0])
-            (da,) = A @ vectors
-            return A.T @ [self.shares(R, layer.plus(da, positive(b)))]  # alpha is 1
-        A = layer.grid(*halves)
-        da, db = A @ vectors
-        sa = self.shares(R, layer.plus(da, positive(b)))
-        sb = self.shares(R, layer.plus(db, negative(b)))
-        return A.T @ [_times(sa, self.alpha), _times(sb, -self.beta)]
+    def declare(self) -> Parts:
+        first = Part(((positive, positive), (negative, negative)), bias=positive, coefficient=self.alpha)
+        second = Part(((negative, positive), (positive, negative)), bias=negative, coefficient=-self.beta)
+        return (first, second) if self.beta else (first,)
 
 
 class Gamma(FormulaRule):
@@ -244,8 +184,6 @@ class Gamma(FormulaRule):
 
     """
 
-    uses_output: ClassVar[bool] = True
-
     def __init__(self, gamma: float = 0.25, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         if not 0 <= gamma < math.inf:
             msg = f"gamma is {gamma!r}; expected a finite number that is not negative, such as 0.25"
@@ -253,40 +191,11 @@ class Gamma(FormulaRule):
         super().__init__(stabilizer, zero_params)
         self.gamma = gamma
 
-    def vectors(self, layer: Layer) -> Tensors:
-        return (layer.x, layer.x.abs()) if self._is_in_two_maps(layer) else split(layer)
-
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        if self._is_in_two_maps(layer):
-            return self._in_two_maps(layer, vectors, R)
-        n, b, g, z = len(vectors), layer.bias, self.gamma, layer.z
-        up, down = Increased(g, positive), Increased(g, negative)
-        A = layer.grid((up, down)[:n], (down, up)[:n])
-        above, below = A @ vectors
-        s_above = gated(self.shares(R, layer.plus(above, up(b))), z)
-        s_below = gated(self.shares(R, layer.plus(below, down(b))), -z)
-        return A.T @ [s_above, s_below]
-
-    def _is_in_two_maps(self, layer: Layer) -> bool:
-        # what looks at several denominators is to see all of one sign's
-        return self.gamma <= 1 and layer.additive and self.stabilizes_entries
-
-    def _in_two_maps(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        # With w+ = (w + |w|) / 2 and w- = (w - |w|) / 2, and alike for x and b, all sums above become
-        #     d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0, two maps in
-        # place of four, the first of which the forward pass has done. d has the sign of z, so nothing cancels there.
-        # In r it does: the terms that the formula leaves at x w are differences of terms (1 + g) times as large, so a
-        # large gamma takes the way above.
-        z, half = layer.z, self.gamma / 2
-        sgn = z.sign()
-        d = layer.plus(layer.matrix(torch.abs) @ vectors[1], layer.bias.abs())
-        d = torch.mul(_times(d, half), sgn, out=into(d))
-        d = torch.add(d, layer.linear_outputs[0], alpha=1 + half, out=into(d))
-        s = self.shares(R, d)
-        s = gated(s, z.abs(), into(s))
-        s_abs = torch.mul(s, sgn, out=into(sgn))
-        A = layer.grid((None, nothing), (nothing, torch.abs))
-        return A.T @ [_times(s, 1 + half), _times(s_abs, half)]
+    def declare(self) -> Parts:
+        up, down = Increased(self.gamma, positive), Increased(self.gamma, negative)
+        above = Part(((up, positive), (down, negative)), bias=up, gate=+1)
+        below = Part(((down, positive), (up, negative)), bias=down, gate=-1)
+        return above, below
 
 
 class ZBox(FormulaRule):
@@ -314,48 +223,22 @@ class ZBox(FormulaRule):
 
     """
 
-    uses_output: ClassVar[bool] = True
-
-    @property
-    def samples_apart(self) -> bool:  # type: ignore[override]
-        """Whether the bounds are the same for all samples."""
-        low, high = self.low, self.high
-        return (low.ndim == 0 or len(low) == 1) and (high.ndim == 0 or len(high) == 1)
-
     def __init__(
         self, low: float | Tensor, high: float | Tensor, stabilizer: Stabilizing = 1e-6, zero_params: Names = None
     ) -> None:
         super().__init__(stabilizer, zero_params)
-        # a number keeps all its digits until it meets the input
-        self.low = low if isinstance(low, Tensor) else torch.as_tensor(low, dtype=torch.float64)
-        self.high = high if isinstance(high, Tensor) else torch.as_tensor(high, dtype=torch.float64)
+        self.low, self.high = Bound.of(low, "low").value, Bound.of(high, "high").value
         if self.low.ndim == 0 or self.high.ndim == 0 or self.low.shape == self.high.shape:
             self._check_order(self.low, self.high)  # bounds of different shapes meet only at the input
 
-    def vectors(self, layer: Layer) -> Tensors:
-        low, high = self._bounds(layer)
+    def declare(self) -> Parts:
+        low, high = Bound(self.low, "low"), Bound(self.high, "high")
+        return (Part(((same, same), (positive, Minus(low)), (negative, Minus(high)))),)
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         if self.low.ndim > 0 and self.high.ndim > 0 and self.low.shape != self.high.shape:
-            self._check_order(low, high)
-        x = layer.x
-        # with A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels
-        return (x - low, x - high) if layer.additive else (x, -low.expand_as(x), -high.expand_as(x))
-
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        A = layer.grid((None, positive, negative)[-len(vectors) :])
-        if layer.additive and self.samples_apart and not layer.small:
-            # A(w) x is in the output already, and the bounds are the same for all samples
-            d = layer.linear_outputs[0] - layer.once(ZBox, lambda: (A @ self._box(layer))[0] + layer.bias)
-        else:
-            (d,) = A @ vectors
-        return A.T @ [self.shares(R, d)]
-
-    def _bounds(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        return _expand(self.low, layer, "low"), _expand(self.high, layer, "high")
-
-    def _box(self, layer: Layer) -> Tensors:
-        """Return the bounds of one sample."""
-        one = layer.x[:1] if layer.batched else layer.x
-        return [bound.expand_as(one) for bound in self._bounds(layer)]
+            self._check_order(Bound(self.low, "low").at(layer), Bound(self.high, "high").at(layer))
+        return super().relevance(layer, R)
 
     @staticmethod
     def _check_order(low: Tensor, high: Tensor) -> None:
@@ -364,58 +247,7 @@ class ZBox(FormulaRule):
             raise ValueError(msg)
 
 
-def _expand(bound: Tensor, layer: Layer, name: str) -> Tensor:
-    """Return a bound in a shape that broadcasts to x."""
-    x = layer.x
-    if bound.ndim == 0 and bound.is_cpu and x.is_cpu and not bound.requires_grad:
-        return number(bound.item(), x.dtype)
-    if bound.ndim == 0 and bound.is_cpu and not bound.requires_grad:
-        return x.new_full((), bound.item())  # a copy to another device would be waited for
-    expanded = bound.to(x)
-    if 0 < bound.ndim < x.ndim:
-        expanded = expanded.view(bound.shape + (1,) * (x.ndim - bound.ndim))
-    elif layer.batched and bound.ndim == x.ndim and bound.shape[0] > x.shape[0]:
-        expanded = expanded[: x.shape[0]]
-    try:
-        expanded.expand_as(x)
-    except RuntimeError:
-        msg = (
-            f"{name} has shape {tuple(bound.shape)}, which does not broadcast to the input of {layer.module}, of shape "
-            f"{tuple(x.shape)}. Give a number, or a tensor such as (1, channels, 1, 1)"
-        )
-        raise ValueError(msg) from None
-    return expanded
-
-
-class _ByWeights(FormulaRule):
-    """A rule with ones as its vector, whatever the input: all samples have the same denominators."""
-
-    samples_apart: ClassVar[bool] = False
-
-    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, Tensor | None]:
-        """Return A and the constant, of a layer whose input is ones."""
-        raise NotImplementedError
-
-    def vectors(self, layer: Layer) -> Tensors:
-        return (layer.ones(),)
-
-    def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
-        A, bias = self.matrix_and_bias(layer.at(vectors[0]))
-        d = A @ vectors[0] if bias is None else A @ vectors[0] + bias
-        # computed once for all samples; but one's own callable may look at whole samples
-        S = self.stabilizer(d if isinstance(self.stabilizer, Stabilizer) else d.expand_as(R))
-        if layer.small or not isinstance(self.stabilizer, Stabilizer):
-            return (layer.back(A, R / S),)
-        return (layer.by_samples(lambda _layer, R, _out: layer.back(A, R / S), R),)
-
-    def _total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
-        (c,) = coefficients
-        # times ones, unless there is one entry for several inputs
-        alike = c.shape == layer.x.shape and whole(c)
-        return c if alike else super()._total(layer, vectors, coefficients, out)
-
-
-class WSquare(_ByWeights):
+class WSquare(FormulaRule):
     """LRP-WSquare (Montavon et al. 2017): by the squared weights alone, whatever the input.
 
     For the first layer, when its inputs are not bounded.
@@ -433,11 +265,11 @@ class WSquare(_ByWeights):
 
     """
 
-    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, Tensor]:
-        return ones.matrix(torch.square), ones.bias.square()
+    def declare(self) -> Parts:
+        return (Part(((squared, one),), bias=squared),)
 
 
-class Flat(_ByWeights):
+class Flat(FormulaRule):
     """LRP-Flat (Lapuschkin et al. 2019): evenly to all inputs that reach an output.
 
     For the first layers, where single inputs mean little.
@@ -455,11 +287,8 @@ class Flat(_ByWeights):
 
     """
 
-    #: A(1) is not read from memory.
-    outputs_apart: ClassVar[bool] = False
-
-    def matrix_and_bias(self, ones: Layer) -> tuple[Matrix, None]:
-        return ones.matrix_of_ones(), None
+    def declare(self) -> Parts:
+        return (Part(((one, one),)),)
 
 
 class Pass(Hook):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lrp_rules.parts import into
+from lrp_rules.evaluate.blocks import into
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -45,7 +45,7 @@ def put(model: nn.Module, rules: dict[Key, Hook], ignore: Key | Iterable[Key] = 
 
 def where(model: nn.Module, attached: Attachment) -> dict[str, Hook]:
     """The rules by the names of their modules."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
         for hook in module._forward_hooks.values():
             if isinstance(hook.__self__, Registration):

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lrp_rules import AlphaBeta, Gamma, ZBox, constants
-from lrp_rules.constants import number
+from lrp_rules import AlphaBeta, Gamma, ZBox
+from lrp_rules.evaluate import numbers
+from lrp_rules.evaluate.numbers import number
 from tests.lrp_rules.cases import integers, relevance
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def none_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "_made", {})
+    monkeypatch.setattr(numbers, "_made", {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -34,7 +35,7 @@ def test_a_number_is_made_once(dtype: torch.dtype) -> None:
 
 
 def test_so_many_are_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "_KEPT", 2)
+    monkeypatch.setattr(numbers, "_KEPT", 2)
     found = [number(float(k), torch.float32) for k in range(4)]
     assert [number(float(k), torch.float32) is found[k] for k in range(4)] == [True, True, False, False]
     assert [number(float(k), torch.float32).item() for k in range(4)] == [0, 1, 2, 3]
@@ -73,7 +74,7 @@ def test_nothing_writes_to_them(rule: str) -> None:
     first, second = relevance(one(), module, x, R), relevance(other(), module, x, R)
     assert torch.equal(relevance(one(), module, x, R), first)
     assert not torch.equal(first, second)
-    assert all(made.item() == value for (value, _), made in constants._made.items())
+    assert all(made.item() == value for (value, _), made in numbers._made.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)

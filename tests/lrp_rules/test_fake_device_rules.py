@@ -33,16 +33,15 @@ from lrp_rules import (
     WSquare,
     ZBox,
     ZPlus,
-    layer,
-    linear_map,
 )
+from lrp_rules.evaluate import known, layer
 from tests.lrp_rules import fake_device
 from tests.lrp_rules.fake_device import DeviceTensor, Record, on_device, recorded, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.layer import Layer
+    from lrp_rules.evaluate.layer import Layer
 
     Place = Callable[[Tensor], Tensor]
     #: Given where tensors are to be.
@@ -147,7 +146,7 @@ def outcome(rule: Rule, case: Case, *, second: bool, device: bool) -> Outcome | 
             if not device:
                 # a large layer's sums are taken from its output there, or put together from blocks of outputs
                 patch.setattr(layer, "ANEW", sys.maxsize)
-                patch.setattr(linear_map, "ROWS", sys.maxsize)
+                patch.setattr(known, "ROWS", sys.maxsize)
             # what is looked at once may be waited for once
             _passed(module, case.shape, place, second=second)
             with recorded() as record:

@@ -29,13 +29,13 @@ from lrp_rules import (
     ZPlus,
     attach,
 )
-from lrp_rules.params import effective_parameters
+from lrp_rules.modules import effective_parameters
 from tests.lrp_rules.cases import Add, Case, Square, TracedLinear, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.linear_map import Layer
+    from lrp_rules.evaluate.known import Layer
 
 Tensors = tuple[Tensor, ...]
 

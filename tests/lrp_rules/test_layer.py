@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import Epsilon, Gamma, Hook, Norm, ReLUGuidedBackprop, WSquare, ZBox, ZPlus, linear_map, parts
-from lrp_rules import layer as layer_module
+from lrp_rules import Epsilon, Gamma, Hook, Norm, ReLUGuidedBackprop, WSquare, ZBox, ZPlus
+from lrp_rules.evaluate import blocks, known
+from lrp_rules.evaluate import layer as layer_module
 from tests.lrp_rules.cases import KNOWN, Case, Dense, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import LAYERS, PowerOfTwo, few_terms, with_bias
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(parts, "PART", 1)
-    monkeypatch.setattr(linear_map, "ROWS", 1)
-    monkeypatch.setattr(linear_map, "QUARTERED", 0)
-    monkeypatch.setattr(linear_map, "LEAST", 1)
+    monkeypatch.setattr(blocks, "PART", 1)
+    monkeypatch.setattr(known, "ROWS", 1)
+    monkeypatch.setattr(known, "QUARTERED", 0)
+    monkeypatch.setattr(known, "LEAST", 1)
 
 
 BY_SAMPLES: dict[str, tuple[Callable[[], Hook], Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -83,7 +84,7 @@ def test_blocks_of_outputs_need_not_be_alike(monkeypatch: pytest.MonkeyPatch) ->
     x, R = integers((3, 4 * threads), seed=2), integers((3, 5), seed=3)
     whole = relevance(ZPlus(PowerOfTwo()), module, x, R)
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(linear_map, "ROWS", 8)
+    monkeypatch.setattr(known, "ROWS", 8)
     assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
 
 
@@ -94,8 +95,8 @@ def test_blocks_of_outputs_are_not_cut_by_samples_again(rule: Any, monkeypatch: 
     whole = relevance(rule(PowerOfTwo()), module, x, R)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(parts, "PART", 1)
-    monkeypatch.setattr(linear_map, "ROWS", 8)  # two rows; a layer of so few weights would be done by samples
+    monkeypatch.setattr(blocks, "PART", 1)
+    monkeypatch.setattr(known, "ROWS", 8)  # two rows; a layer of so few weights would be done by samples
     assert torch.equal(relevance(rule(PowerOfTwo()), module, x, R), whole)
 
 

@@ -11,29 +11,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrp_rules import (
-    Epsilon,
-    Flat,
-    Hook,
-    Norm,
-    ReLUGuidedBackprop,
-    Stabilizer,
-    WSquare,
-    ZBox,
-    ZPlus,
-    convolution,
-    linear_map,
-)
-from lrp_rules import layer as layer_module
-from lrp_rules.layer import nothing
-from lrp_rules.linear_map import TracedLayer
+from lrp_rules import Epsilon, Flat, Hook, Norm, ReLUGuidedBackprop, Stabilizer, WSquare, ZBox, ZPlus
+from lrp_rules.evaluate import convolution, known
+from lrp_rules.evaluate import layer as layer_module
+from lrp_rules.evaluate.known import TracedLayer
+from lrp_rules.evaluate.layer import nothing
 from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from lrp_rules.layer import Layer
+    from lrp_rules.evaluate.layer import Layer
 
 # --- A x from an output that holds a bias, too ------------------------------------------------------------------------
 
@@ -178,7 +167,7 @@ def test_blocks_hold_several_outputs_for_each_thread(monkeypatch: pytest.MonkeyP
     whole = relevance(ZPlus(PowerOfTwo()), module, x, R)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(linear_map, "ROWS", 16)  # eight, eight and four
+    monkeypatch.setattr(known, "ROWS", 16)  # eight, eight and four
     assert torch.equal(relevance(ZPlus(PowerOfTwo()), module, x, R), whole)
 
 
@@ -196,7 +185,7 @@ def test_a_relevance_of_a_large_layer_has_a_derivative(frozen: bool, monkeypatch
 
     whole = derivative()
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(linear_map, "ROWS", 1)
+    monkeypatch.setattr(known, "ROWS", 1)
     assert all(torch.equal(one, other) for one, other in zip(derivative(), whole, strict=True))
 
 
@@ -381,13 +370,11 @@ def test_a_module_without_weights_is_gone_through_once(rule: str) -> None:
 class Apart(ZPlus):
     """Sends relevance through two maps that do not meet: to x, and twice of it to |x|."""
 
-    def vectors(self, layer: Layer) -> tuple[Tensor, ...]:
-        return (layer.x, layer.x.abs())
-
-    def coefficients(self, layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        vectors = (layer.x, layer.x.abs())
         A = layer.grid((None, nothing), (nothing, torch.abs))
         assert all(torch.equal(d, layer.module(v)) for d, v in zip(A @ vectors, vectors, strict=True))
-        return A.T @ [R, 2 * R]
+        return layer.total(vectors, A.T @ [R, 2 * R])
 
 
 @pytest.mark.parametrize("module", [nn.AvgPool1d(2), nn.ReLU()], ids=["pooling", "relu"])
@@ -445,7 +432,7 @@ def test_of_channels_that_are_the_same_one_is_convolved(
     module = make()
     module.weight.data = integers(module.weight.shape, seed=1)
     x = torch.zeros(shape if batch is None else (batch, *shape))
-    layer = linear_map.layer_type(module)(
+    layer = known.layer_type(module)(
         module, (x,), None, output_of(module, x).shape, {"weight": module.weight, "bias": None}, run=module,
     )  # fmt: skip
     one = integers((1, *shape[1:]), seed=2)  # a channel, which differs from place to place

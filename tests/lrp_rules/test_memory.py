@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from bench.memory import peak_bytes
-from lrp_rules import Epsilon, Norm, ZBox, linear_map
-from lrp_rules.layer import TERMS
+from lrp_rules import Epsilon, Norm, ZBox
+from lrp_rules.evaluate import known
+from lrp_rules.evaluate.layer import TERMS
 
 if TYPE_CHECKING:
     from lrp_rules.hooks import Hook
@@ -38,14 +39,14 @@ def test_epsilon_holds_a_quarter_more_than_the_gradient_at_most(size: int, batch
 
 def test_done_at_once_it_holds_half_more(monkeypatch: pytest.MonkeyPatch) -> None:
     # the mutant of the above
-    monkeypatch.setattr(linear_map, "QUARTERED", 2**40)
+    monkeypatch.setattr(known, "QUARTERED", 2**40)
     module = nn.Linear(1024, 1024)
     assert peak(module, (128, 1024), Epsilon()) == 1.5 * peak(module, (128, 1024), None)
 
 
 def test_looking_at_the_weight_takes_no_more_than_the_layer_for_a_few_samples() -> None:
     module = nn.Linear(4096, 4096)
-    looked_at = linear_map.LEAST * TERMS * 4
+    looked_at = known.LEAST * TERMS * 4
     assert peak(module, (1, 4096), Epsilon(zero_params="bias")) <= 2 * peak(module, (1, 4096), None) + looked_at
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from lrp_rules import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
-from lrp_rules.params import effective_parameters
+from lrp_rules.modules import effective_parameters
 from tests.lrp_rules.cases import pickled
 
 if TYPE_CHECKING:

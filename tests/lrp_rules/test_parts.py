@@ -8,24 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import (
-    Epsilon,
-    Gamma,
-    Stabilizer,
-    WSquare,
-    ZBox,
-    ZPlus,
-    convolution,
-    linear_map,
-    parts,
-)
-from lrp_rules import layer as layer_module
+from lrp_rules import Epsilon, Gamma, Stabilizer, WSquare, ZBox, ZPlus
+from lrp_rules.evaluate import blocks, convolution, known, rewriting
+from lrp_rules.evaluate import layer as layer_module
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp_rules.layer import Layer
+    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.evaluate.plan import Plan
 
 
 class PowerOfTwo(Stabilizer):
@@ -38,10 +30,10 @@ class PowerOfTwo(Stabilizer):
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "SMALL", -1)
-    monkeypatch.setattr(parts, "PART", 1)
-    monkeypatch.setattr(linear_map, "ROWS", 1)
-    monkeypatch.setattr(linear_map, "QUARTERED", 0)
-    monkeypatch.setattr(linear_map, "LEAST", 1)
+    monkeypatch.setattr(blocks, "PART", 1)
+    monkeypatch.setattr(known, "ROWS", 1)
+    monkeypatch.setattr(known, "QUARTERED", 0)
+    monkeypatch.setattr(known, "LEAST", 1)
     monkeypatch.setattr(layer_module, "ANEW", 0)
 
 
@@ -60,11 +52,11 @@ def test_parts_add_up(rule: str, layer: str, request: pytest.FixtureRequest) -> 
 
 
 def test_what_is_large_is_so_by_its_largest_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART", 100)
+    monkeypatch.setattr(blocks, "PART", 100)
     small, large = torch.empty(10, dtype=torch.float64), torch.empty(20, dtype=torch.float64)
-    assert parts.large(small, large)
-    assert parts.large(large, small)
-    assert not parts.large(small, small)
+    assert blocks.large(small, large)
+    assert blocks.large(large, small)
+    assert not blocks.large(small, small)
 
 
 @pytest.mark.parametrize(
@@ -81,28 +73,34 @@ def test_a_part_is_as_large_as_a_cache(
     capabilities: dict[str, int], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert parts._cache() == size
+    assert blocks._cache() == size
 
 
 def test_an_older_torch_tells_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert parts._cache() == 2**19
+    assert blocks._cache() == 2**19
 
 
 def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
     """How many parts a rule's formula is given."""
     counted = 0
-    original = type(rule).coefficients
+    plan = rewriting.plan
 
-    class Counting(type(rule)):  # type: ignore[misc]
-        def coefficients(self, layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
+    def counting(*given: Any) -> Plan:
+        made = plan(*given)
+        original = made.coefficients
+
+        def coefficients(layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:
             nonlocal counted
             counted += 1
-            result: Sequence[Tensor] = original(self, layer, vectors, R)
-            return result
+            return original(layer, vectors, R)
 
-    rule.__class__ = Counting
-    relevance(rule, module, x, torch.ones_like(output_of(module, x)))
+        made.coefficients = coefficients  # type: ignore[method-assign]
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewriting, "plan", counting)
+        relevance(rule, module, x, torch.ones_like(output_of(module, x)))
     return counted
 
 
@@ -129,7 +127,7 @@ def test_small_layers_are_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outputs_are_done_in_quarters_where_no_weight_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, x = nn.Linear(4, 20), torch.randn(5, 4)
     assert count_parts(Epsilon(), linear, x) == 4
-    monkeypatch.setattr(linear_map, "QUARTERED", 2**40)
+    monkeypatch.setattr(known, "QUARTERED", 2**40)
     assert count_parts(Epsilon(), linear, x) == 1
     assert count_parts(ZPlus(), linear, x) == 20
 
@@ -137,7 +135,7 @@ def test_outputs_are_done_in_quarters_where_no_weight_is_changed(monkeypatch: py
 @pytest.mark.usefixtures("small_parts")
 def test_small_linear_layers_are_done_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, x = nn.Linear(4, 6), torch.randn(5, 4)
-    monkeypatch.setattr(linear_map, "ROWS", linear.weight.numel())
+    monkeypatch.setattr(known, "ROWS", linear.weight.numel())
     assert count_parts(ZPlus(), linear, x) == len(x)
     assert count_parts(Epsilon(), linear, x) == len(x) * 3
 
@@ -245,7 +243,7 @@ def without_bias(name: str, bias: float | Tensor, monkeypatch: pytest.MonkeyPatc
     other = with_bias(make(), 0.0)
     whole = module.weight.numel()
     runs: list[int] = []
-    for kind in (linear_map.LinearLayer, linear_map.ConvLayer, linear_map.ConvTransposeLayer):
+    for kind in (known.LinearLayer, known.ConvLayer, known.ConvTransposeLayer):
         original = kind.run_with
 
         def counted(self: Any, x: Tensor, weight: Tensor, bias: Tensor | None, original: Any = original) -> Tensor:
@@ -274,8 +272,8 @@ def without_bias(name: str, bias: float | Tensor, monkeypatch: pytest.MonkeyPatc
 
 def few_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "ANEW", 0)
-    monkeypatch.setattr(linear_map, "LEAST", 1)  # and so few rows at a time
-    for module in (linear_map, convolution):
+    monkeypatch.setattr(known, "LEAST", 1)  # and so few rows at a time
+    for module in (known, convolution):
         monkeypatch.setattr(module, "TERMS", 4)
 
 
@@ -307,6 +305,6 @@ def test_a_bias_that_outweighs_the_last_output_alone_is_seen(monkeypatch: pytest
 
 def test_a_planted_careless_difference_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_module, "ANEW", 0)
-    monkeypatch.setattr(linear_map.LinearLayer, "excess", lambda self: torch.full((), float("inf")))
+    monkeypatch.setattr(known.LinearLayer, "excess", lambda self: torch.full((), float("inf")))
     got, expected, _ = without_bias("linear", 2.0**26, monkeypatch)
     assert not torch.equal(got, expected)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import BasicHook, Epsilon, Flat, Hook, Norm, Pass, WSquare, ZPlus, parts
-from lrp_rules import layer as layer_module
+from lrp_rules import BasicHook, Epsilon, Flat, Hook, Norm, Pass, WSquare, ZPlus
+from lrp_rules.evaluate import blocks
+from lrp_rules.evaluate import blocks as parts
+from lrp_rules.evaluate import layer as layer_module
 from tests.lrp_rules.cases import (
     FORMULAS,
     RULES,
@@ -372,7 +374,7 @@ def test_derivatives_of_large_layers(rule: str, make: Callable[[], nn.Module], m
 
     monkeypatch.setattr(layer_module, "SMALL", -1)
     small = derivative()
-    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(blocks, "PART", 1)
     assert torch.equal(derivative(), small)
 
 
@@ -380,7 +382,7 @@ def test_derivatives_of_large_layers(rule: str, make: Callable[[], nn.Module], m
 def test_a_part_is_as_large_as_all_threads_together_take(
     threads: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART", 2 * 4 * 8)
+    monkeypatch.setattr(blocks, "PART", 2 * 4 * 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     small, large = torch.zeros(10, 1), torch.zeros(10, 4)  # a sample of 4 numbers of 8 bytes
     with torch.no_grad():
@@ -392,7 +394,7 @@ def test_a_part_is_as_large_as_all_threads_together_take(
 
 @pytest.mark.parametrize("threads", [19, 20, 30])
 def test_what_all_threads_take_together_is_left_whole(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART", 8)
+    monkeypatch.setattr(blocks, "PART", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x = torch.zeros(20, dtype=torch.float64)  # of 8 bytes each
     with torch.no_grad():

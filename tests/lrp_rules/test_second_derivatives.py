@@ -24,8 +24,8 @@ from lrp_rules import (
     WSquare,
     ZBox,
     ZPlus,
-    derivative,
 )
+from lrp_rules.evaluate import derivative
 from tests.lrp_rules.cases import (
     Square,
     TracedConv2d,

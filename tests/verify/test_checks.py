@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules
-from lrp_rules.layer import Layer
-from lrp_rules.rules import negative, positive
+from lrp_rules.evaluate.layer import Layer
+from lrp_rules.parts import negative, positive
 from verify.cases import all_cases
 from verify.checks import agreement
 from verify.checks.probing import relevance_of

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules
-from lrp_rules.layer import Layer
-from lrp_rules.rules import negative, positive
+from lrp_rules.evaluate.layer import Layer
+from lrp_rules.parts import negative, positive
 from verify import diagnosis
 from verify.cases import all_cases
 from verify.diagnosis import asking, diagnose

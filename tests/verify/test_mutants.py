@@ -54,7 +54,9 @@ def test_replaces_one_attribute_and_says_why(mutant: Mutant) -> None:
 
 def test_every_rule_and_helper_has_mutants() -> None:
     wrong = {mutant.rule for mutant in MUTANTS}
-    assert wrong >= set(lrp_rules.__all__) - {"Attachment", "attach", "BasicHook", "Hook", "ParamMod", "Registration"}
+    # the last one changes how rules are computed, and not what they are
+    others = {"Attachment", "attach", "BasicHook", "Hook", "ParamMod", "Registration", "without_rewriting"}
+    assert wrong >= set(lrp_rules.__all__) - others
 
 
 def test_a_name_says_one_mistake() -> None:

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
-from lrp_rules.linear_map import BatchNormLayer, ConvLayer, ConvTransposeLayer, LinearLayer, Map, Matrix, TracedLayer
-from lrp_rules.params import twin
+from lrp_rules.evaluate.known import (
+    BatchNormLayer,
+    ConvLayer,
+    ConvTransposeLayer,
+    LinearLayer,
+    Map,
+    Matrix,
+    TracedLayer,
+)
+from lrp_rules.modules import twin
 from verify.mutants.registry import entrywise, mutant, propagate, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.layer import Change, Layer
+    from lrp_rules.evaluate.layer import Change, Layer
 
     Tensors = tuple[Tensor, ...]
 

@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from lrp_rules.calls import check_outside, running
-from lrp_rules.derivative import Derivative
-from lrp_rules.parts import VMAP, in_vmap, interpreters, is_plain, plainly
-from lrp_rules.refusals import see
-from lrp_rules.rerun import Rerun, autocast
+from lrp_rules.errors import see
+from lrp_rules.evaluate.blocks import VMAP, in_vmap, interpreters, is_plain, plainly
+from lrp_rules.evaluate.derivative import Derivative
+from lrp_rules.hooks.calls import check_outside, running
+from lrp_rules.hooks.rerun import autocast
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from lrp_rules.hooks import Hook
-    from lrp_rules.layer import Layer
+    from lrp_rules.hooks.call import Call
 
     Tensors = tuple[Tensor, ...]
-
-
-class Watched:
-    """The values of a tensor, until somebody overwrites them."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, tensor._version
-
-    @property
-    def value(self) -> Tensor | None:
-        return self._tensor if self._tensor._version == self._version else None
-
-
-@dataclass
-class Call:
-    """What is known of one call of a module besides its tensors."""
-
-    hook: Hook
-    module: nn.Module
-    kind: type[Layer]
-    shapes: list[torch.Size]
-    rerun: Rerun | None = None
-    in_torch_func: bool = False
-    #: Whether it was made inside a derivative, as by a reentrant checkpoint: then its backward pass is a part of it.
-    in_derivative: bool = False
-    #: What was asked already of the numbers of this module, on a device where that is waited for.
-    asked: set[str] | None = None
-    #: Parameters as the call used them, where the module does not have them under their names any more.
-    used: Mapping[str, Tensor] | None = None
-    names: tuple[str, ...] = ()
-    #: Parameters of known layers that are None.
-    absent: Mapping[str, None] = field(default_factory=dict)
-    #: Where the data of the parameters lies: what is replaced through ``.data`` leaves no other trace.
-    places: Sequence[int] | None = None
-    kept: tuple[str, ...] = ()
-    output: Watched | None = None
-    #: How many parameters the node has as inputs, behind the call's own.
-    parameters: int = 0
-    #: What these get, if not nothing: torch calls the hooks of a parameter in any case, and they expect a tensor.
-    to_parameters: Sequence[Tensor | None] = ()
-    #: The graph of the call itself, for each output, where the hook cannot repeat it.
-    graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
-
-    def run(
-        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
-    ) -> Tensors:
-        """Repeat the call with other parameters or inputs."""
-        self.check_repeatable()
-        # what is known as a matrix does not depend on train or eval mode, or is in eval mode
-        rerun = Rerun(self.module, modes={self.module: False}) if self.rerun is None else self.rerun
-        return rerun(parameters, *inputs, below=below)
-
-    def check_repeatable(self) -> None:
-        """Refuse to repeat the call where torch cannot."""
-        if self.in_torch_func:
-            msg = (
-                f"{type(self.hook).__name__} on {self.module} has to run the module once more, which torch.func cannot "
-                "do in a backward pass; expected a rule or module that needs no second run. Use torch.autograd.grad, "
-                f"with is_grads_batched=True for several relevances{see('torch-func')}"
-            )
-            raise RuntimeError(msg)
 
 
 class Node(torch.autograd.Function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lrp_rules.params import tree, twin
-from lrp_rules.parts import stands_for_many
-from lrp_rules.refusals import see
+from lrp_rules.errors import see
+from lrp_rules.evaluate.numbers import agree
+from lrp_rules.modules import tree, twin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,20 +91,6 @@ def check_repeated(rule: object, module: nn.Module, again: Sequence[Tensor], fir
         f"remove that hook, or put rules on the parts{see('a-call-that-cannot-be-repeated')}"
     )
     raise RuntimeError(msg)
-
-
-def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same number, but for the order of sums. A mistake is larger by far."""
-    if a.shape != b.shape:
-        return False
-    if stands_for_many() or a.is_meta or not a.numel():
-        return True  # there are no values to look at
-    a, b = a.detach(), b.detach()
-    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    room = min(256 * eps, math.sqrt(eps)) * b.nan_to_num(0, 0, 0).abs().amax()
-    difference = (a - b).abs()
-    # where both are infinite or NaN there is no difference to take
-    return bool(((difference <= room) | (a == b) | (a.isnan() & b.isnan())).all())
 
 
 def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

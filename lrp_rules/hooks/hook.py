@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lrp_rules.derivative import Derivative, ends
-from lrp_rules.effective import effective
-from lrp_rules.linear_map import Layer, TracedLayer, pull
-from lrp_rules.params import NoMod, ParamMod, effective_parameters
-from lrp_rules.refusals import check_twin, see
-from lrp_rules.registration import Registration
-from lrp_rules.rerun import check_repeated, parameters_below
+from lrp_rules.errors import see
+from lrp_rules.evaluate.derivative import Derivative, ends
+from lrp_rules.evaluate.effective import effective
+from lrp_rules.evaluate.known import Layer, TracedLayer, pull
+from lrp_rules.hooks.call import Asked
+from lrp_rules.hooks.refusals import check_twin
+from lrp_rules.hooks.registration import Registration
+from lrp_rules.hooks.rerun import check_repeated, parameters_below
+from lrp_rules.modules import effective_parameters
+from lrp_rules.params import NoMod, ParamMod
 from lrp_rules.stabilizer import Stabilizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lrp_rules.node import Call
+    from lrp_rules.hooks.call import Call
 
     Tensors = tuple[Tensor, ...]
 
 
-class Hook:
+class Hook(Asked):
     """What replaces the backward pass of a module while it is registered; people write their own by subclassing.
 
     Define ``backward(module, grad_input, grad_output)``, and ``forward(module, input, output)`` where something of
@@ -49,15 +52,6 @@ class Hook:
 
     #: Whether ``backward`` uses ``grad_input``, the module's own gradient. Where not, ``(None,)`` costs nothing.
     needs_grad_input: ClassVar[bool] = True
-    #: Whether modules that take or return several tensors are allowed; others are refused with a TypeError.
-    allows_several: ClassVar[bool] = True
-    #: Whether tensors that need no gradient are inputs, too, or part of what the module is.
-    sees_constants: ClassVar[bool] = True
-    #: Whether the rule may run the module again, and so has to know the random state that the call started from.
-    may_rerun: ClassVar[bool] = False
-
-    #: Names of the parameters that the rule changes, none of them for all; None where it changes none.
-    changed_parameters: frozenset[str] | None = None
 
     @property
     def uses_inputs(self) -> bool:
@@ -99,12 +93,10 @@ class Hook:
         return Registration(self, module)
 
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
-        """Return the tensors that the call will need, its parameters, and whether to keep the output's values."""
         call.graph = [_edge(output) if output.requires_grad else None for output in outputs]
         return (*self._kept(call, inputs, outputs), *(outputs if self.needs_grad_input else ())), (), False
 
     def _again(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
-        """Return what the module itself gives, once more."""
         given = effective_parameters(call.module, call.kind.used_parameters, call.used)
         if call.kind is TracedLayer:
             return call.run({name: value for name, value in given.items() if value is not None}, *_ends_of(inputs))
@@ -133,7 +125,6 @@ class Hook:
     def _differentiate(
         self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
     ) -> Sequence[Tensor | None]:
-        """Return the gradients of the call's inputs, and of the parameters it was recorded with."""
         if call.in_torch_func:
             msg = (
                 f"{type(self).__name__} on {call.module}: the derivative of a relevance reaches this module under "
@@ -178,7 +169,7 @@ def _answer(
 
 
 class LayerHook(Hook):
-    """A hook that sees a call of its module as a :class:`~lrp_rules.layer.Layer`, and keeps what that is made of."""
+    """A hook that sees a call of its module as a layer, :class:`~lrp_rules.evaluate.layer.Layer`, and keeps that."""
 
     allows_several: ClassVar[bool] = False
     sees_constants: ClassVar[bool] = False

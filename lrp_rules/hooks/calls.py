@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from lrp_rules.refusals import see
+from lrp_rules.errors import see
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from lrp_rules.hooks import Hook
 
     F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +45,7 @@ def drop_hooks(module: nn.Module, gone: Callable[[Any], bool]) -> None:
 running: list[tuple[int, Calls]] = []
 
 
-def check_outside(hook: Hook, module: nn.Module) -> None:
+def check_outside(hook: object, module: nn.Module) -> None:
     """Refuse a backward pass inside the forward pass of a model with rules: the model's own output would change."""
     thread = threading.get_ident()
     if any(ident == thread for ident, _ in running):
@@ -133,7 +131,7 @@ def is_compiled(model: nn.Module) -> bool:
     return False
 
 
-def never_called(model: nn.Module, idle: Sequence[tuple[Hook, nn.Module]]) -> str:
+def never_called(model: nn.Module, idle: Sequence[tuple[object, nn.Module]]) -> str:
     """Return what to say of rules that were never called although the model was, and why that may be."""
     names = {part: name for name, part in model.named_modules()}
     groups: dict[tuple[str, str, str], int] = {}

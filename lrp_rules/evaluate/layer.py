@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lrp_rules.evaluate.blocks import into, large, parts, plain, whole
 from lrp_rules.params import zeroed
-from lrp_rules.parts import into, large, parts, plain, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

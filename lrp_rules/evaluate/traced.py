@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lrp_rules.derivative import Derivative
-from lrp_rules.layer import Layer, Map, Matrix
-from lrp_rules.parts import stands_for_many
-from lrp_rules.refusals import see
+from lrp_rules.errors import see
+from lrp_rules.evaluate.blocks import stands_for_many
+from lrp_rules.evaluate.derivative import Derivative
+from lrp_rules.evaluate.layer import Layer, Map, Matrix
+from lrp_rules.evaluate.numbers import probe
 
 if TYPE_CHECKING:
-    from lrp_rules.layer import Change
+    from lrp_rules.evaluate.layer import Change
 
     Tensors = tuple[Tensor, ...]
 
@@ -131,12 +132,6 @@ class TracedLayer(Layer):
         with torch.enable_grad():
             inputs = tuple(x if x.requires_grad else x.detach().requires_grad_() for x in self.inputs)
             return inputs, self.run(self._changed(change), *inputs)
-
-
-def probe(like: Tensor) -> Tensor:
-    """Return numbers of both signs, all different, without asking a generator for them."""
-    entries = torch.arange(1, like.numel() + 1, dtype=torch.float64, device=like.device).cos()
-    return entries.to(like.dtype).view(like.shape)
 
 
 def _twice(outputs: Tensors, inputs: Tensors, v: Tensor, *, create_graph: bool) -> Tensor:

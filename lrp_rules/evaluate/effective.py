@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lrp_rules.convolution import ConvLayer
-from lrp_rules.linear_map import LinearLayer
-from lrp_rules.refusals import see
-from lrp_rules.rerun import agree
-from lrp_rules.traced import probe, pull
+from lrp_rules.errors import see
+from lrp_rules.evaluate.convolution import ConvLayer
+from lrp_rules.evaluate.known import LinearLayer
+from lrp_rules.evaluate.numbers import agree, probe
+from lrp_rules.evaluate.traced import pull
 
 if TYPE_CHECKING:
-    from lrp_rules.hooks import Hook
-    from lrp_rules.layer import Layer
-    from lrp_rules.traced import TracedLayer
+    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.evaluate.traced import TracedLayer
 
 
-def effective(rule: Hook, layer: TracedLayer) -> Layer:
+def effective(rule: object, layer: TracedLayer) -> Layer:
     """Return the layer as a rule that changes parameters is to see it.
 
     That is the layer of its one matrix, if it has one; else as it is, if its matrix is proportional to what it holds.

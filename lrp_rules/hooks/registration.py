@@ -20,28 +20,30 @@ from torch.nn.modules.module import _global_forward_hooks
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lrp_rules.calls import drop_hooks, opaque
-from lrp_rules.derivative import Derivative
-from lrp_rules.linear_map import Layer, TracedLayer, layer_type
-from lrp_rules.node import Call, FunctorchNode, Node, Watched
-from lrp_rules.params import is_seen, modules_of, properties
-from lrp_rules.parts import interpreters
-from lrp_rules.refusals import (
+from lrp_rules.errors import see
+from lrp_rules.evaluate.blocks import interpreters
+from lrp_rules.evaluate.derivative import Derivative
+from lrp_rules.evaluate.known import Layer, TracedLayer, layer_type
+from lrp_rules.evaluate.numbers import agree
+from lrp_rules.hooks.call import Call, Watched
+from lrp_rules.hooks.calls import drop_hooks, opaque
+from lrp_rules.hooks.node import FunctorchNode, Node
+from lrp_rules.hooks.refusals import (
     check_graph,
     check_module,
     check_something,
     check_tensors,
     check_traced,
     check_transforms,
-    see,
 )
-from lrp_rules.rerun import Arguments, Rerun, agree, check_repeated, is_float, random_state
+from lrp_rules.hooks.rerun import Arguments, Rerun, check_repeated, is_float, random_state
+from lrp_rules.modules import is_seen, modules_of, properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from lrp_rules.hooks import Hook
+    from lrp_rules.hooks.call import Asked
 
     Tensors = tuple[Tensor, ...]
 
@@ -53,14 +55,14 @@ class Registration:
     still to repeat, in the backward pass.
     """
 
-    hook: Hook
+    hook: Asked
     module: nn.Module
     calls: int = 0
     unrepeated: int = 0
     #: Whether calls begin with ``_before``.
     _prepares: bool = False
 
-    def __init__(self, hook: Hook, module: nn.Module) -> None:
+    def __init__(self, hook: Asked, module: nn.Module) -> None:
         drop_hooks(module, _is_copied)
         for other in module._forward_hooks.values():
             owner = getattr(other, "__self__", None)

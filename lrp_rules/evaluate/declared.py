@@ -1,0 +1,77 @@
+"""Relevance and ledger as a rule declares them: the one plain path, without anything that is there for speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lrp_rules.evaluate.known import gated
+from lrp_rules.parts import one, same
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from lrp_rules.evaluate.layer import Layer, Matrix
+    from lrp_rules.parts import Change, Part, Parts, Vector
+
+
+def at(vector: Change | Vector, layer: Layer) -> Tensor:
+    """Return a vector of one call of the layer."""
+    v: Tensor = vector(layer.x) if callable(vector) else vector.at(layer)
+    return v
+
+
+def relevance(parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the relevance of the input."""
+    r = torch.zeros_like(layer.x)
+    for part, terms, d in _denominators(parts, layer):
+        s = _open(part, layer, R / stabilizer(d))
+        for A, v in terms:
+            r = r + part.coefficient * (v * (A.T @ s))
+    return r
+
+
+class Ledger(NamedTuple):
+    """Where the relevance of each output goes: four tensors like R, which add up to it."""
+
+    inputs: Tensor
+    bias: Tensor
+    stabilizer: Tensor
+    #: Where a rule has gates, and all of an output's are closed.
+    zero_branch: Tensor
+
+
+def ledger(parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor], Tensor]) -> Ledger:
+    """Return where the relevance of each output goes."""
+    inputs, bias, stabilized, closed = (torch.zeros_like(R) for _ in range(4))
+    if any(part.gate for part in parts):
+        closed = torch.where(layer.z == 0, R, closed)
+    for part, terms, d in _denominators(parts, layer):
+        S = stabilizer(d)
+        s = part.coefficient * _open(part, layer, R / S)
+        # of the products, not of d less the bias, which may have lost their digits
+        inputs = inputs + s * sum(A @ v for A, v in terms)
+        bias = bias + s * (0 if part.bias is None else part.bias(layer.bias))
+        stabilized = stabilized + s * (S - d)
+    return Ledger(inputs, bias, stabilized, closed)
+
+
+def _denominators(parts: Parts, layer: Layer) -> Iterator[tuple[Part, list[tuple[Matrix, Tensor]], Tensor]]:
+    """Yield each part with its matrices, their vectors, and its denominator."""
+    for part in parts:
+        # where the input has no say, a module that is not linear is linearised at ones
+        here = layer.at(torch.ones_like(layer.x)) if all(vector is one for _, vector in part.terms) else layer
+        terms = [(here.matrix(None if change is same else change), at(vector, layer)) for change, vector in part.terms]
+        (A, v), *more = terms
+        d = A @ v
+        for A, v in more:
+            d = d + A @ v
+        yield part, terms, d if part.bias is None else d + part.bias(here.bias)
+
+
+def _open(part: Part, layer: Layer, s: Tensor) -> Tensor:
+    """Return s where the gate of the part is open, and 0 elsewhere."""
+    return s if part.gate == 0 else gated(s, layer.z if part.gate > 0 else -layer.z)

@@ -1,0 +1,176 @@
+"""What makes rules fast: the ways in which parts may be computed that are not how they are declared.
+
+Each is a function with a name, tried in order, and can be switched off by :func:`without_rewriting`. None changes what
+comes out but for rounding; the reason stands with each.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from lrp_rules.bounds import Distance, Minus
+from lrp_rules.evaluate.plan import Boxed, ByWeights, FromOutput, InTwoMaps, Plan, Signed, Together, takes_entries
+from lrp_rules.parts import Increased, Part, negative, one, positive, same
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.parts import Parts
+
+
+class Facts(NamedTuple):
+    """What a plan depends on besides the parts."""
+
+    additive: bool
+    small: bool
+    #: Names of the rewritings that are switched off.
+    off: frozenset[str]
+
+
+def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> Plan:
+    """Return how to compute the parts."""
+    found: Plan
+    if all(vector is one for part in parts for _, vector in part.terms):
+        found = ByWeights(parts, stabilizer, rank_one=False, shared=False)
+    else:
+        found = Together(parts, stabilizer)
+    for name, rewrite in REWRITINGS.items():
+        if name not in facts.off:
+            found = rewrite(found, facts)
+    return found
+
+
+def facts(layer: Layer) -> Facts:
+    """Return what a plan depends on, of one call."""
+    return Facts(layer.additive, layer.small, off)
+
+
+def two_maps(now: Plan, facts: Facts) -> Plan:
+    """Compute Gamma by two maps in place of four, for g up to 1.
+
+    Accurate there: in d nothing cancels, and in r terms at most (1 + g) times as large as the result. A stabilizer that
+    looks at several denominators is to see all of one sign's, and gets the four maps.
+    """
+    gates = tuple(part.gate for part in now.parts)
+    change = now.parts[0].bias
+    if gates != (1, -1) or not isinstance(change, Increased):
+        return now
+    fits = change.g <= 1 and facts.additive and takes_entries(now.stabilizer)
+    return InTwoMaps(now.parts, now.stabilizer, change.g) if fits else now
+
+
+def forward_output(now: Plan, facts: Facts) -> Plan:
+    """Take a denominator A(w) x + b from the forward pass, which has computed it: the same numbers, one map less."""
+    if now.parts == (Part(((same, same),), same),):
+        return FromOutput(now.parts, now.stabilizer)
+    terms = dict(now.parts[0].terms)
+    box = [terms.get(change) for change in (positive, negative)]
+    low, high = (vector.bound if isinstance(vector, Distance) else None for vector in box)
+    if type(now) is Together and low is not None and high is not None and not facts.small:
+        # d is as large as its terms inside the box: where it is not, the bound of the formula itself is as wide
+        return Boxed(now.parts, now.stabilizer, (low, high)) if low.shared and high.shared else now
+    return now
+
+
+def shifted_box(now: Plan, facts: Facts) -> Plan:
+    """Shift ZBox by its bounds: A(w+) (x - l) + A(w-) (x - h), two maps in place of three.
+
+    With A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels.
+    """
+    if len(now.parts) != 1 or not facts.additive:
+        return now
+    bounds = {change: vector.bound for change, vector in now.parts[0].terms if isinstance(vector, Minus)}
+    if set(bounds) != {positive, negative}:
+        return now
+    terms = tuple((change, Distance(bounds[change])) for change in (positive, negative))
+    return Together((now.parts[0]._replace(terms=terms),), now.stabilizer)
+
+
+def signs(now: Plan, _facts: Facts) -> Plan:
+    """Leave out what meets x- where x >= 0, as after a ReLU: these terms are 0."""
+    return Signed(now.parts, now.stabilizer) if type(now) is Together and now.columns == (positive, negative) else now
+
+
+def shared_denominators(now: Plan, _facts: Facts) -> Plan:
+    """Compute a denominator that does not depend on x for one sample: it is the same number for all."""
+    if isinstance(now, ByWeights):
+        return ByWeights(now.parts, now.stabilizer, rank_one=now.rank_one, shared=True)
+    return now
+
+
+def rank_one(now: Plan, _facts: Facts) -> Plan:
+    """Add up what meets a matrix of ones before it does: one channel in place of C_in * C_out."""
+    if isinstance(now, ByWeights):
+        return ByWeights(now.parts, now.stabilizer, rank_one=True, shared=now.shared)
+    return now
+
+
+def blocks(now: Plan, _facts: Facts) -> Plan:
+    """Do a large layer in blocks of samples or outputs that stay in cache: the same sums, in another order."""
+    now.in_blocks = takes_entries(now.stabilizer)
+    return now
+
+
+REWRITINGS: dict[str, Callable[[Plan, Facts], Plan]] = {
+    "two-maps": two_maps,
+    "shifted-box": shifted_box,
+    "forward-output": forward_output,
+    "signs": signs,
+    "shared-denominators": shared_denominators,
+    "rank-one": rank_one,
+    "blocks": blocks,
+}
+
+
+def _listed(names: str) -> frozenset[str]:
+    given = frozenset(names.replace(",", " ").split())
+    if "all" in given:
+        return frozenset(REWRITINGS)
+    unknown = sorted(given - set(REWRITINGS))
+    if unknown:
+        msg = f"no rewriting is called {', '.join(unknown)}; expected 'all', or some of {', '.join(REWRITINGS)}"
+        raise ValueError(msg)
+    return given
+
+
+#: What is switched off, for all threads: a backward pass may run on another one than where it was asked for.
+off: frozenset[str] = _listed(os.environ.get("LRP_RULES_WITHOUT", ""))
+
+
+@contextmanager
+def without_rewriting(*names: str) -> Iterator[None]:
+    """Compute rules without what makes them fast, to find out whether that is at fault.
+
+    The backward pass has to run inside the block. The environment variable LRP_RULES_WITHOUT does the same for a whole
+    program.
+
+    Parameters
+    ----------
+    names
+        Rewritings to leave out; all of them by default, so that rules are computed as they are declared.
+
+    Raises
+    ------
+    ValueError
+        If there is no rewriting of that name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3, requires_grad=True)
+    >>> from lrp_rules import Gamma
+    >>> with Gamma().register(layer), without_rewriting("two-maps"):
+    ...     (relevance,) = torch.autograd.grad(layer(x), x, torch.ones(1, 2))
+
+    """
+    global off  # noqa: PLW0603  one switch for all threads
+    before, off = off, off | _listed(" ".join(names) or "all")
+    try:
+        yield
+    finally:
+        off = before
