@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrp_rules.evaluate import declared, rewriting
 from lrp_rules.evaluate.blocks import plain
@@ -44,7 +44,7 @@ class FormulaRule(BasicHook):
     @property
     def parts(self) -> Parts:
         """The parts of the rule, made once for its arguments."""
-        return self._of_arguments()[0]
+        return self._of_arguments().parts
 
     @property
     def changes_weights(self) -> bool:  # type: ignore[override]
@@ -54,7 +54,7 @@ class FormulaRule(BasicHook):
     @property
     def uses_output(self) -> bool:  # type: ignore[override]
         """Whether a denominator may be taken from the output of the forward pass, so that it is to be kept."""
-        return self._of_arguments()[2]
+        return self._of_arguments().uses_output
 
     @property
     def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
@@ -63,24 +63,31 @@ class FormulaRule(BasicHook):
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the layer's input, given that of its output."""
-        parts, plans, _ = self._of_arguments()
+        made = self._of_arguments()
         if plain() or len(rewriting.off) == len(rewriting.REWRITINGS):
-            return declared.relevance(parts, layer, R, self.stabilizer)
-        facts = rewriting.facts(layer)
-        plan = plans.get(facts)
+            return declared.relevance(made.parts, layer, R, self.stabilizer)
+        facts = (layer.additive, layer.small, rewriting.off)
+        plan = made.plans.get(facts)
         if plan is None:
-            plan = plans[facts] = rewriting.plan(parts, self.stabilizer, facts)
+            plan = made.plans[facts] = rewriting.plan(made.parts, self.stabilizer, rewriting.Facts(*facts))
         return plan.relevance(layer, R)
 
     def ledger(self, layer: Layer, R: Tensor) -> declared.Ledger:
         """Return where the relevance of each output goes: to the inputs, the bias, the stabilizer, the zero branch."""
         return declared.ledger(self.parts, layer, R, self.stabilizer)
 
-    def _of_arguments(self) -> tuple[Parts, dict[rewriting.Facts, Plan], bool]:
-        """Return what follows from the arguments alone: parts, their plans, and whether they use the output."""
-        made: tuple[Parts, dict[rewriting.Facts, Plan], bool] | None = vars(self).get("_made")
+    def _of_arguments(self) -> _Made:
+        made: _Made | None = vars(self).get("_made")
         if made is None:
             parts = self.declare()
             uses_output = any(part.gate or any(change is same for change, _ in part.terms) for part in parts)
-            made = vars(self)["_made"] = (parts, {}, uses_output)
+            made = vars(self)["_made"] = _Made(parts, uses_output, {})
         return made
+
+
+class _Made(NamedTuple):
+    """What follows from the arguments of a rule alone."""
+
+    parts: Parts
+    uses_output: bool
+    plans: dict[tuple[bool, bool, frozenset[str]], Plan]

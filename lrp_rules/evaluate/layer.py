@@ -138,10 +138,6 @@ class GridMap(Grid):
         return self.transposed(s)
 
 
-def _always(_what: str, _like: Tensor) -> bool:
-    return True
-
-
 #: Up to how many pairs of an input and an output a layer is small. It has no more products than pairs.
 SMALL = 2**20
 
@@ -172,8 +168,8 @@ class Layer:
         Where this is a part of the outputs: the coefficients that the parts before it gave.
     memo
         What was made ``once``, for all samples.
-    asks
-        Whether a question about numbers is to be asked here, and not only where its answer costs no waiting.
+    known_right
+        What was compared of the module's numbers, and found right: it is not compared again.
 
     """
 
@@ -187,7 +183,7 @@ class Layer:
     buffers: Parameters = field(kw_only=True, default_factory=dict)
     start: Tensors | None = field(kw_only=True, default=None)
     memo: dict[Any, Tensor] = field(kw_only=True, default_factory=dict)
-    asks: Callable[[str, Tensor], bool] = field(kw_only=True, default=_always)
+    known_right: set[str] = field(kw_only=True, default_factory=set)
 
     #: Names of the parameters that A and b are made of.
     used_parameters: ClassVar[frozenset[str]] = frozenset()

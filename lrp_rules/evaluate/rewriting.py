@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
     from lrp_rules.parts import Parts
 
 
@@ -43,11 +42,6 @@ def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> 
         if name not in facts.off:
             found = rewrite(found, facts)
     return found
-
-
-def facts(layer: Layer) -> Facts:
-    """Return what a plan depends on, of one call."""
-    return Facts(layer.additive, layer.small, off)
 
 
 def two_maps(now: Plan, facts: Facts) -> Plan:

@@ -47,7 +47,7 @@ class TracedLayer(Layer):
         failure: RuntimeError | None = None
         try:
             found = _twice(outputs, inputs, v, create_graph=create_graph)
-            if not self._asks("A v", v) or _is_transposed(outputs, inputs, v, found):
+            if self._is_right("A v", outputs, inputs, v, found):
                 return found
         except RuntimeError as error:  # as torch raises where it knows no derivative
             failure = error
@@ -98,11 +98,11 @@ class TracedLayer(Layer):
     def pull(self, s: Tensors) -> Tensors:
         inputs, outputs = self._trace(None)
         create_graph = torch.is_grad_enabled()
-        if create_graph and len(inputs) == len(outputs) == 1 and self._asks("twice", self.x):
+        if create_graph and len(inputs) == len(outputs) == 1 and "twice" not in self.known_right:
             # a derivative of this would miss what torch does not know
             v = self.x.detach()
             found = _twice(outputs, inputs, v, create_graph=False)
-            if not _is_transposed(outputs, inputs, v, found):
+            if not self._is_right("twice", outputs, inputs, v, found):
                 msg = (
                     f"the derivative of a relevance of {self.module} is asked for, and the module cannot be "
                     "differentiated twice; expected one that can. Put rules on its parts, or write it with plain "
@@ -114,9 +114,14 @@ class TracedLayer(Layer):
     def ones(self) -> Tensor:
         return torch.ones_like(self.x)
 
-    def _asks(self, what: str, like: Tensor) -> bool:
-        """Whether to compare numbers, where there are any: a module cannot be differentiated twice, or it can."""
-        return not stands_for_many() and not like.is_meta and self.asks(what, like)
+    def _is_right(self, what: str, outputs: Tensors, inputs: Tensors, v: Tensor, found: Tensor) -> bool:
+        """Whether A v is what A^T says, where there are numbers; asked until it is: some vectors do not tell."""
+        if what in self.known_right or stands_for_many() or v.is_meta:
+            return True
+        right = _is_transposed(outputs, inputs, v, found)
+        if right:
+            self.known_right.add(what)
+        return right
 
     def _changed(self, change: Change | None) -> dict[str, Tensor | None]:
         return {

@@ -83,8 +83,8 @@ class Call:
     in_torch_func: bool = False
     #: Whether it was made inside a derivative, as by a reentrant checkpoint: then its backward pass is a part of it.
     in_derivative: bool = False
-    #: What was asked already of the numbers of this module, on a device where that is waited for.
-    asked: set[str] | None = None
+    #: What was compared already of the numbers of this module, and found right.
+    known_right: set[str] = field(default_factory=set)
     #: Parameters as the call used them, where the module does not have them under their names any more.
     used: Mapping[str, Tensor] | None = None
     names: tuple[str, ...] = ()

@@ -300,7 +300,7 @@ class LayerHook(Hook):
             outputs = None
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if repeated is not None:
-            layer.run, layer.asks = repeated, repeated.asks
+            layer.run, layer.known_right = repeated, call.known_right
             if isinstance(layer, TracedLayer) and self.changes_weights:
                 layer = effective(self, layer)
         if type(self).backward is LayerHook.backward:
@@ -344,22 +344,15 @@ class _Repeated:
         self._outputs, self._below = outputs, below
         self._checked = False
 
-    def asks(self, what: str, like: Tensor) -> bool:
-        """Whether to compare numbers: once for each registration; a rerun each time, unless that is waited for."""
-        if what == "again" and like.is_cpu:
-            return True
-        asked = self._call.asked
-        if asked is None or what in asked:
-            return asked is None
-        asked.add(what)
-        return True
-
     def __call__(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
         self._call.check_repeatable()
-        if not self._checked and self.asks("again", self._outputs[0]):
+        known_right = self._call.known_right
+        # once for each call; on a device where the answer is waited for, once for all
+        if not self._checked and (self._outputs[0].is_cpu or "again" not in known_right):
             with torch.enable_grad():  # as it was called
                 again = self._call.run(self._given, *_ends_of(self._inputs), below=self._below)
             check_repeated(self._call.hook, self._call.module, again, self._outputs)
+            known_right.add("again")
         self._checked = True
         return self._call.run(parameters, *inputs, below=self._below)
 

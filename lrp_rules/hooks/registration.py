@@ -74,7 +74,7 @@ class Registration:
                 raise RuntimeError(msg)  # noqa: TRY004  the type is right, the state is not
         check_module(hook, module)
         self.hook, self.module = hook, module
-        self._entries, self._asked = threading.local(), set[str]()
+        self._entries, self._known_right = threading.local(), set[str]()
         lists = list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []  # type: ignore[operator, union-attr]
         kind = layer_type(module)
         self._prepares = kind is TracedLayer or bool(lists)
@@ -245,7 +245,7 @@ class Registration:
             raise TypeError(msg)
 
         call = Call(self.hook, module, kind, [x.shape for x in inputs], used=entry.used)
-        call.in_torch_func, call.asked = functorch, self._asked
+        call.in_torch_func, call.known_right = functorch, self._known_right
         if kind is TracedLayer:
             if not functorch:
                 check_graph(self.hook, module, inputs, outputs)

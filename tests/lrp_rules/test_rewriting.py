@@ -194,3 +194,27 @@ def test_the_ledger_of_a_layer_is_that_of_the_reference(name: str) -> None:
         difference = np.abs(getattr(got, sink)[0].numpy() - getattr(expected, sink))
         assert (difference <= expected.balance).all(), sink
     assert bool(((sum(got) - R)[0].abs() <= torch.as_tensor(expected.balance)).all())
+
+
+class _Detached(torch.autograd.Function):
+    """y = 2 x, with a backward pass that torch cannot differentiate, and does not know."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient.detach()
+
+
+def test_a_matrix_that_torch_gets_wrong_is_compared_until_it_is_right() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = _Detached.apply(x)
+            return y
+
+    # as declared, A is asked for A v and for the constant f(x) - A x
+    module, x, R = Twice(), integers((2, 3), 1), integers((2, 3), 2)
+    with without_rewriting():
+        assert torch.equal(relevance(Epsilon(0), module, x.abs() + 1, R), R)
