@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lrp_rules.evaluate.numbers import number
+from lrp_rules.layers.numbers import number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrp_rules.evaluate import declared, rewriting
-from lrp_rules.evaluate.blocks import plain
 from lrp_rules.hooks.hook import BasicHook
+from lrp_rules.layers.blocks import plain
 from lrp_rules.params import parameter_names
 from lrp_rules.parts import same
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
     from lrp_rules.evaluate.plan import Plan
+    from lrp_rules.layers.layer import Layer
     from lrp_rules.parts import Parts
 
     Names = str | Iterable[str] | None

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrp_rules.bounds import Bound, Minus
-from lrp_rules.evaluate.blocks import plain
-from lrp_rules.evaluate.known import ReLULayer, gated
 from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks.hook import Hook, LayerHook
+from lrp_rules.layers.blocks import plain
+from lrp_rules.layers.known import ReLULayer, gated
 from lrp_rules.parts import Increased, Part, negative, one, positive, same, squared
 
 if TYPE_CHECKING:
-    from lrp_rules.evaluate.layer import Layer
     from lrp_rules.formula import Names, Stabilizing
+    from lrp_rules.layers.layer import Layer
     from lrp_rules.parts import Parts
 
 

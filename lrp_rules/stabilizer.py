@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lrp_rules.evaluate.blocks import into
+from lrp_rules.layers.blocks import into
 
 if TYPE_CHECKING:
     from collections.abc import Callable

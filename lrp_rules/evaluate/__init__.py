@@ -1,1 +1,1 @@
-"""How relevance is computed: layers as matrices, and what makes it fast. Nothing here knows a hook."""
+"""How the parts of a rule are computed: as declared, or in ways that are faster. Nothing here knows a hook."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lrp_rules.evaluate.known import gated
+from lrp_rules.layers.known import gated
 from lrp_rules.parts import one, same
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer, Matrix
+    from lrp_rules.layers.layer import Layer, Matrix
     from lrp_rules.parts import Change, Part, Parts, Vector
 
 

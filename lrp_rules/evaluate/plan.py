@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrp_rules.bounds import Distance, Minus
-from lrp_rules.evaluate.blocks import into, whole
 from lrp_rules.evaluate.declared import at
-from lrp_rules.evaluate.known import gated
-from lrp_rules.evaluate.layer import Grid, nothing
-from lrp_rules.evaluate.numbers import times
+from lrp_rules.layers.blocks import into, whole
+from lrp_rules.layers.known import gated
+from lrp_rules.layers.layer import Grid, nothing
+from lrp_rules.layers.numbers import times
 from lrp_rules.parts import negative, one, positive, same
 from lrp_rules.stabilizer import Stabilizer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lrp_rules.bounds import Bound
-    from lrp_rules.evaluate.layer import Change, Layer, Tensors
+    from lrp_rules.layers.layer import Change, Layer, Tensors
     from lrp_rules.parts import Part, Parts
 
 

@@ -1,4 +1,4 @@
-"""How a rule enters the backward pass. Arrows go from here to ``evaluate``, never back."""
+"""How a rule enters the backward pass. Nothing here knows the parts of a rule."""
 
 from lrp_rules.hooks.hook import BasicHook, Hook, LayerHook
 from lrp_rules.hooks.registration import Registration

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Tensors = tuple[Tensor, ...]
 

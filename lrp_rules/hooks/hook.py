@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.derivative import Derivative, ends
-from lrp_rules.evaluate.effective import effective
-from lrp_rules.evaluate.known import Layer, TracedLayer, pull
 from lrp_rules.hooks.call import Asked
 from lrp_rules.hooks.refusals import check_twin
 from lrp_rules.hooks.registration import Registration
 from lrp_rules.hooks.rerun import check_repeated, parameters_below
+from lrp_rules.layers.derivative import Derivative, ends
+from lrp_rules.layers.effective import effective
+from lrp_rules.layers.known import Layer, TracedLayer, pull
 from lrp_rules.modules import effective_parameters
 from lrp_rules.params import NoMod, ParamMod
 from lrp_rules.stabilizer import Stabilizer
@@ -169,7 +169,7 @@ def _answer(
 
 
 class LayerHook(Hook):
-    """A hook that sees a call of its module as a layer, :class:`~lrp_rules.evaluate.layer.Layer`, and keeps that."""
+    """A hook that sees a call of its module as a layer, :class:`~lrp_rules.layers.layer.Layer`, and keeps that."""
 
     allows_several: ClassVar[bool] = False
     sees_constants: ClassVar[bool] = False

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.blocks import VMAP, in_vmap, interpreters, is_plain, plainly
-from lrp_rules.evaluate.derivative import Derivative
 from lrp_rules.hooks.calls import check_outside, running
 from lrp_rules.hooks.rerun import autocast
+from lrp_rules.layers.blocks import VMAP, in_vmap, interpreters, is_plain, plainly
+from lrp_rules.layers.derivative import Derivative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,10 +21,6 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.blocks import interpreters
-from lrp_rules.evaluate.derivative import Derivative
-from lrp_rules.evaluate.known import Layer, TracedLayer, layer_type
-from lrp_rules.evaluate.numbers import agree
 from lrp_rules.hooks.call import Call, Watched
 from lrp_rules.hooks.calls import drop_hooks, opaque
 from lrp_rules.hooks.node import FunctorchNode, Node
@@ -37,6 +33,10 @@ from lrp_rules.hooks.refusals import (
     check_transforms,
 )
 from lrp_rules.hooks.rerun import Arguments, Rerun, check_repeated, is_float, random_state
+from lrp_rules.layers.blocks import interpreters
+from lrp_rules.layers.derivative import Derivative
+from lrp_rules.layers.known import Layer, TracedLayer, layer_type
+from lrp_rules.layers.numbers import agree
 from lrp_rules.modules import is_seen, modules_of, properties
 
 if TYPE_CHECKING:

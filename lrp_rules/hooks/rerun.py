@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.numbers import agree
+from lrp_rules.layers.numbers import agree
 from lrp_rules.modules import tree, twin
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from lrp_rules import (
     WSquare,
     ZBox,
 )
-from lrp_rules.evaluate import layer as layer_module
+from lrp_rules.layers import layer as layer_module
 from tests.lrp_rules.cases import (
     CASES,
     KNOWN,

@@ -10,8 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lrp_rules import AlphaBeta, Gamma, ZBox
-from lrp_rules.evaluate import numbers
-from lrp_rules.evaluate.numbers import number
+from lrp_rules.layers import numbers
+from lrp_rules.layers.numbers import number
 from tests.lrp_rules.cases import integers, relevance
 
 if TYPE_CHECKING:

@@ -34,14 +34,14 @@ from lrp_rules import (
     ZBox,
     ZPlus,
 )
-from lrp_rules.evaluate import known, layer
+from lrp_rules.layers import known, layer
 from tests.lrp_rules import fake_device
 from tests.lrp_rules.fake_device import DeviceTensor, Record, on_device, recorded, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Place = Callable[[Tensor], Tensor]
     #: Given where tensors are to be.

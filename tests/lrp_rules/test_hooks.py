@@ -27,7 +27,7 @@ from tests.lrp_rules.cases import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.known import Layer
+    from lrp_rules.layers.known import Layer
 
 Tensors = tuple[Tensor, ...]
 

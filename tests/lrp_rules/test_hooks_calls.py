@@ -35,7 +35,7 @@ from tests.lrp_rules.cases import Add, Case, Square, TracedLinear, integers, out
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.known import Layer
+    from lrp_rules.layers.known import Layer
 
 Tensors = tuple[Tensor, ...]
 

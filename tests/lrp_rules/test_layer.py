@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import Epsilon, Gamma, Hook, Norm, ReLUGuidedBackprop, WSquare, ZBox, ZPlus
-from lrp_rules.evaluate import blocks, known
-from lrp_rules.evaluate import layer as layer_module
+from lrp_rules.layers import blocks, known
+from lrp_rules.layers import layer as layer_module
 from tests.lrp_rules.cases import KNOWN, Case, Dense, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import LAYERS, PowerOfTwo, few_terms, with_bias
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import BasicHook, Norm, Pass
-from lrp_rules.evaluate.known import Layer, TracedLayer, layer_type
+from lrp_rules.layers.known import Layer, TracedLayer, layer_type
 from tests.lrp_rules.cases import (
     CASES,
     KNOWN,

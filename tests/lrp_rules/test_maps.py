@@ -12,17 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrp_rules import Epsilon, Flat, Hook, Norm, ReLUGuidedBackprop, Stabilizer, WSquare, ZBox, ZPlus
-from lrp_rules.evaluate import convolution, known
-from lrp_rules.evaluate import layer as layer_module
-from lrp_rules.evaluate.known import TracedLayer
-from lrp_rules.evaluate.layer import nothing
+from lrp_rules.layers import convolution, known
+from lrp_rules.layers import layer as layer_module
+from lrp_rules.layers.known import TracedLayer
+from lrp_rules.layers.layer import nothing
 from tests.lrp_rules.cases import CASES, FORMULAS, RULES, integers, output_of, power_of_two, relevance
 from tests.lrp_rules.test_parts import PowerOfTwo, few_terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
 # --- A x from an output that holds a bias, too ------------------------------------------------------------------------
 

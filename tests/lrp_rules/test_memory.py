@@ -10,8 +10,8 @@ from torch import nn
 
 from bench.memory import peak_bytes
 from lrp_rules import Epsilon, Norm, ZBox
-from lrp_rules.evaluate import known
-from lrp_rules.evaluate.layer import TERMS
+from lrp_rules.layers import known
+from lrp_rules.layers.layer import TERMS
 
 if TYPE_CHECKING:
     from lrp_rules.hooks import Hook

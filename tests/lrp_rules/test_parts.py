@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import Epsilon, Gamma, Stabilizer, WSquare, ZBox, ZPlus
-from lrp_rules.evaluate import blocks, convolution, known, rewriting
-from lrp_rules.evaluate import layer as layer_module
+from lrp_rules.evaluate import rewriting
+from lrp_rules.layers import blocks, convolution, known
+from lrp_rules.layers import layer as layer_module
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, power_of_two, relevance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp_rules.evaluate.layer import Layer
     from lrp_rules.evaluate.plan import Plan
+    from lrp_rules.layers.layer import Layer
 
 
 class PowerOfTwo(Stabilizer):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import BasicHook, Epsilon, Flat, Hook, Norm, Pass, WSquare, ZPlus
-from lrp_rules.evaluate import blocks
-from lrp_rules.evaluate import blocks as parts
-from lrp_rules.evaluate import layer as layer_module
+from lrp_rules.layers import blocks
+from lrp_rules.layers import blocks as parts
+from lrp_rules.layers import layer as layer_module
 from tests.lrp_rules.cases import (
     FORMULAS,
     RULES,

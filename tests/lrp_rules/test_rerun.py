@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune
 from lrp_rules import BasicHook, Epsilon, Hook, NoMod, Norm, ZBox, ZPlus, attach
 
 if TYPE_CHECKING:
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
 
 def relevance(rule: Any, module: nn.Module, x: Tensor, R: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import reference.ledger
 import reference.rules
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Stabilizer, WSquare, ZBox, ZPlus, without_rewriting
-from lrp_rules.evaluate import layer as layer_module
 from lrp_rules.evaluate import plan, rewriting
-from lrp_rules.evaluate.known import LinearLayer
 from lrp_rules.formula import FormulaRule
+from lrp_rules.layers import layer as layer_module
+from lrp_rules.layers.known import LinearLayer
 from lrp_rules.parts import Increased, Part, negative, positive
 from reference.layers import Linear, affine
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, relevance
@@ -211,7 +211,7 @@ class _Detached(torch.autograd.Function):
 def test_a_matrix_that_torch_gets_wrong_is_compared_until_it_is_right() -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = _Detached.apply(x)
+            y: Tensor = _Detached.apply(x)  # type: ignore[no-untyped-call]
             return y
 
     # as declared, A is asked for A v and for the constant f(x) - A x

@@ -25,7 +25,7 @@ from lrp_rules import (
     ZBox,
     ZPlus,
 )
-from lrp_rules.evaluate import derivative
+from lrp_rules.layers import derivative
 from tests.lrp_rules.cases import (
     Square,
     TracedConv2d,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lrp_rules
-from lrp_rules.evaluate.layer import Layer
+from lrp_rules.layers.layer import Layer
 from verify import assert_rule
 from verify.asserting_cases import _CONDUCT, _TOPICS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules
-from lrp_rules.evaluate.layer import Layer
+from lrp_rules.layers.layer import Layer
 from lrp_rules.parts import negative, positive
 from verify.cases import all_cases
 from verify.checks import agreement

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 import lrp_rules
-from lrp_rules.evaluate.layer import Layer
+from lrp_rules.layers.layer import Layer
 from verify.examples import Example
 from verify.model import Verdict
 from verify.search import _simplest, search

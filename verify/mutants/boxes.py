@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lrp_rules import ZBox
-from lrp_rules.evaluate.known import ConvLayer
+from lrp_rules.layers.known import ConvLayer
 from verify.mutants.registry import mutant, negative, positive, propagate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
 
 class _Refusing(ZBox):

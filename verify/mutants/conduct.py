@@ -25,13 +25,13 @@ from lrp_rules import (
     ZBox,
     ZPlus,
 )
-from lrp_rules.evaluate.known import TracedLayer
-from lrp_rules.evaluate.traced import pull
+from lrp_rules.layers.known import TracedLayer
+from lrp_rules.layers.traced import pull
 from lrp_rules.modules import twin
 from verify.mutants.registry import Handles, mutant, traced
 
 if TYPE_CHECKING:
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Tensors = tuple[Tensor, ...]
 

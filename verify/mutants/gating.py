@@ -14,7 +14,7 @@ from verify.mutants.registry import mutant, negative, positive, propagate, split
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lrp_rules.evaluate.layer import Layer, Matrix
+    from lrp_rules.layers.layer import Layer, Matrix
 
     Tensors = tuple[Tensor, ...]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
-from lrp_rules.evaluate.known import (
+from lrp_rules.layers.known import (
     BatchNormLayer,
     ConvLayer,
     ConvTransposeLayer,
@@ -25,7 +25,7 @@ from verify.mutants.registry import entrywise, mutant, propagate, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.layer import Change, Layer
+    from lrp_rules.layers.layer import Change, Layer
 
     Tensors = tuple[Tensor, ...]
 

@@ -25,7 +25,7 @@ from verify.mutants.registry import Stabilized, mutant, signed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Tensors = tuple[Tensor, ...]
 

@@ -14,7 +14,7 @@ from verify.mutants.registry import Handles, mutant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Tensors = tuple[Tensor, ...]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Names = str | list[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]

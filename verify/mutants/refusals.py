@@ -26,7 +26,7 @@ from verify.mutants.registry import mutant, signed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Names = str | list[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]

@@ -13,8 +13,8 @@ import torch
 
 import lrp_rules
 from lrp_rules import BasicHook, Registration, Stabilizer
-from lrp_rules.evaluate.known import TracedLayer
-from lrp_rules.evaluate.layer import Map, Matrix
+from lrp_rules.layers.known import TracedLayer
+from lrp_rules.layers.layer import Map, Matrix
 from verify.subjects import Subject
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
     Made = TypeVar("Made", bound=Callable[..., Any])
 

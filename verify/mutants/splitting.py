@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZPlus
-from lrp_rules.evaluate.known import ConvLayer
+from lrp_rules.layers.known import ConvLayer
 from verify.mutants.registry import entrywise, mutant, negative, positive, propagate, split
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrp_rules.evaluate.layer import Layer
+    from lrp_rules.layers.layer import Layer
 
 
 @mutant("inputs-unsplit")

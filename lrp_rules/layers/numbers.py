@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lrp_rules.evaluate.blocks import into, stands_for_many
+from lrp_rules.layers.blocks import into, stands_for_many
 
 #: torch makes a tensor of each number at each operation, which takes as long as a small operation. So many
 #: are kept, for good; they are a few dozen bytes each.

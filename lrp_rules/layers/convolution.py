@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp_rules.evaluate.blocks import plain, stands_for_many
-from lrp_rules.evaluate.layer import TERMS, Grid, GridMap, Map, Matrix, WeightedLayer, nothing
+from lrp_rules.layers.blocks import plain, stands_for_many
+from lrp_rules.layers.layer import TERMS, Grid, GridMap, Map, Matrix, WeightedLayer, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.nn.modules.conv import _ConvNd
 
-    from lrp_rules.evaluate.layer import Change
+    from lrp_rules.layers.layer import Change
 
 
 #: Up to how many weights are not worth to be added up.

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _single
 
-from lrp_rules.evaluate.blocks import plain
-from lrp_rules.evaluate.convolution import ConvLayer, ConvTransposeLayer
-from lrp_rules.evaluate.layer import TERMS, Layer, Map, Matrix, WeightedLayer
-from lrp_rules.evaluate.traced import TracedLayer, pull
+from lrp_rules.layers.blocks import plain
+from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
+from lrp_rules.layers.layer import TERMS, Layer, Map, Matrix, WeightedLayer
+from lrp_rules.layers.traced import TracedLayer, pull
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lrp_rules.evaluate.layer import Change, Coefficients, Tensors
+    from lrp_rules.layers.layer import Change, Coefficients, Tensors
 
 #: How many weights are changed at a time, for each thread. A layer with many more is done in blocks of its outputs: a
 #: block is changed into memory that stays in cache, and used forwards and backwards, so that each weight is read once.

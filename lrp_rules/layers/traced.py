@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.blocks import stands_for_many
-from lrp_rules.evaluate.derivative import Derivative
-from lrp_rules.evaluate.layer import Layer, Map, Matrix
-from lrp_rules.evaluate.numbers import probe
+from lrp_rules.layers.blocks import stands_for_many
+from lrp_rules.layers.derivative import Derivative
+from lrp_rules.layers.layer import Layer, Map, Matrix
+from lrp_rules.layers.numbers import probe
 
 if TYPE_CHECKING:
-    from lrp_rules.evaluate.layer import Change
+    from lrp_rules.layers.layer import Change
 
     Tensors = tuple[Tensor, ...]
 

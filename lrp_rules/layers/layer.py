@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lrp_rules.evaluate.blocks import into, large, parts, plain, whole
+from lrp_rules.layers.blocks import into, large, parts, plain, whole
 from lrp_rules.params import zeroed
 
 if TYPE_CHECKING:

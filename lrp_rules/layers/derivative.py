@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrp_rules.evaluate.blocks import interpreters
+from lrp_rules.layers.blocks import interpreters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lrp_rules.errors import see
-from lrp_rules.evaluate.convolution import ConvLayer
-from lrp_rules.evaluate.known import LinearLayer
-from lrp_rules.evaluate.numbers import agree, probe
-from lrp_rules.evaluate.traced import pull
+from lrp_rules.layers.convolution import ConvLayer
+from lrp_rules.layers.known import LinearLayer
+from lrp_rules.layers.numbers import agree, probe
+from lrp_rules.layers.traced import pull
 
 if TYPE_CHECKING:
-    from lrp_rules.evaluate.layer import Layer
-    from lrp_rules.evaluate.traced import TracedLayer
+    from lrp_rules.layers.layer import Layer
+    from lrp_rules.layers.traced import TracedLayer
 
 
 def effective(rule: object, layer: TracedLayer) -> Layer:
