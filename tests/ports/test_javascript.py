@@ -11,9 +11,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
-from verify import cli
-from verify.protocol import messages
-from verify.protocol.process import Process
+from verify.faces import cli
+from verify.subjects.protocol import messages
+from verify.subjects.protocol.process import Process
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = ROOT / "docs" / "protocol.md"

@@ -12,11 +12,11 @@ from reference.layers import NonlinearLayer, affine
 from reference.ledger import Ledger, ledger
 from reference.precision import model_for
 from reference.rounding import beta_smooth_bound, bound, product_bound
-from verify.checks.probing import relevance_of
-from verify.comparator import compare
+from verify.checks.comparator import compare
+from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
-from verify.torch_layers import array, describe
-from verify.variants import Sample, Variant
+from verify.questions.variants import Sample, Variant
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,15 +27,10 @@ if TYPE_CHECKING:
     from reference.layers import Layer
     from reference.precision import Model
     from reference.rounding import Bound
-    from verify.layers import LayerCase
-    from verify.problem import Problem
-    from verify.subjects import Subject
+    from verify.model import Problem, Subject
+    from verify.questions.layers import LayerCase
 
     Array = NDArray[np.float64]
-
-GRADIENT_ARGUMENTS: dict[str, tuple[dict[str, float], ...]] = {
-    "ReLUBetaSmooth": ({}, {"beta_smooth": 0.5}, {"beta_smooth": 100.0})
-}
 
 
 def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
