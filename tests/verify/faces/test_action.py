@@ -177,7 +177,7 @@ def test_what_is_installed(folder: Path) -> None:
 
 def test_the_action_is_one() -> None:
     assert ACTION["runs"]["using"] == "composite"
-    assert {"subject", "checks", "deviations", "strict", "wanted", "python", "badge"} <= ACTION["inputs"].keys()
+    assert {"subject", "checks", "deviations", "strict", "version", "python", "badge"} <= ACTION["inputs"].keys()
     assert {"held", "failures", "badge"} <= ACTION["outputs"].keys()
     for entry in (*ACTION["inputs"].values(), *ACTION["outputs"].values()):
         assert entry["description"]

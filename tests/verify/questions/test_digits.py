@@ -72,7 +72,7 @@ def test_what_is_saved_again_is_the_same_file(original: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("load", [load_model, load_images], ids=["model", "images"])
 def test_missing_file(load: Callable[[Path], object], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere is missing\. .*verify\.digits\.train"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is missing\. .*verify\.questions\.digits\.train"):
         load(tmp_path / "nowhere")
 
 

@@ -19,7 +19,7 @@ from verify.faces import cli
 from verify.model import Case, NotOfferedError, Outcome, SubjectError, Verdict
 from verify.runs.worker import ask
 from verify.subjects.asking import relevance_of
-from verify.subjects.protocol import port, process
+from verify.subjects.protocol import connection, port, process
 from verify.subjects.protocol.connection import GIVE_UP
 from verify.subjects.protocol.port import Port
 
@@ -157,7 +157,7 @@ STARTS = {
 @pytest.mark.parametrize("mode", STARTS)
 def test_a_port_that_does_not_start_fails_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if mode == "never-starts":
-        monkeypatch.setattr(port, "START_LIMIT", 0.5)
+        monkeypatch.setattr(connection, "START_LIMIT", 0.5)
     verdict, reason = STARTS[mode]
     with started(mode) as subject:
         own, first, second = (asked(subject, id_) for id_ in ("protocol/start", FIRST, SECOND))
