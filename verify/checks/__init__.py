@@ -1,4 +1,4 @@
-"""The checks: each puts questions to a subject and turns the answers into findings; `cases` has them all.
+"""The checks: each puts questions to a subject, and turns the answers into findings.
 
-Imports subjects, questions and formats; runs ask what is here.
+`cases` has all of them. Imports subjects, questions and formats; runs ask what is here.
 """

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
-    """Return the subject's relevance, one row a sample; or what is wrong with it."""
+    """Return the subject's relevance, one row a sample; or what is wrong with it, or with torch."""
+    if unsupported := _unsupported(problem):
+        return None, unsupported
     x = problem.x
     r = relevance_of(rule, problem.module, x, problem.relevance)
     if not isinstance(r, torch.Tensor) or r.shape != x.shape:
@@ -96,8 +98,6 @@ def agrees(
     """Check agreement: every entry within its bound."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
@@ -160,8 +160,6 @@ def conserves(
     """Check conservation: the ledger balances, and the subject's relevance sums to what the ledger gives the inputs."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
@@ -191,8 +189,6 @@ def gradient_agrees(
     """Check agreement of a rule that looks only at the gradient."""
     problem = problem_of()
     rule = subject.get(rule_name)(**arguments)
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from verify.checks.network import SINKS, LayerResult, NetworkResult, pick, run
+from verify.formats.files import atomically, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,18 +73,14 @@ def draw(
     if path.suffix.lower() != ".png":
         msg = f"{path} ends in {path.suffix!r}; expected a name that ends in '.png'"
         raise ValueError(msg)
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}.png")
     try:
-        unfinished.touch()
+        check_writable(path)
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}. Name a file in a folder that exists and may be written to"
         raise type(error)(error.errno, msg) from error
-    try:
-        result = run(subject, pick() if images is None else images, dtype, device)
+    result = run(subject, pick() if images is None else images, dtype, device)
+    with atomically(path) as unfinished:
         figure(result, f"{subject.spec} {subject.version}").savefig(unfinished, dpi=150)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return result
 
 
