@@ -273,7 +273,10 @@ def test_figure(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("workers", [0, 1], ids=["here", "one worker"])
 def test_an_interrupted_run_prints_what_it_has(workers: int, tmp_path: Path) -> None:
     started, path = tmp_path / "started", tmp_path / "run.json"
-    script = "from verify import cli, selection; selection.CASES = 'behaving:all_cases'; cli.main()"
+    script = (
+        "from verify.faces import cli; from verify.runs import selection; "
+        "selection.CASES = 'behaving:all_cases'; cli.main()"
+    )
     words = ["--subject", "behaving", "--check", "passes,hangs", "--dtype", "float64", "--workers", str(workers)]
     # a group of its own, as the shell gives it, and the signal to all of it, as Ctrl-C does
     with subprocess.Popen(

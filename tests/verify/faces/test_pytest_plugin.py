@@ -372,7 +372,9 @@ def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path:
 
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
     (tmp_path / "behaving_here.py").write_text(BEHAVING)
-    (tmp_path / "conftest.py").write_text("from verify import selection\nselection.CASES = 'behaving_here:all_cases'\n")
+    (tmp_path / "conftest.py").write_text(
+        "from verify.runs import selection\nselection.CASES = 'behaving_here:all_cases'\n"
+    )
     done = _pytest(tmp_path, "--lrp-subject", "behaving_here", "-n", "2", "--lrp-check", "passes,is-open,is-left-open")
     assert done.returncode == 1
     assert "2 failed, 4 passed, 4 skipped, 2 xfailed" in done.stdout
@@ -387,7 +389,7 @@ def test_without_a_subject_nothing_is_imported(tmp_path: Path) -> None:
         "def test_own():\n"
         "    found = {name for name in sys.modules if name.split('.')[0] in "
         "{'torch', 'numpy', 'lrp_rules', 'reference', 'verify'}}\n"
-        "    assert found == {'verify', 'verify.faces.pytest_plugin'}\n"
+        "    assert found == {'verify', 'verify.faces', 'verify.faces.pytest_plugin'}\n"
     )
     # plugins of others may import what they like
     done = _pytest(tmp_path, "-p", "no:hypothesispytest", "-p", "no:benchmark")
