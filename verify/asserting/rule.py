@@ -36,7 +36,7 @@ def assert_rule(
     """Assert that a rule computes its formula, obeys the laws that hold for rules, and conducts itself.
 
     There is no tolerance to choose: the formula is evaluated on numbers that know how far rounding may have taken them
-    (:mod:`verify.asserting.tracked`), in float64 and in float32.
+    (``verify.asserting.tracked``), in float64 and in float32.
 
         def epsilon(A, x, b, R):
             z = A @ x + b
