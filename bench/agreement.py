@@ -28,11 +28,9 @@ from torch import nn
 from bench.models import Residual
 from bench.workloads import decided
 from verify.checks.agreement import Expected, gradient_agrees, judge, rows
-from verify.layers import LayerCase
-from verify.model import Finding, Verdict
-from verify.problem import Problem
-from verify.subjects import Subject
-from verify.variants import drawn
+from verify.model import Finding, Problem, Subject, Verdict
+from verify.questions.layers import LayerCase
+from verify.questions.variants import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -238,7 +238,7 @@ def _exit(command: Callable[[], Status]) -> None:
     """Run a command and exit with its status; what makes it unusable is said in a line."""
     from bench.selecting import UnusableError  # noqa: PLC0415  see the top
     from bench.table import TableError  # noqa: PLC0415
-    from verify.subjects import SubjectError  # noqa: PLC0415
+    from verify.model import SubjectError  # noqa: PLC0415
 
     unusable: tuple[type[Exception], ...] = (UnusableError, TableError, SubjectError, OSError)
     try:

@@ -15,13 +15,13 @@ from bench.memory import peak_bytes
 from bench.pairing import Effort, paired, wall_clock
 from bench.subjects import GRADIENT, Contender, Gate, contender
 from bench.workloads import Cell, pose
-from verify.subjects import NotOfferedError, SubjectError
+from verify.model import NotOfferedError, SubjectError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from bench.agreement import Agreement
-    from verify.problem import Problem
+    from verify.model import Problem
 
 OK, UNSUPPORTED, WRONG, OUT_OF_MEMORY, FAILED = "ok", "unsupported", "wrong", "out-of-memory", "failed"
 _LONGEST_REASON = 300

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import lrp_rules
-from verify.subjects import NotOfferedError
+from verify.model import NotOfferedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from verify.subjects import Subject
+    from verify.model import Subject
 
 LOW, HIGH = -3.0, 3.0
 
@@ -190,7 +190,7 @@ def attached(model: nn.Module, composite: str, subject: Subject) -> Iterator[Non
         with getattr(composites, composite)(layer_map=[(Residual, norm())], **arguments).context(model):
             yield
         return
-    if subject.spec.startswith("verify.adapters"):
+    if subject.spec.startswith("verify.subjects."):
         msg = f"{subject.spec} takes one layer at a time, not {composite} on a model"
         raise NotOfferedError(msg)
     names = {module: name for name, module in model.named_modules()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bench.report_data import load, shown
 from bench.report_page import context, html, markdown
 from bench.report_plots import draw
-from verify.export import write as write_file
+from verify.formats.files import write as write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ import torch
 from bench.agreement import Agreement, Reference, joined, layer_parts, module_part
 from bench.models import COMPOSITES, attached
 from bench.workloads import RULES
-from verify.subjects import Subject, load
+from verify.subjects.loading import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.workloads import Cell
-    from verify.problem import Problem
+    from verify.model import Problem, Subject
 
     Call = Callable[[], Tensor]
 
 GRADIENT = "gradient"
 OURS = "lrp_rules"
 #: Names of the table, and the modules that they stand for.
-SPECS = {"zennit": "zennit.rules", "captum": "verify.adapters.captum", "lxt": "verify.adapters.lxt"}
+SPECS = {"zennit": "zennit.rules", "captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def code(cell: Cell, subject: str) -> str:
         return "\n".join(["import torch", *lines, call, ""])
     spec = SPECS.get(subject, subject)
     if cell.kind == "model":
-        load = f'from verify.subjects import load\nwith attached(model, "{cell.rule}", load("{spec}")):'
+        load = f'from verify.subjects.loading import load\nwith attached(model, "{cell.rule}", load("{spec}")):'
         return "\n".join(["import torch", *lines, load, f"    {call}", ""])
     name = cell.rule.partition("(")[0]
     rule = f"rule = {cell.rule}.register(layer)"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bench.models import COMPOSITES, MODELS
-from verify.problem import Problem
+from verify.model import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

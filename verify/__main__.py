@@ -1,6 +1,6 @@
 """`python -m verify` is `lrp-verify`."""
 
-from verify.cli import main
+from verify.faces.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,30 @@
-"""What the parts of the verifier hand to each other: a case, and what became of it."""
+"""What the rooms of the verifier hand to each other: a question, the subject that is asked, and what became of it."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+# Nothing here imports torch: it takes seconds, and whoever only hands plain data on needs none.
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    from verify.subjects import Subject
+    from torch import Tensor, nn
 
-#: Another number for each change of the JSON; `merge` and `verify.conformance` read this one alone.
+#: Another number for each change of the JSON; `merge` and `verify.reports.conformance` read this one alone.
 SCHEMA = "lrp-verify/3"
+
+#: Seconds for one case.
+TIME_LIMIT = 20.0
+
+#: The rules of the API.
+RULES = (
+    "Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat",
+    "Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth",
+)  # fmt: skip
 
 
 class Verdict(StrEnum):
@@ -74,6 +86,66 @@ class Finding:
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     undecidable: float | None = None
+
+
+def share_left(found: Finding | Outcome) -> float:
+    """Return the share of entries of one case that are left undecided; all of them where it is inconclusive."""
+    return found.undecided or float(found.verdict is Verdict.INCONCLUSIVE)
+
+
+class SubjectError(Exception):
+    """The subject cannot be used at all; the message says why and what to do."""
+
+
+class NotOfferedError(Exception):
+    """The subject does not have what a case is about: neither a pass nor a failure."""
+
+
+class UnansweredError(BaseException):
+    """What became of a case whose subject gave nothing to judge; no check takes it for an exception that it expects."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.reason)
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A namespace with rule classes; their instances have ``register(module)``, which returns what has ``remove()``."""
+
+    spec: str
+    namespace: Any
+    version: str
+
+    def offers(self, name: str) -> bool:
+        """Whether the subject has something of that name."""
+        return hasattr(self.namespace, name)
+
+    def get(self, name: str) -> Any:
+        """Return the attribute, or raise NotOfferedError."""
+        if not self.offers(name):
+            msg = f"{self.spec} has no {name}"
+            raise NotOfferedError(msg)
+        return getattr(self.namespace, name)
+
+    def asking(self, case: Case, seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002  see subjects.protocol.port
+        """Surround one case, for which there are so many seconds."""
+        return contextlib.nullcontext()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is lrp_rules itself, which is held to every requirement."""
+        return self.spec.split(":")[0].split(".")[0] == "lrp_rules"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a rule is asked about: a module, its input, and the relevance of its output, which is independent of it."""
+
+    module: nn.Module
+    x: Tensor
+    relevance: Tensor
+    batched: bool
 
 
 @dataclass(frozen=True)

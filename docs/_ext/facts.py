@@ -83,13 +83,13 @@ def verified(rule: str) -> str:
     page = (DOCS / "conformance.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {rule}\n\n((?:\|.*\n?)+)", page, re.MULTILINE)
     if not found:
-        msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.conformance"
+        msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.reports.conformance"
         raise ValueError(msg)
     lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found[1].splitlines()]
     head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
     columns = list(zip(*rows, strict=True))
     body = [(layer, *cells) for layer, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
-    subjects = (name.removeprefix("verify.adapters.") for name in columns[0])
+    subjects = (name.removeprefix("verify.subjects.") for name in columns[0])
     text = (
         "From [`lrp-verify`](../verifier.md), which asks other cases than the vectors: ✓ with the largest "
         "|got - expected| / bound, or how many do not hold; *no layer* is bad arguments and the interface. "
@@ -153,7 +153,7 @@ def vectors(rule: str) -> str:
 def deviations(rule: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the library and the entry of each known deviation of a rule."""
     found = []
-    for file in sorted((ROOT / "verify/deviations").glob("*.toml")):
+    for file in sorted((ROOT / "verify/explaining/deviations").glob("*.toml")):
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         for entry in content["deviation"]:
             patterns = [entry["pattern"]] if isinstance(entry["pattern"], str) else entry["pattern"]

@@ -115,7 +115,7 @@ def digits(ink: str) -> Figure:
     from torch import nn  # noqa: PLC0415
 
     import lrp_rules  # noqa: PLC0415
-    from verify.digits import model  # noqa: PLC0415
+    from verify.questions.digits import model  # noqa: PLC0415
 
     network, images = model.load_model(), model.load_images()
     chosen = int((images.labels == 3).nonzero()[0])

@@ -14,8 +14,8 @@ from bench.agreement import LARGEST_MATRIX, Agreement, Reference, joined, layer_
 from bench.models import COMPOSITES, MODELS, Residual
 from bench.subjects import Contender, Gate, contender
 from bench.workloads import LAYERS, NONNEGATIVE, SIGNED, Cell, pose, rules_of
-from verify.checks.probing import relevance_of
-from verify.subjects import Subject
+from verify.model import Subject
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from torch import Tensor

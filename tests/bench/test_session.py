@@ -249,7 +249,7 @@ def test_a_cell_measured_in_this_process() -> None:
 
 
 def test_a_planted_wrong_rule_is_refused_publication() -> None:
-    plan = Plan((TINY,), subject="verify.mutants.not_there", effort=EFFORT)
+    plan = Plan((TINY,), subject="verify.selftests.mutants.not_there", effort=EFFORT)
     assert measured(plan, TINY, Here()).standings[plan.subject].status == UNSUPPORTED
     captum = measured(Plan((TINY,), "captum", effort=EFFORT), replace(TINY, rule="ZPlus()"), Here())
     assert captum.standings["captum"].status == WRONG

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from verify.subjects import RULES
+from verify.model import RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 

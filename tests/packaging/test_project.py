@@ -64,4 +64,4 @@ def test_wheel_ships_the_packages_and_nothing_else(tmp_path: Path) -> None:
     }
     assert shipped == expected
     assert {f"{package}/py.typed" for package in PACKAGES} <= shipped
-    assert {"verify/digits/weights.safetensors", "verify/digits/images.safetensors"} <= shipped
+    assert {"verify/questions/digits/weights.safetensors", "verify/questions/digits/images.safetensors"} <= shipped

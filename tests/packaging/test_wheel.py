@@ -58,5 +58,5 @@ def test_scripts_explain_themselves(programs: Path, script: str, elsewhere: Path
 
 
 def test_network_and_images_come_along(programs: Path, tmp_path: Path) -> None:
-    program = "from verify.digits import *; print(load_model()(load_images().pixels).shape)"
+    program = "from verify.questions.digits import *; print(load_model()(load_images().pixels).shape)"
     assert run(programs / "python", "-c", program, cwd=tmp_path) == "torch.Size([360, 10])\n"

@@ -11,9 +11,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from typer.testing import CliRunner, Result
 
-from verify import cli
-from verify.protocol import messages
-from verify.protocol.process import Process
+from verify.faces import cli
+from verify.subjects.protocol import messages
+from verify.subjects.protocol.process import Process
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = ROOT / "docs" / "protocol.md"
@@ -43,7 +43,9 @@ def transcript() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_transcript_is_what_the_schema_says() -> None:
-    schema = json.loads((ROOT / "verify" / "schema" / "lrp-port-1.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (ROOT / "verify" / "subjects" / "protocol" / "lrp-port-1.schema.json").read_text(encoding="utf-8")
+    )
     for arrow, message in transcript():
         part = {"→": "request", "←": "answer"}[arrow]
         Draft202012Validator({**schema, "anyOf": [{"$ref": f"#/$defs/{part}"}]}).validate(message)

@@ -1,1 +1,4 @@
-"""The checks: each turns a question to a subject into a Finding. No formula of a rule is here."""
+"""The checks: each puts questions to a subject, and turns the answers into findings.
+
+`cases` has all of them. Imports subjects, questions and formats; runs ask what is here.
+"""

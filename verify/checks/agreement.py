@@ -12,11 +12,11 @@ from reference.layers import NonlinearLayer, affine
 from reference.ledger import Ledger, ledger
 from reference.precision import model_for
 from reference.rounding import beta_smooth_bound, bound, product_bound
-from verify.checks.probing import relevance_of
-from verify.comparator import compare
+from verify.checks.comparator import compare
+from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
-from verify.torch_layers import array, describe
-from verify.variants import Sample, Variant
+from verify.questions.variants import Sample, Variant
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,19 +27,16 @@ if TYPE_CHECKING:
     from reference.layers import Layer
     from reference.precision import Model
     from reference.rounding import Bound
-    from verify.layers import LayerCase
-    from verify.problem import Problem
-    from verify.subjects import Subject
+    from verify.model import Problem, Subject
+    from verify.questions.layers import LayerCase
 
     Array = NDArray[np.float64]
 
-GRADIENT_ARGUMENTS: dict[str, tuple[dict[str, float], ...]] = {
-    "ReLUBetaSmooth": ({}, {"beta_smooth": 0.5}, {"beta_smooth": 100.0})
-}
-
 
 def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
-    """Return the subject's relevance, one row a sample; or what is wrong with it."""
+    """Return the subject's relevance, one row a sample; or what is wrong with it, or with torch."""
+    if unsupported := _unsupported(problem):
+        return None, unsupported
     x = problem.x
     r = relevance_of(rule, problem.module, x, problem.relevance)
     if not isinstance(r, torch.Tensor) or r.shape != x.shape:
@@ -101,8 +98,6 @@ def agrees(
     """Check agreement: every entry within its bound."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
@@ -165,8 +160,6 @@ def conserves(
     """Check conservation: the ledger balances, and the subject's relevance sums to what the ledger gives the inputs."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
@@ -196,8 +189,6 @@ def gradient_agrees(
     """Check agreement of a rule that looks only at the gradient."""
     problem = problem_of()
     rule = subject.get(rule_name)(**arguments)
-    if unsupported := _unsupported(problem):
-        return unsupported
     got, wrong = _got(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from verify.checks.probing import fail, layer_and_data, passed, relevance_of, same
+from verify.checks.probing import fail, layer_and_data, passed, same
 from verify.model import Case, Finding, Level
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from verify.subjects import Subject
+    from verify.model import Subject
 
 _REQUIRED = inspect.Parameter.empty
 _STABILIZER = ("stabilizer", 1e-6)

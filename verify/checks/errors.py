@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verify.checks.probing import fail, layer_and_data, passed, relevance_of, same
-from verify.model import Case, Finding, Level
-from verify.subjects import NotOfferedError
+from verify.checks.probing import fail, layer_and_data, passed, same
+from verify.model import Case, Finding, Level, NotOfferedError
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from verify.subjects import Subject
+    from verify.model import Subject
 
     Arguments = dict[str, Any]
 

@@ -17,17 +17,16 @@ from torch import Tensor, nn
 
 from verify.checks.agreement import judge, rows
 from verify.checks.laws_changes import ALL, CHANGES, Side, changed, identity
-from verify.checks.probing import relevance_of
-from verify.layers import LayerCase
 from verify.model import Case, Finding, Level, Verdict
-from verify.variants import BOX_OF_ZERO, Variant, variant
+from verify.questions.layers import LayerCase
+from verify.questions.variants import BOX_OF_ZERO, Variant, variant
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from verify.cases import Draw
-    from verify.problem import Problem
-    from verify.subjects import Subject
+    from verify.model import Problem, Subject
+    from verify.questions.drawing import Draw
 
 #: Rules that are proportional to a factor of their input, and not to the input.
 _GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")

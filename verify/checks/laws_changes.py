@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from reference.rules import Stabilizer
 from verify.checks.agreement import Expected
-from verify.checks.probing import relevance_of
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from verify.layers import LayerCase
-    from verify.problem import Problem
-    from verify.subjects import Subject
-    from verify.variants import Variant
+    from verify.model import Problem, Subject
+    from verify.questions.layers import LayerCase
+    from verify.questions.variants import Variant
 
 #: Rules whose relevance is an input times what flows back to it.
 PROPORTIONAL = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma")

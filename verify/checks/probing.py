@@ -25,17 +25,6 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
 
 
-def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
-    """Return what a rule makes of a relevance: register, run forward and backward, remove."""
-    handle = rule.register(module)
-    try:
-        x = x.detach().requires_grad_()
-        (r,) = torch.autograd.grad(module(x), x, relevance)
-    finally:
-        handle.remove()
-    return r
-
-
 def layer_and_data(rule: str) -> tuple[Any, Tensor, Tensor]:
     """Return a small layer that suits a rule, an input of both signs, and a relevance of both signs with zeros."""
     module: nn.Module = nn.ReLU() if rule.startswith("ReLU") or rule == "Pass" else nn.Linear(3, 2, dtype=torch.float64)

@@ -19,9 +19,9 @@ from reference.precision import model_for
 from reference.rounding import bound
 from verify.checks.agreement import gradient_rule, judge, rows
 from verify.checks.differences import Value, differentiate, pattern, signs
+from verify.formats.torch_layers import array, describe
 from verify.model import Case, Finding
-from verify.torch_layers import array, describe
-from verify.variants import Sample, Variant, level, variant
+from verify.questions.variants import Sample, Variant, level, variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from reference.layers import Layer
-    from verify.cases import Draw
-    from verify.layers import LayerCase
-    from verify.problem import Problem
-    from verify.subjects import Subject
+    from verify.model import Problem, Subject
+    from verify.questions.drawing import Draw
+    from verify.questions.layers import LayerCase
 
     Array = NDArray[np.float64]
 

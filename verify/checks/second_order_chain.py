@@ -19,8 +19,8 @@ from reference import rules as ref
 from reference.base import NonlinearLayer
 from reference.layers import Weighted, affine
 from reference.rounding import bound, product_bound
-from verify.carrying import carried
 from verify.checks.agreement import gradient_rule, rows
+from verify.checks.carrying import carried
 from verify.checks.differences import Value, signs
 from verify.checks.second_order import (
     MODEL,
@@ -33,10 +33,10 @@ from verify.checks.second_order import (
     outwards,
     samples,
 )
-from verify.layers import LayerCase
+from verify.formats.torch_layers import array, describe
 from verify.model import Case, Finding, Level
-from verify.torch_layers import array, describe
-from verify.variants import Variant, variant
+from verify.questions.layers import LayerCase
+from verify.questions.variants import Variant, variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.affine import Affine
-    from verify.cases import Draw
     from verify.checks.second_order import Data
-    from verify.problem import Problem
-    from verify.subjects import Subject
+    from verify.model import Problem, Subject
+    from verify.questions.drawing import Draw
 
     Array = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from reference.layers import same_padding
-from verify.checks.probing import relevance_of
-from verify.subjects import NotOfferedError
-from verify.tensor_json import decode, encode
+from verify.formats.tensor_json import decode, encode
+from verify.model import NotOfferedError
+from verify.subjects.asking import relevance_of
 from verify.vectors.parameters import stabilizer_name
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from verify.subjects import Subject
+    from verify.model import Subject
 
 Json = dict[str, Any]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from verify.tensor_json import TensorError, is_canonical
+from verify.formats.tensor_json import TensorError, is_canonical
 from verify.vectors import CORPUS_VERSION
 from verify.vectors.corpus import SCHEMA_NAME, dump
 from verify.vectors.reading import parse

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from verify import export, terminal
-from verify.cli import Status
-from verify.selection import UnusableError, check_files
+from verify.formats.environment import environment, version
+from verify.formats.files import write as write_file
+from verify.reports import export, terminal
+from verify.reports.status import Status, exit_with, status_of
+from verify.runs.selection import UnusableError, check_files
 from verify.vectors import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -35,7 +37,7 @@ _EPILOG = "Exit status: 0 everything held, 1 something did not, 2 the call or a 
 
 def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
     if value:
-        typer.echo(f"lrp-vectors {export.version()}")
+        typer.echo(f"lrp-vectors {version()}")
         raise typer.Exit
 
 
@@ -79,7 +81,7 @@ def generate(
         typer.echo(_generated(contents, folder, len(lines), wrote=True))
         return Status.HELD
 
-    _exit(run)
+    exit_with("lrp-vectors", run)
 
 
 def _generated(contents: Mapping[str, bytes], folder: Path, changed: int, *, wrote: bool) -> str:
@@ -92,7 +94,7 @@ def check(folder: Folder = _HERE) -> None:
     """Check a corpus: hashes, schema, form, ids, counts, and every expected value again by the reference."""
 
     def run() -> Status:
-        from verify.comparator import check_itself  # noqa: PLC0415
+        from verify.checks.comparator import check_itself  # noqa: PLC0415
         from verify.vectors.checking import check as checked  # noqa: PLC0415  jsonschema
 
         check_itself()
@@ -107,7 +109,7 @@ def check(folder: Folder = _HERE) -> None:
         typer.echo(f"{verdict}: {cases} cases; {time.perf_counter() - start:.1f} s")
         return Status.DID_NOT_HOLD if problems else Status.HELD
 
-    _exit(run)
+    exit_with("lrp-vectors", run)
 
 
 @app.command(epilog=_EPILOG)
@@ -126,7 +128,7 @@ def verify(
     given = {name: path for name, path in files.items() if path is not None}
 
     def run() -> Status:
-        from verify.comparator import check_itself  # noqa: PLC0415
+        from verify.checks.comparator import check_itself  # noqa: PLC0415
         from verify.vectors.results import judge  # noqa: PLC0415  jsonschema
 
         check_itself()
@@ -134,19 +136,17 @@ def verify(
         start = time.perf_counter()
         documents = reading.load(folder)
         report = judge(str(results), _content(results), documents, _wanted(documents, only), strict=strict)
-        report = replace(report, seconds=time.perf_counter() - start, environment=export.environment("cpu"))
+        report = replace(report, seconds=time.perf_counter() - start, environment=environment("cpu"))
         console = Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
         (terminal.show_totals if quiet else terminal.show)(report, console)
         made = {"json": export.json_bytes, "markdown": export.markdown_bytes}
         if json == "-":
             typer.echo(export.json_bytes(report), nl=False)
         for name, path in given.items():
-            export.write(path, made[name](report))
-        if not report.asked:
-            return Status.UNUSABLE
-        return Status.HELD if report.held else Status.DID_NOT_HOLD
+            write_file(path, made[name](report))
+        return status_of(report)
 
-    _exit(run)
+    exit_with("lrp-vectors", run)
 
 
 def _content(path: Path) -> bytes:
@@ -178,7 +178,8 @@ def answer(
     def run() -> Status:
         import torch  # noqa: PLC0415  seconds, for nothing in the other commands
 
-        from verify.subjects import SubjectError, load  # noqa: PLC0415  torch
+        from verify.model import SubjectError  # noqa: PLC0415  torch
+        from verify.subjects.loading import load  # noqa: PLC0415  torch
         from verify.vectors.asking import answers  # noqa: PLC0415  torch
 
         documents = reading.load(folder)
@@ -192,7 +193,7 @@ def answer(
             typer.echo(json_.dumps(one, allow_nan=False))
         return Status.HELD
 
-    _exit(run)
+    exit_with("lrp-vectors", run)
 
 
 @app.command(epilog=_EPILOG)
@@ -208,19 +209,7 @@ def show(
         showing.show(*reading.find(reading.load(folder), id_), console)
         return Status.HELD
 
-    _exit(run)
-
-
-def _exit(run: Callable[[], int]) -> None:
-    """Exit with the status that comes of it."""
-    try:
-        status = run()
-    except UnusableError as error:
-        Console(stderr=True).print(f"lrp-vectors: {error}", soft_wrap=True, markup=False, highlight=False)
-        status = Status.UNUSABLE
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    raise typer.Exit(int(status))
+    exit_with("lrp-vectors", run)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer in the form of `verify.layer_json`, the shape of one sample, and the shapes of its tensors."""
+    """A layer in the form of `verify.formats.layer_json`, the shape of one sample, and the shapes of its tensors."""
 
     name: str
     options: Options

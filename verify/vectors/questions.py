@@ -9,7 +9,7 @@ import numpy as np
 from reference.layers import Affine, affine
 from reference.layers import Layer as LayerOfReference
 from reference.windows import Array
-from verify.layer_json import layer_of
+from verify.formats.layer_json import layer_of
 from verify.vectors.layers import CORE, LAYERS, Layer, named
 from verify.vectors.numbers import Source, rounded, with_negative_zeros
 from verify.vectors.parameters import FAMILIES, GRADIENT_RULES, Parameters, advised, invalid, neighbours, taken

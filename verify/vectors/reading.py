@@ -6,7 +6,7 @@ import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
-from verify.selection import UnusableError
+from verify.runs.selection import UnusableError
 from verify.vectors.released import MANIFEST
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from reference.ledger import Ledger, ledger
 from reference.pointwise import sigmoid
 from reference.precision import FLOAT64, model_for
 from reference.rounding import bound
-from verify.comparator import compare
-from verify.layer_json import layer_of
-from verify.tensor_json import decode, widen
+from verify.checks.comparator import compare
+from verify.formats.layer_json import layer_of
+from verify.formats.tensor_json import decode, widen
 from verify.vectors.answers import SINKS, expected_of_gradient, parts_of, stabilizer_of
 from verify.vectors.corpus import read
 from verify.vectors.numbers import TIDIED, tidied

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import numpy as np
 
-from verify.comparator import compare
-from verify.layer_json import family
+from verify.checks.comparator import compare
+from verify.formats.layer_json import family
+from verify.formats.tensor_json import TensorError, decode, dtype_of, widen
 from verify.model import Level, Outcome, Verdict
-from verify.report import Call, Report
-from verify.selection import UnusableError
-from verify.tensor_json import TensorError, decode, dtype_of, widen
+from verify.reports.report import Call, Report
+from verify.runs.selection import UnusableError
+from verify.runs.worker import SubjectInfo
 from verify.vectors.reading import each, parse
-from verify.worker import SubjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from verify.tensor_json import decode, widen
-from verify.terminal import say
+from verify.formats.tensor_json import decode, widen
+from verify.reports.terminal import say
 from verify.vectors.answers import SINKS
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verify import export
+from verify.formats.files import write as write_file
 from verify.vectors.corpus import documents, dump
 from verify.vectors.released import MANIFEST, NAME, manifest, released
 
@@ -60,4 +60,4 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     for path in stale(folder, contents):
         path.unlink()
     for name, content in contents.items():
-        export.write(folder / name, content)
+        write_file(folder / name, content)

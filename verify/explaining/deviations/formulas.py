@@ -1,0 +1,164 @@
+"""What libraries compute in place of a rule: with it, an entry excuses a case for what the library answered there.
+
+A failing case says in its details which entry of the relevance was furthest off, and what the subject answered. That
+number has to be the formula's, within what rounding explains of the formula.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reference import rules as ref
+from reference.affine import negative, positive, same
+from reference.layers import Affine, LinearLayer, affine
+from reference.ledger import ledger
+from reference.precision import model_for
+from reference.rounding import CallableStabilizer, bound
+from reference.rules import Part
+from verify.checks.agreement import rows
+from verify.formats.torch_layers import describe
+from verify.questions.drawing import draw
+from verify.questions.layers import LAYERS
+from verify.questions.variants import VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from reference.affine import Change
+    from verify.model import Outcome
+
+    Array = NDArray[np.float64]
+    Arguments = Mapping[str, Any]
+    #: A layer at one input, the rule's arguments, and what they are for the reference: to parts and a stabilizer.
+    Formula = Callable[[Affine, Arguments, Variant], tuple[tuple[Part, ...], Any]]
+
+
+def _unsigned_epsilon(layer: Affine, arguments: Arguments, _of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Epsilon, with d + epsilon for both signs of d."""
+    epsilon = arguments.get("epsilon", 1e-6)
+    return ref.epsilon(layer), CallableStabilizer(lambda d: d + epsilon, roundings=1, jumps=False)
+
+
+def _positive_weights(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Relevance x * A(w+)^T s, with s = R / S(A(w+) x + b)."""
+    return (_part(layer, (positive, same, layer.x)),), of.stabilizer
+
+
+def _amplified_weights(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Relevance x * A(w + g w+)^T s, with s = R / S(A(w + g w+) x + b), whatever the sign of z."""
+    return (_part(layer, (_more(arguments, positive), same, layer.x)),), of.stabilizer
+
+
+def _module_with_changed_parameters(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Each pass runs the module itself, with parameters changed one by one; what else is constant in it stays.
+
+    In batch normalisation, - A(w) running_mean is such a constant: it goes with the weight, and not with the bias.
+    """
+    return _passes(layer, arguments, of, same), of.stabilizer
+
+
+def _zeroed_by_substring(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """``zero_params`` is a text, and every parameter whose name is within it is zero.
+
+    All but the passes without bias, which get a list: there names match whole.
+    """
+    return _passes(layer, arguments, of, np.zeros_like), of.stabilizer
+
+
+def _bounds_in_single_precision(layer: Affine, arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """ZBox, with bounds that are numbers rounded to float32."""
+    rounded = {name: float(np.float32(arguments[name])) for name in ("low", "high")}
+    return _passes(layer, {**arguments, **rounded}, of, same), of.stabilizer
+
+
+def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
+    """Return the passes of each rule; ``first`` changes all parameters of those that have the bias."""
+
+    def with_bias(change: Change, v: Array) -> tuple[Change, Change, Array]:
+        return (lambda w: first(change(w))), (lambda b: first(change(b))), v
+
+    def without(change: Change, v: Array) -> tuple[Change, Change, Array]:
+        return change, np.zeros_like, v
+
+    x, plus, minus, ones = layer.x, positive(layer.x), negative(layer.x), np.ones_like(layer.x)
+    if of.rule == "ZBox":
+        low, high = (np.full_like(x, -arguments[name]) for name in ("low", "high"))
+        box = [with_bias(same, x), with_bias(positive, low), with_bias(negative, high)]
+        whole, *bounds = (_part(layer, term) for term in box)
+        bias = whole.bias - bounds[0].bias - bounds[1].bias
+        return (Part(tuple(term for part in (whole, *bounds) for term in part.terms), bias),)
+    if of.rule in {"Gamma", "AlphaBeta", "ZPlus"}:
+        more, less = (_more(arguments, half) if of.rule == "Gamma" else half for half in (positive, negative))
+        first_half = _part(layer, with_bias(more, plus), without(less, minus))
+        second_half = _part(layer, with_bias(less, plus), without(more, minus))
+        if of.rule == "ZPlus":
+            return (first_half,)
+        if of.rule == "Gamma":
+            return replace(first_half, gate=layer.z > 0), replace(second_half, gate=layer.z < 0)
+        alpha, beta = arguments.get("alpha", 2.0), arguments.get("beta", 1.0)
+        return replace(first_half, coefficient=alpha), replace(second_half, coefficient=-beta)
+    term = {
+        "Epsilon": with_bias(same, x),
+        "WSquare": with_bias(np.square, ones),
+        "Flat": without(np.ones_like, ones),
+    }[of.rule]
+    return (_part(layer, term),)
+
+
+def _more(arguments: Arguments, half: Change) -> Change:
+    gamma = arguments.get("gamma", 0.25)
+    return lambda w: w + gamma * half(w)
+
+
+def _part(layer: Affine, *terms: tuple[Change, Change, Array]) -> Part:
+    """Return the part whose terms are passes through the module: changes of weight and bias, and an input v."""
+    weight, module = layer.weight, layer.layer
+    bias: Array = np.zeros(len(layer.z))
+    for of_weight, of_bias, _ in terms:
+        if isinstance(module, LinearLayer):
+            constant = None if layer.bias is None else of_bias(layer.bias)
+            bias = bias + module.offset(constant, None if weight is None else of_weight(weight))
+        else:
+            bias = bias + layer.b
+    return Part(tuple((layer.A(of_weight), v) for of_weight, _, v in terms), bias)
+
+
+FORMULAS: dict[str, Formula] = {
+    "unsigned-epsilon": _unsigned_epsilon,
+    "positive-weights": _positive_weights,
+    "amplified-weights": _amplified_weights,
+    "module-with-changed-parameters": _module_with_changed_parameters,
+    "zeroed-by-substring": _zeroed_by_substring,
+    "bounds-in-single-precision": _bounds_in_single_precision,
+}
+
+
+def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
+    """Whether the formula gives what the subject answered where it was furthest off."""
+    where = outcome.details.get("worst entry")
+    if outcome.check not in {"agreement", "conservation"} or where is None:
+        return False
+    _, rule, layer_name, variant_name, kind, dtype = outcome.id.split("/")
+    layer = next(layer for layer in LAYERS if layer.name == layer_name)
+    of = next(variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its layers
+        problem = draw(layer, kind, dtype, seed)
+    x, R = (rows(t, batched=problem.batched)[where["sample"]] for t in (problem.x, problem.relevance))
+    at = affine(describe(problem.module, layer.sample_shape), x, of.zero_params)
+    parts, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
+    relevance = ref.relevance(parts, R, stabilizer)
+    limit = bound(parts, R, stabilizer, model_for(dtype, device))
+    if outcome.check == "conservation":
+        expected = float(relevance.sum())
+        room = ledger(parts, R, stabilizer).inputs_bound(limit, relevance)
+    else:
+        expected, room = float(relevance[where["entry"]]), float(limit.worst[where["entry"]])
+    # where rounding decides the sign of a denominator, the formula says nothing against the answer
+    return room == np.inf or abs(where["got"] - expected) <= room

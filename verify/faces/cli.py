@@ -1,0 +1,264 @@
+"""The command `lrp-verify`: which cases of which subject, what to print, which files to write, how to exit."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from verify.faces import running
+from verify.formats.environment import cpu_count, torch_version, version
+from verify.formats.files import write
+from verify.model import TIME_LIMIT
+from verify.reports import export, terminal
+from verify.reports.merging import merge as merge_files
+from verify.reports.status import Status, exit_with, status_of
+from verify.runs import searching, selection, shards
+from verify.runs.selection import Request, UnusableError, check_files, select
+from verify.runs.worker import Source
+from verify.subjects.protocol import COMMAND
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from verify.reports.report import Report
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        typer.echo(f"lrp-verify {version()}")
+        raise typer.Exit
+
+
+_EPILOG = (
+    "Exit status: 0 everything held, 1 something did not, 2 the call or the subject is unusable, 130 interrupted, "
+    "after what there is was printed. What is only advised (level should) decides for lrp_rules; with --strict for all."
+)
+_MANY = "repeatable, or separated by commas; patterns such as 'Conv*' are welcome."
+
+
+@app.callback(invoke_without_command=True, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+def lrp_verify(
+    context: typer.Context,
+    *,
+    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is tried.")] = "lrp_rules",
+    command: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="What is tried, in any language: see docs/protocol.md.")
+    ] = None,
+    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Only these families of layers, likewise.")] = None,
+    check: Annotated[list[str] | None, typer.Option(help="Only these checks, likewise.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="In these dtypes, likewise.")] = None,
+    device: Annotated[str, typer.Option(help="Where the subject computes: cpu, cuda, cuda:1.")] = "cpu",
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this case, in this process, with all there is to say.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws other data.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes; 0 is this one. Default: one a CPU; 0 with --case.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Only part K of N of the selected cases; see merge.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help=f"Budget of --check search. Default: {searching.BUDGET:g}.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="The same as a number of examples.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one case, where there are workers.")] = TIME_LIMIT,
+    deviations: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Known deviations of a library: zennit, captum, lxt, or a file.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw where the relevance of real images goes.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
+    version: Annotated[  # noqa: ARG001  see _version
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Hold an implementation of the rules of layer-wise relevance propagation to their reference."""
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
+    files = {"json": Path(json) if json and json != "-" else None, "junit": junit}
+    files |= {"markdown": markdown, "figure": figure}
+    ids = tuple(case or ())
+    if command is not None and subject != "lrp_rules":
+        context.fail("--subject and --command are two subjects; expected one of them")
+
+    def run() -> Status:
+        request = Request(
+            subject if command is None else f"{COMMAND}{command}",
+            {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
+            _split(dtype),
+            ids,
+            device,
+            seed,
+            workers if workers is not None else 0 if ids else cpu_count(),
+            time_limit,
+            strict,
+            quiet,
+            json,
+            {name: path for name, path in files.items() if path is not None},
+            (1, 1) if shard is None else shards.parse(shard),
+            seconds,
+            examples,
+            deviations,
+        )
+        return _list(request) if list_ else _verify(request)
+
+    exit_with("lrp-verify", run)
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILES", help="What --shard K/N --json FILE wrote, of all K.")],
+    *,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
+    deviations: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Known deviations, as for the run: a shard cannot tell stale ones."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
+) -> None:
+    """Put the shards of a run together: report, files and exit status are those of one run."""
+    files = {"json": Path(json) if json and json != "-" else None, "junit": junit, "markdown": markdown}
+    given = {name: path for name, path in files.items() if path is not None}
+
+    def run() -> Status:
+        check_files(given)
+        report = merge_files(paths)
+        if deviations is not None:
+            known, call = running.known_deviations(deviations), report.call
+            report = running.explained(report, known, Source(call.dtypes, call.seed, call.device, selection.CASES))
+        console = _console(json)
+        terminal.show_tested(report.subject, report.call, str(report.environment["torch"]), console)
+        (terminal.show_totals if quiet else terminal.show)(report, console)
+        _write(json, given, report)
+        return status_of(report)
+
+    exit_with("lrp-verify", run)
+
+
+@app.command("self-test")
+def self_test(
+    *,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a CPU.")] = None,
+) -> None:
+    """Verify the verifier: which check finds which of the mistakes that it knows. Exit status 1 if one is not found."""
+
+    def run() -> int:
+        from verify.selftests import matrix as selftest  # noqa: PLC0415  imports torch
+
+        return selftest.main(workers=workers)
+
+    exit_with("lrp-verify", run)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options of a run in front of another command would be ignored without a word."""
+    given = [
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        name = context.invoked_subcommand
+        context.fail(f"--{given[0].strip('_').replace('_', '-')} is no option of {name}; see lrp-verify {name} --help")
+
+
+def main() -> None:
+    """Run the command."""
+    app(prog_name="lrp-verify")
+
+
+def _split(values: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+
+
+def _list(request: Request) -> Status:
+    _, selected = select(request)
+    typer.echo("\n".join(case.id for case in shards.deal(selected, *request.shard)))
+    return Status.HELD
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _verify(request: Request) -> Status:
+    source, selected = select(request)
+    # these import torch
+    from verify.checks.comparator import ComparatorError, check_itself  # noqa: PLC0415
+    from verify.model import SubjectError  # noqa: PLC0415
+
+    if request.searching:
+        searching.rules_and_dtypes(request)  # before anything is printed
+    console = _console(request.json)
+    try:
+        check_itself()
+        known = None if request.deviations is None else running.known_deviations(request.deviations)
+        report = running.run(
+            request, source, selected, shards.deal(selected, *request.shard),
+            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console),
+        )  # fmt: skip
+    except (SubjectError, ComparatorError) as error:
+        raise UnusableError(str(error)) from error
+    if known is not None:
+        report = running.explained(report, known, source)
+    if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
+        report = running.diagnosed(report, request, source)
+    if request.ids and not request.quiet:
+        for outcome in report.outcomes:
+            terminal.show_case(report, outcome, console)
+    if request.ids or request.quiet:
+        terminal.show_totals(report, console)
+    else:
+        terminal.show(report, console)
+    if found := searching.finds(report.outcomes, [case.id for case in selected]):
+        terminal.say(console, searching.advice(found))
+    _write(request.json, request.files, report)
+    if "figure" in request.files and not report.interrupted:
+        _draw(request)
+    return status_of(report)
+
+
+def _console(json: str | None) -> Console:
+    # standard output is for JSON alone if that goes there
+    return Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
+
+
+def _write(json: str | None, files: Mapping[str, Path], report: Report) -> None:
+    contents = {"json": export.json_bytes, "junit": export.junit_bytes, "markdown": export.markdown_bytes}
+    if json == "-":
+        typer.echo(export.json_bytes(report), nl=False)
+    for name, path in files.items():
+        if name in contents:
+            try:
+                write(path, contents[name](report))
+            except OSError as error:
+                msg = f"--{name} {path} could not be written: {error.strerror or error}"
+                raise UnusableError(msg) from error
+
+
+def _draw(request: Request) -> None:
+    from verify.reports import network_figure  # noqa: PLC0415  imports torch and matplotlib
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            network_figure.draw(load(request.subject), request.files["figure"], device=request.device)
+    except Exception as error:
+        msg = f"--figure could not be drawn: {type(error).__name__}: {error}"
+        raise UnusableError(msg) from error

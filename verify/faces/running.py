@@ -1,0 +1,134 @@
+"""What happens between a call and its report: the cases are asked, and what they come to is explained."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from verify.explaining import deviations as deviating
+from verify.formats.environment import environment
+from verify.model import BAD
+from verify.reports.report import Call, Report, Shard
+from verify.runs import searching, shards
+from verify.runs.runner import Runner
+from verify.runs.selection import UnusableError
+from verify.runs.worker import SubjectInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from verify.model import Case, Outcome
+    from verify.runs.selection import Request
+    from verify.runs.worker import Source
+
+
+def run(
+    request: Request,
+    source: Source,
+    whole: Sequence[Case],
+    selected: Sequence[Case],
+    begun: Callable[[SubjectInfo, Call], object] = lambda _subject, _call: None,
+) -> Report:
+    """Run the selected ones of all cases, search, and come back with what there is when interrupted.
+
+    ``begun`` is told what is tested, as soon as the subject is loaded and before any case is asked.
+    """
+    start = time.perf_counter()
+    workers = min(request.workers, len(selected))
+    call = Call(
+        len(selected),
+        source.dtypes,
+        request.seed,
+        request.device,
+        workers,
+        request.time_limit,
+        request.strict,
+    )
+    info, interrupted = SubjectInfo(request.subject), False
+    outcomes: list[Outcome] = []
+    try:
+        with Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner:
+            info = runner.describe(request.subject)
+            begun(info, call)
+            with (
+                _progress(request, len(selected)) as progress,
+                contextlib.closing(runner.run(request.subject, selected)) as answers,
+            ):
+                for outcome in answers:
+                    outcomes.append(outcome)
+                    progress.show(outcomes)
+        if request.searching:
+            outcomes.extend(searching.run(request))  # what there is stays when it is interrupted
+    except KeyboardInterrupt:
+        interrupted = True
+    places = {case.id: index for index, case in enumerate(whole)}
+    for outcome in outcomes:
+        places.setdefault(outcome.id, len(places))  # what the search has asked
+    ordered = tuple(sorted(outcomes, key=lambda outcome: places[outcome.id]))
+    call = replace(call, selected=len(selected) + len(places) - len(whole))
+    part = Shard(*request.shard, shards.corpus(places), len(places))
+    seconds = time.perf_counter() - start
+    return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places)
+
+
+class _Shown(Progress):
+    """A progress bar on standard error, which is only there on a terminal."""
+
+    def show(self, outcomes: Sequence[Outcome]) -> None:
+        bad = outcomes[-1].verdict in BAD
+        task = self.tasks[0]
+        self.update(task.id, advance=1, bad=task.fields["bad"] + bad)
+
+
+def _progress(request: Request, total: int) -> _Shown:
+    console = Console(stderr=True)
+    columns = TextColumn(f"{request.subject}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    hidden = request.quiet or not console.is_terminal
+    shown = _Shown(*columns, TextColumn("{task.fields[bad]} failed"), console=console, transient=True, disable=hidden)
+    shown.add_task("", total=total, bad=0)
+    return shown
+
+
+def known_deviations(name: str) -> deviating.Deviations:
+    """Load a file of known deviations; raise UnusableError if it cannot be used."""
+    try:
+        return deviating.load(name)
+    except deviating.DeviationError as error:
+        raise UnusableError(str(error)) from error
+
+
+def explained(report: Report, known: deviating.Deviations, source: Source) -> Report:
+    """Mark the known deviations, and say which of them are stale, or doubtful for this version."""
+    call = report.call
+    outcomes, stale = deviating.apply(
+        report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
+    )
+    doubt = known.doubt(report.subject.version)
+    marked = replace(report, outcomes=outcomes, notes=(doubt,) if doubt else (), stale=tuple(map(str, stale)))
+    left = {(outcome.rule, outcome.level) for outcome in marked.unexplained}
+    return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
+
+
+def diagnosed(report: Report, request: Request, source: Source) -> Report:
+    """Name the known variant of a rule that explains its failures, if one does.
+
+    An interrupt ends the search for names alone: all cases were run, and their report is not lost.
+    """
+    from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    unexplained = {outcome.id for outcome in report.unexplained}
+    outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
+    # its prints are not the report's
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
+        except KeyboardInterrupt:
+            return replace(report, notes=(*report.notes, "interrupted: what explains the failures was not found out"))
+    return replace(report, diagnoses=tuple(found))

@@ -1,0 +1,13 @@
+"""Numbers and lines as people read them."""
+
+from __future__ import annotations
+
+
+def percent(share: float) -> str:
+    """Return a share in percent; a small one does not become 0."""
+    return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.3g}%"
+
+
+def printable(line: str) -> str:
+    """Replace what would steer a terminal or break XML: a subject's message may hold anything."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)

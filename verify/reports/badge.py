@@ -1,0 +1,47 @@
+"""`python -m verify.reports.badge RUN.json BADGE.json`: a badge of a run, as shields.io reads it.
+
+Prints ``held``, ``failures`` and ``badge`` as lines of ``name=value``. A run that left no file has a badge too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from verify.formats.files import write
+
+_LABEL = "LRP rules"
+
+
+def badge(run: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the badge of what ``lrp-verify --json`` wrote; of None, that there is no verdict."""
+    if run is None:
+        message, color = "no verdict", "lightgrey"
+    elif (summary := run["summary"])["held"]:
+        message, color = f"held ({summary['verdicts']['pass']} cases)", "brightgreen"
+    elif failures := summary["failures"]:
+        message, color = f"{failures} failed", "red"
+    elif stale := summary["stale"]:
+        message, color = f"{stale} known deviations are stale", "red"
+    else:
+        message, color = "did not hold", "red"
+    return {"schemaVersion": 1, "label": _LABEL, "message": message, "color": color}
+
+
+def main(source: str, target: str) -> None:
+    """Write the badge, and print the lines."""
+    try:
+        run = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = None
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    write(Path(target), json.dumps(badge(run)).encode())
+    summary = run["summary"] if run else {"held": False, "failures": ""}
+    lines = {"held": str(summary["held"]).lower(), "failures": summary["failures"], "badge": target}
+    sys.stdout.write("".join(f"{name}={value}\n" for name, value in lines.items()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""How a rule of a subject is asked for a relevance, and whether a subject can be asked at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verify.model import RULES, NotOfferedError, Subject
+
+_ARGUMENTS: dict[str, dict[str, float]] = {"AlphaBeta": {"alpha": 1.0, "beta": 0.0}, "ZBox": {"low": 0.0, "high": 4.0}}
+
+
+def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
+    """Return what a rule makes of a relevance: register, run forward and backward, remove."""
+    handle = rule.register(module)
+    try:
+        x = x.detach().requires_grad_()
+        (r,) = torch.autograd.grad(module(x), x, relevance)
+    finally:
+        handle.remove()
+    return r
+
+
+def smoke(subject: Subject) -> str | None:
+    """Return why none of the subject's rules can run at all, or None if one of them can.
+
+    The case is the smallest there is, and all its numbers are positive: no convention makes a difference there, and
+    nothing is a reason to refuse it. What a rule answers is left to the cases: one that runs and is wrong is no reason.
+    """
+    reasons = []
+    for name in RULES:
+        if not subject.offers(name):
+            continue
+        module, x, relevance = _smallest(name)
+        try:
+            r: Any = relevance_of(subject.get(name)(**_ARGUMENTS.get(name, {})), module, x, relevance)
+        except NotOfferedError as error:
+            reasons.append(f"{name}: {error}")
+        except Exception as error:  # noqa: BLE001  whatever it is, the subject says that it cannot
+            reasons.append(f"{name}: {type(error).__name__}: {error}")
+        else:
+            if isinstance(r, torch.Tensor) and r.shape == x.shape:
+                return None
+            reasons.append(f"{name}: the relevance is {r!r}, expected a tensor of shape {tuple(x.shape)}")
+    if not reasons:
+        return f"{subject.spec} offers none of the rules {', '.join(RULES)}"
+    return f"none of the rules of {subject.spec} runs on one sample of a layer of two inputs; " + "; ".join(reasons)
+
+
+def _smallest(rule: str) -> tuple[nn.Module, Tensor, Tensor]:
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    relevance = torch.tensor([[0.5, 1.0]], dtype=torch.float64)
+    if rule == "Pass" or rule.startswith("ReLU"):
+        return nn.ReLU(), x, relevance
+    module = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 0.5]]))
+    return module, x, relevance

@@ -1,0 +1,81 @@
+"""How a subject comes to be: anything that has the rule classes of the API as attributes is imported or started."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verify.model import RULES, Subject, SubjectError
+from verify.subjects.protocol import is_command, port
+
+
+def load(spec: str) -> Subject:
+    """Import a subject given as ``MODULE`` or ``MODULE:ATTRIBUTE``, or start that of ``command:COMMAND``.
+
+    Raises
+    ------
+    SubjectError
+        If it cannot be imported, or has no rule of the API.
+
+    """
+    if is_command(spec):
+        return port.load(spec)
+    module_name, _, attribute = spec.partition(":")
+    if not module_name:
+        msg = f"the subject is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        raise SubjectError(msg)
+    # as `python -m` would: a subject in the folder of the call needs no installation
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        namespace = _import(module_name)
+        for part in filter(None, attribute.split(".")):
+            namespace = getattr(namespace, part)
+    except Exception as error:
+        msg = f"the subject {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        raise SubjectError(msg) from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not any(hasattr(namespace, rule) for rule in RULES):
+        msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
+        raise SubjectError(msg)
+    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+
+
+def _version(module_name: str) -> str:
+    package = module_name.split(".", maxsplit=1)[0]
+    own = getattr(sys.modules.get(package), "__version__", None)
+    if isinstance(own, str):
+        return own
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"
+
+
+_OPERATORS: list[Any] = []
+
+
+def _import(name: str) -> Any:
+    """Import a module, with help where torchvision, which zennit imports, cannot load its compiled operators.
+
+    They cannot with a CPU build of torch and the torchvision of PyPI. zennit uses none of them: declared is enough.
+    """
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _OPERATORS:
+            raise
+    package = name.split(".", maxsplit=1)[0]
+    for loaded in [module for module in sys.modules if module.split(".")[0] in {"torchvision", package}]:
+        del sys.modules[loaded]
+    _OPERATORS.append(library := torch.library.Library("torchvision", "FRAGMENT"))
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module(name)
