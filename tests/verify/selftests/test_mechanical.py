@@ -266,8 +266,8 @@ def test_what_lrp_rules_itself_does(folder: Path) -> None:
     assert len(seen) == len(CASES) + 2
     assert not any(one.failed for one in seen.values())
     files = {block.partition(":")[0] for block in seen[CASES[0]].blocks}
-    assert {"rules.py", "linear_map.py", "stabilizer.py", "registration.py"} <= files
-    assert "convolution.py" not in files
+    assert {"rules.py", "layers/known.py", "stabilizer.py", "hooks/registration.py"} <= files
+    assert "layers/convolution.py" not in files
 
 
 def test_a_process_that_knows_lrp_rules_cannot_try_a_mutant() -> None:

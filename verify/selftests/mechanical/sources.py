@@ -18,12 +18,13 @@ FOLDER = Path(__file__).parents[3] / PACKAGE
 
 
 def read() -> dict[str, str]:
-    """Return the texts of the package by file name, as they are now: an edit during the run must not reach it."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.py"))}
+    """Return the texts of the package by file, as they are now: an edit during the run must not reach it."""
+    paths = sorted(FOLDER.rglob("*.py"))
+    return {path.relative_to(FOLDER).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
 class Sources(SourceLoader, MetaPathFinder):  # type: ignore[misc]  # typeshed's own contradiction
-    """Finds the modules of the package among texts, by file name."""
+    """Finds the modules of the package among texts, by file."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = texts
@@ -42,21 +43,28 @@ class Sources(SourceLoader, MetaPathFinder):  # type: ignore[misc]  # typeshed's
         target: ModuleType | None = None,  # noqa: ARG002  the same
     ) -> ModuleSpec | None:
         """Find a module of the package, and no other."""
-        package, _, rest = fullname.partition(".")
-        if package != PACKAGE or f"{rest or '__init__'}.py" not in self._texts:
+        file = self._file(fullname)
+        if fullname.partition(".")[0] != PACKAGE or file not in self._texts:
             return None
-        folders = None if rest else [str(FOLDER)]
+        folders = [str((FOLDER / file).parent)] if file.endswith("__init__.py") else None
         return spec_from_file_location(
             fullname, self.get_filename(fullname), loader=self, submodule_search_locations=folders
         )
 
     def get_filename(self, fullname: str) -> str:
         """Return the file that the text was read from."""
-        return str(FOLDER / f"{fullname.partition('.')[2] or '__init__'}.py")
+        return str(FOLDER / self._file(fullname))
 
     def get_data(self, path: str | bytes) -> bytes:
         """Return the text; compiled ones are not kept."""
-        name = Path(str(path)).name
+        file = Path(str(path))
+        name = file.relative_to(FOLDER).as_posix() if file.is_relative_to(FOLDER) else ""
         if name not in self._texts:
-            raise OSError(name)
+            raise OSError(str(path))
         return self._texts[name].encode()
+
+    def _file(self, fullname: str) -> str:
+        """Return the file of a module: its own, or that of a folder."""
+        path = "/".join(fullname.split(".")[1:])
+        own = f"{path}.py"
+        return own if own in self._texts else f"{path}/__init__.py".lstrip("/")
