@@ -1,7 +1,7 @@
 """What pages say that commands print: run again, compared, or written anew.
 
 `python docs/_ext/consoles.py [--write] PAGE...` runs the ``console`` blocks of pages in Markdown. The blocks of a page run
-one after another in one empty folder. A comment of Markdown in front of a block says more:
+one after another in one folder, which has the repository's `ports` and `vectors`. A comment of Markdown in front of a block says more:
 
     <!-- file: NAME -->      the block is a file of that folder
     <!-- end of: NAME -->    the block takes the place of that file's end, from the line on that begins as the block does
@@ -31,6 +31,7 @@ _BLOCK = re.compile(
 )
 _VARIES = ((r"\b\d+(\.\d+)? s\b", "N s"), (r"torch \S+;", "torch N;"), (r"Node [\d.]+", "Node N"))
 _ANY = "..."
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def differences(page: str) -> Iterator[tuple[Command, str]]:
     """Run all of a page, and yield each command that prints something else than the page says, and what it prints."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        for known in ("ports", "vectors"):
+            (folder / known).symlink_to(ROOT / known)
         for piece in pieces(page):
             if isinstance(piece, tuple):
                 (folder / piece[0]).parent.mkdir(parents=True, exist_ok=True)
