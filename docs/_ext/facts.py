@@ -117,7 +117,7 @@ def conformance(page: str) -> str:
     rows = list(zip(*lines[:1], *lines[2:], strict=True))
     totals = table(
         ("", *(_library(f"{name} {version}") for name, version in zip(rows[0][1:], rows[1][1:], strict=True))),
-        [(_HEADS.get(name, name), *cells) for name, *cells in rows[2:]],
+        [(_HEADS.get(name, name), *(cell.removesuffix("+cpu") for cell in cells)) for name, *cells in rows[2:]],
     )
     overview = {rule.partition("\n")[0]: _overall(rule) for rule in rules}
     libraries = list(dict.fromkeys(library for found in overview.values() for library in found))
