@@ -1,9 +1,10 @@
-"""The reference of the commands and of the JSON files, read from the commands and the schemas themselves, as Markdown."""
+"""The reference of the commands and the JSON files as Markdown, read from the commands and the schemas themselves."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ def _row(option: Any) -> tuple[str, str]:
 
 def _text(given: str | None) -> str:
     text = " ".join((given or "").split())
-    return text.replace("*", r"\*").replace("<", r"\<").replace("[", r"\[")
+    text = text.replace("*", r"\*").replace("<", r"\<").replace("[", r"\[")
+    return re.sub(r"(?<![\w`-])--[a-z][a-z-]*", r"`\g<0>`", text)  # or two hyphens become a dash
 
 
 def schemas() -> str:

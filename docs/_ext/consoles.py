@@ -1,13 +1,13 @@
-"""What pages say that commands print: run again, compared, or written anew.
+"""Run the commands that pages show, and compare what they print with what the page says.
 
-`python docs/_ext/consoles.py [--write] PAGE...` runs the ``console`` blocks of pages in Markdown. The blocks of a page run
-one after another in one folder, which has the repository's `ports` and `vectors`. A comment of Markdown in front of a block says more:
+`python docs/_ext/consoles.py [--write] PAGE...` runs the ``console`` blocks of pages in Markdown. The blocks of a page
+run one after another in one folder, which has the repository's `ports` and `vectors`. A comment in front of a block:
 
     <!-- file: NAME -->      the block is a file of that folder
-    <!-- end of: NAME -->    the block takes the place of that file's end, from the line on that begins as the block does
+    <!-- end of: NAME -->    the block replaces the end of that file, from the line that begins as the block does
     <!-- not run: WHY -->    the block is only shown
 
-In an expected output, a line ``...`` stands for any lines. Times and versions may differ.
+In an expected output, a line ``...`` stands for any lines. Times, versions and ratios up to 1 may differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<word>file|end of|not run): (?P<value>.*?) -->\n+)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
-_VARIES = ((r"\b\d+(\.\d+)? s\b", "N s"), (r"torch \S+;", "torch N;"), (r"Node [\d.]+", "Node N"))
+_NUMBER = r"\d[\d.]*(e[+-]\d+)?"
+#: Times, versions, and ratios of what passes: they are how the machine rounds.
+_VARIES = (
+    (rf"\b{_NUMBER} s\b", "N s"),
+    (rf"^(seconds|ratio|probabilistic ratio) +{_NUMBER}$", r"\1 N"),
+    (r"torch \S+;", "torch N;"),
+    (rf"✓ {_NUMBER} *", "✓ N"),
+    (rf"^( \d+-\w+ +\w+ +){_NUMBER} +{_NUMBER}\b", r"\1N N"),
+)
 _ANY = "..."
 ROOT = Path(__file__).parents[2]
 

@@ -86,84 +86,25 @@ def verified(rule: str) -> str:
         msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.conformance"
         raise ValueError(msg)
     text = (
-        "Results of `lrp-verify`: ✓ with the largest [ratio](../glossary.md#ratio), or how many cases fail. *API* is the "
-        "interface and bad arguments. All marks are explained [here](../conformance.md)."
+        "Results of `lrp-verify`: ✓ with the largest [ratio](../glossary.md#ratio), or how many cases fail. *API* is "
+        "the interface and bad arguments. All marks are explained [here](../conformance.md)."
     )
-    return f"{text}\n\n{_turned(found[1])}"
+    return f"{text}\n\n{turned(found[1])}"
 
 
-def _turned(text: str) -> str:
+def turned(text: str) -> str:
     """Return a table of the conformance page with its rows as columns, which fits narrow screens."""
     lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
     head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
     columns = list(zip(*rows, strict=True))
     layers = ["API" if layer == "no layer" else layer for layer in head[1:]]
     body = [(layer, *cells) for layer, cells in zip(layers, columns[1:], strict=True) if any(cells)]
-    return table(("layer", *map(_library, columns[0])), body)
+    return table(("layer", *map(library, columns[0])), body)
 
 
-def _library(name: str) -> str:
+def library(name: str) -> str:
+    """Return how pages call an implementation."""
     return name.removeprefix("verify.adapters.").replace("zennit.rules", "zennit").replace("_", r"\_")
-
-
-_HEADS = {"inconclusive": "undecided", "did not hold": "fail", "other convention": "≠", "advised only": "advice"}
-
-
-def conformance(page: str) -> str:
-    """Return the published results for the site: an overview, then a table for each rule, layers as rows."""
-    summary, *rules = re.split(r"^## (?=\w)", page, flags=re.MULTILINE)
-    [counts] = re.findall(r"^\| implementation .*?(?=\n\n)", summary, re.MULTILINE | re.DOTALL)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in counts.splitlines()]
-    rows = list(zip(*lines[:1], *lines[2:], strict=True))
-    totals = table(
-        ("", *(_library(f"{name} {version}") for name, version in zip(rows[0][1:], rows[1][1:], strict=True))),
-        [(_HEADS.get(name, name), *(cell.removesuffix("+cpu") for cell in cells)) for name, *cells in rows[2:]],
-    )
-    overview = {rule.partition("\n")[0]: _overall(rule) for rule in rules}
-    libraries = list(dict.fromkeys(library for found in overview.values() for library in found))
-    marks = table(("rule", *libraries), [(rule, *(found.get(one, "") for one in libraries)) for rule, found in overview.items()])
-    tables = []
-    for rule in rules:
-        name, text = rule.split("\n", 1)
-        text = re.sub(r"^\|.*?(?=\n\n|\Z)", lambda found: _turned(found[0]), text.strip(), flags=re.MULTILINE | re.DOTALL)
-        tables.append(f"## {name}\n\n" + re.sub(r"^- (verify\.adapters\.|)(\S+)", r"- \2", text, flags=re.MULTILINE))
-    return "\n\n".join((_CONFORMANCE.format(totals=totals, marks=marks), *tables))
-
-
-def _overall(rule: str) -> dict[str, str]:
-    """Return one mark for each implementation: the worst that it has on any layer."""
-    found = {}
-    for line in re.findall(r"^\| (?!implementation|-)(.*) \|$", rule, re.MULTILINE):
-        name, *cells = (cell.strip() for cell in line.split("|"))
-        counts = [cell.partition(" ")[0] for cell in cells if cell]
-        found[_library(name)] = next((mark for mark in ("✗", "≠", "(✗)", "✓") if mark in counts), "")
-    return found
-
-
-_CONFORMANCE = """# Conformance
-
-What `lrp-verify` found for lrp_rules and for three other libraries.
-
-{totals}
-
-## Overview
-
-The worst mark that an implementation has for a rule, on any layer:
-
-{marks}
-
-| mark | meaning |
-|---|---|
-| ✓ 0.26 | all cases pass; the number is the largest [ratio](glossary.md#ratio) |
-| ✗ 24 of 312 | 24 of 312 cases fail |
-| ≠ 58 of 98 | 58 of 98 cases fail, because the rule follows another published convention. It is named below the table |
-| (✗) 68 of 84 | only cases that are [recommended](glossary.md#required-recommended) fail |
-| empty | not offered, or no case |
-
-✗ does not mean that every result is wrong. The [pages of the rules](rules/index.md) say what is known of each failure, and link to the reports. *API* in the tables
-is the interface and bad arguments.
-
-To repeat a column, run `lrp-verify --subject zennit.rules`, or `--subject verify.adapters.captum`, `--subject verify.adapters.lxt`."""
 
 
 def speed(rule: str) -> str:
@@ -180,8 +121,8 @@ def speed(rule: str) -> str:
     times = measured(rule)
     if times:
         text += (
-            "\n\nMeasured in [gradient times](../glossary.md#gradient-time), in the compute-bound regime, with intervals. "
-            f"A time can be below the pass count.\n\n{times}"
+            "\n\nMeasured in [gradient times](../glossary.md#gradient-time), in the compute-bound regime, with "
+            f"intervals. A time can be below the pass count.\n\n{times}"
         )
     pages = [path for path in (DOCS / "performance/index.md", DOCS / "performance/report.md") if path.exists()]
     if pages:
@@ -205,38 +146,10 @@ def measured(rule: str) -> str:
         own = found[(found["subject"] == OURS) & (found["baseline"] == PLAIN) & found["ratio"].notna()]
         own = own[own["rule"].str.partition("(")[0].eq(rule) & own["regime"].eq(COMPUTE) & own["axis"].isna()]
         for row in own.itertuples():
-            layer = f"{row.workload}, batch {row.batch}, {row.signs}"
+            layer = f"{row.workload}, batch {row.batch}, {row.signs}, {row.device} {row.dtype}"
             time = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-            rows.append((layer, row.device, row.dtype, row.rule, time, f"{row.passes_limit:g}"))
-    return table(("layer", "device", "dtype", "rule", "time", "pass count"), rows) if rows else ""
-
-
-#: Regimes as the tables name them, in the order of the page.
-REGIMES = {"compute": "compute-bound", "memory": "memory-bound", "overhead": "overhead-bound"}
-
-
-def times(regime: str) -> str:
-    """Return the mean times of a regime in gradient times: a row a rule, a column a library; float32, one thread count."""
-    import numpy as np  # noqa: PLC0415  with pandas, a second
-    import pandas as pd  # noqa: PLC0415
-
-    from bench.subjects import GRADIENT as PLAIN  # noqa: PLC0415  imports torch
-    from bench.subjects import OURS  # noqa: PLC0415
-
-    found = pd.read_csv(DOCS / "performance/table.csv")
-    found = found[(found["regime"] == regime) & (found["dtype"] == "float32") & found["axis"].isna()]
-    found = found[(found["kind"] == "layer") & (found["baseline"] == PLAIN) & (found["status"] == "ok")]
-    libraries = [OURS, *sorted(set(found["subject"]) - {OURS})]
-    head = ("rule, input", "pass count", *(f"{one} (layers)".replace("_", r"\_") for one in libraries))
-    rows = []
-    for (rule, signs), group in found.groupby(["rule", "signs"], sort=False):
-        limit = group["passes_limit"].dropna()
-        cells = [f"{rule}, {signs}".replace(">", r"\>").replace("_", r"\_"), f"{limit.iloc[0]:g}" if len(limit) else ""]
-        for library in libraries:
-            ratios = group.loc[group["subject"] == library, "ratio"].dropna()
-            cells.append(f"{np.exp(np.log(ratios).mean()):.2f} ({len(ratios)})" if len(ratios) else "")
-        rows.append(cells)
-    return table(head, rows)
+            rows.append((layer, row.rule, time, f"{row.passes_limit:g}"))
+    return table(("layer", "rule", "time", "pass count"), rows) if rows else ""
 
 
 def vectors(rule: str) -> str:
@@ -302,7 +215,10 @@ def differ(rule: str) -> str:
     text = [opening]
     for heading, lines in (("In numbers", numbers), ("In arguments and side effects", conduct)):
         text += [f"#### {heading}", "\n".join(dict.fromkeys(lines)) or "None known."]
-    text += ["#### Known variants", "If a rule fails, `lrp-verify` compares it with these, and names the one that explains every failure."]
+    text += [
+        "#### Known variants",
+        "If a rule fails, `lrp-verify` compares it with these, and names the one that explains every failure.",
+    ]
     return "\n\n".join((*text, variants))
 
 

@@ -12,13 +12,19 @@ import commands
 import figures
 from docutils import nodes
 from examples import example
-from facts import DOCS, FUNCTIONS, PARTS, REGIMES, ROOT, conformance, slug, times
+from facts import DOCS, FUNCTIONS, PARTS, ROOT, slug
+from published import REGIMES, conformance, times
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 #: Files outside of docs/ that have a page here.
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "vectors/README.md": "vectors.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "vectors/README.md": "vectors.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 PAGES |= {f"ports/{name}/README.md": f"port-{name}.md" for name in ("javascript", "jax")}
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 _RULES = {slug(rule): rule for rule in FUNCTIONS}

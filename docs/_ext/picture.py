@@ -85,7 +85,14 @@ def draw() -> Figure:
         ends = [0.0, 0.0]  # what is negative is drawn to the left
         for sink, colour in zip(SINKS, COLOURS, strict=True):
             share = 100 * shares[sink]
-            axes.barh(place, share, 0.7, ends[share < 0], color=colour, label=None if place or sink == "zero branch" else LABELS[sink])
+            axes.barh(
+                place,
+                share,
+                0.7,
+                ends[share < 0],
+                color=colour,
+                label=None if place or sink == "zero branch" else LABELS[sink],
+            )
             ends[share < 0] += share
         print(name, {sink: round(100 * share, 2) for sink, share in shares.items()})  # noqa: T201
     axes.set_yticks(range(len(RULES)), [name for name, *_ in RULES], fontsize=11)

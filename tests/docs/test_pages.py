@@ -35,7 +35,9 @@ def test_examples(page: Path) -> None:
     assert not found.failed
 
 
-@pytest.mark.parametrize("page", **named([page for page in PAGES if "```console\n" in page.read_text(encoding="utf-8")]))
+@pytest.mark.parametrize(
+    "page", **named([page for page in PAGES if "```console\n" in page.read_text(encoding="utf-8")])
+)
 def test_commands_print_what_the_page_says(consoles: ModuleType, page: Path) -> None:
     found = list(consoles.differences(page.read_text(encoding="utf-8")))
     assert not found, "\n".join(f"$ {command.words}\n{got}" for command, got in found)
