@@ -94,13 +94,16 @@ def times(regime: str) -> str:
     found = found[(found["kind"] == "layer") & (found["baseline"] == PLAIN) & (found["status"] == "ok")]
     found = found[found["subject"] != PLAIN]  # beside itself: the noise floor
     libraries = [OURS, *sorted(set(found["subject"]) - {OURS}, reverse=True)]
-    head = ("rule, input", "pass count", *(one.replace("_", r"\_") for one in libraries))
+    head = ("rule, input", "n", "pass count", *(one.replace("_", r"\_") for one in libraries))
     rows = []
     for (rule, signs), group in found.groupby(["rule", "signs"], sort=False):
         limit = group["passes_limit"].dropna()
         cells = [f"{rule}, {signs}".replace(">", r"\>").replace("_", r"\_"), f"{limit.iloc[0]:g}" if len(limit) else ""]
+        most = int(group.groupby("subject").size().max())
         for one in libraries:
             ratios = group.loc[group["subject"] == one, "ratio"].dropna()
-            cells.append(f"{np.exp(np.log(ratios).mean()):.2f} ({len(ratios)})" if len(ratios) else "")
+            few = f" ({len(ratios)})" if len(ratios) < most else ""
+            cells.append(f"{np.exp(np.log(ratios).mean()):.2f}{few}" if len(ratios) else "")
+        cells.insert(1, str(most))
         rows.append(cells)
     return table(head, rows)
