@@ -98,7 +98,8 @@ def times(regime: str) -> str:
     rows = []
     for (rule, signs), group in found.groupby(["rule", "signs"], sort=False):
         limit = group["passes_limit"].dropna()
-        cells = [f"{rule}, {signs}".replace(">", r"\>").replace("_", r"\_"), f"{limit.iloc[0]:g}" if len(limit) else ""]
+        name = f"{rule}, {signs}".replace("=", "=\u200b").replace(">=\u200b", r"\>=").replace("_", r"\_")
+        cells = [name, f"{limit.iloc[0]:g}" if len(limit) else ""]
         most = int(group.groupby("subject").size().max())
         for one in libraries:
             ratios = group.loc[group["subject"] == one, "ratio"].dropna()
