@@ -98,7 +98,9 @@ def times(regime: str) -> str:
     rows = []
     for (rule, signs), group in found.groupby(["rule", "signs"], sort=False):
         limit = group["passes_limit"].dropna()
-        name = f"{rule}, {signs}".replace("=", "=\u200b").replace(">=\u200b", r"\>=").replace("_", r"\_")
+        # long names may be broken where a zero-width space stands
+        name = re.sub(r"(ReLU(?=[A-Z])|\((?=zero)|=(?='))", "\\1\u200b", f"{rule}, {signs}")
+        name = name.replace(">", r"\>").replace("_", r"\_")
         cells = [name, f"{limit.iloc[0]:g}" if len(limit) else ""]
         most = int(group.groupby("subject").size().max())
         for one in libraries:
