@@ -12,7 +12,8 @@ copyright = "the lrp-rules developers"  # noqa: A001  Sphinx's name
 version = release = installed("lrp-rules")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "pages"]
-exclude_patterns = ["_build", "_ext"]
+# The report for repositories: the site has its page of HTML.
+exclude_patterns = ["_build", "_ext", "performance/report.md"]
 myst_enable_extensions = ["amsmath", "attrs_inline", "dollarmath"]
 myst_heading_anchors = 4
 root_doc = "index"
@@ -20,6 +21,7 @@ root_doc = "index"
 html_theme = "furo"
 html_title = "lrp-rules"
 html_static_path = ["_static"]
+html_extra_path = ["performance/report.html"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -72,9 +72,12 @@ def example(rule: str) -> str:
         name = f"Part {number}, coefficient {_number(part.coefficient)}:" if len(found) > 1 else "Denominators:"
         text += [name, table(("output", "d", "S(d)", "s = R / S(d)"), rows)]
     r = rules.relevance(found, R, EPSILON)
-    text += [f"Relevance of the inputs: **r = {_vector(r)}**.", "Where R went:"]
+    text += [
+        f"Relevance of the inputs: **r = {_vector(r)}**.",
+        "The [ledger](../mathematics/ledger.md), which says where R went:",
+    ]
     book = ledger(found, R, EPSILON).total()
-    sinks = ("inputs = sum(r)", "bias", "stabilizer", "zero branch", "sum(R)")
+    sinks = ("inputs: sum(r)", "bias", "stabilizer", "zero branch", "together: sum(R)")
     numbers = (float(r.sum()), book.bias, book.stabilizer, book.zero_branch, float(R.sum()))
-    text.append(table(sinks, [[_number(one) for one in numbers]]))
+    text.append(table(("part", "relevance"), zip(sinks, map(_number, numbers), strict=True)))
     return "\n\n".join(text)

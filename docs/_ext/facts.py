@@ -85,33 +85,45 @@ def verified(rule: str) -> str:
     if not found:
         msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.reports.conformance"
         raise ValueError(msg)
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found[1].splitlines()]
+    text = (
+        "Results of `lrp-verify`: ✓ with the largest [ratio](../glossary.md#ratio), or how many cases fail. *API* is "
+        "the interface and bad arguments. All marks are explained [here](../conformance.md)."
+    )
+    return f"{text}\n\n{turned(found[1])}"
+
+
+def turned(text: str) -> str:
+    """Return a table of the conformance page with its rows as columns, which fits narrow screens."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
     head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
     columns = list(zip(*rows, strict=True))
-    body = [(layer, *cells) for layer, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
-    subjects = (name.removeprefix("verify.subjects.") for name in columns[0])
-    text = (
-        "From [`lrp-verify`](../verifier.md), which asks other cases than the vectors: ✓ with the largest "
-        "|got - expected| / bound, or how many do not hold; *no layer* is bad arguments and the interface. "
-        "All marks: [conformance](../conformance.md)."
-    )
-    return f"{text}\n\n{table(('layer', *subjects), body)}"
+    layers = ["API" if layer == "no layer" else layer for layer in head[1:]]
+    body = [(layer, *cells) for layer, cells in zip(layers, columns[1:], strict=True) if any(cells)]
+    return table(("layer", *map(library, columns[0])), body)
+
+
+def library(name: str) -> str:
+    """Return how pages call an implementation."""
+    return name.removeprefix("verify.subjects.").replace("zennit.rules", "zennit").replace("_", r"\_")
 
 
 def speed(rule: str) -> str:
-    """Return the least passes of a rule, and where measured times are."""
+    """Return the pass count of a rule, its measured times, and where all are."""
     from bench.limits import PASSES  # noqa: PLC0415  imports torch
 
     if rule not in PASSES:
-        text = "One elementwise pass: no map is applied, and no passes are counted."
+        text = "The rule has no matrix product, so it has no [pass count](../glossary.md#pass-count)."
     else:
         nonnegative, signed = PASSES[rule]
-        head = ("input", "least passes over the map", "least time, in gradients of the same layer")
+        head = ("input", "matrix products", "[pass count](../glossary.md#pass-count), in gradient times")
         rows = [("x ≥ 0", nonnegative, nonnegative / 2), ("signed x", signed, signed / 2)]
         text = table(head, rows)
     times = measured(rule)
     if times:
-        text += f"\n\nMeasured, in gradients, where arithmetic is what takes the time:\n\n{times}"
+        text += (
+            "\n\nMeasured in [gradient times](../glossary.md#gradient-time), in the compute-bound regime, with "
+            f"intervals. A time can be below the pass count.\n\n{times}"
+        )
     pages = [path for path in (DOCS / "performance/index.md", DOCS / "performance/report.md") if path.exists()]
     if pages:
         text += f"\n\nAll times: [performance](../performance/{pages[0].name})."
@@ -134,10 +146,10 @@ def measured(rule: str) -> str:
         own = found[(found["subject"] == OURS) & (found["baseline"] == PLAIN) & found["ratio"].notna()]
         own = own[own["rule"].str.partition("(")[0].eq(rule) & own["regime"].eq(COMPUTE) & own["axis"].isna()]
         for row in own.itertuples():
-            layer = f"{row.workload}, batch {row.batch}, {row.signs}"
+            layer = f"{row.workload}, batch {row.batch}, {row.signs}, {row.device} {row.dtype}"
             time = f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-            rows.append((layer, row.device, row.dtype, row.rule, time, f"{row.passes_limit:g}"))
-    return table(("layer", "device", "dtype", "rule", "time", "least"), rows) if rows else ""
+            rows.append((layer, row.rule, time, f"{row.passes_limit:g}"))
+    return table(("layer", "rule", "time", "pass count"), rows) if rows else ""
 
 
 def vectors(rule: str) -> str:
@@ -197,13 +209,16 @@ def differ(rule: str) -> str:
         ((f"`{name}`", _prose(sentence), _prose(seen)) for name, sentence, seen in conventions(rule)),
     )
     opening = (
-        "From the lists of known deviations and from the libraries' sources; "
-        "the specification is these cards, and for conduct what [`lrp-verify`](../verifier.md) asks."
+        "From the lists of [known deviations](../how-to/known-deviations.md), and from the libraries' sources. "
+        "What is right is in the [specification](../specification.md)."
     )
     text = [opening]
-    for heading, lines in (("In numbers", numbers), ("In arguments and conduct", conduct)):
-        text += [f"#### {heading}", "\n".join(dict.fromkeys(lines)) or "Nothing that is known."]
-    text += ["#### Known variants", "A failing subject is compared with these, and the one that explains it is named."]
+    for heading, lines in (("In numbers", numbers), ("In arguments and side effects", conduct)):
+        text += [f"#### {heading}", "\n".join(dict.fromkeys(lines)) or "None known."]
+    text += [
+        "#### Known variants",
+        "If a rule fails, `lrp-verify` compares it with these, and names the one that explains every failure.",
+    ]
     return "\n\n".join((*text, variants))
 
 

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import commands
 import figures
+from docutils import nodes
 from examples import example
 from facts import DOCS, FUNCTIONS, PARTS, ROOT, slug
+from published import REGIMES, conformance, times
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-#: Files outside of docs/ that are pages here, too.
-PAGES = {"README.md": "index.md", "vectors/README.md": "vectors.md", "CONTRIBUTING.md": "contributing.md"}
+#: Files outside of docs/ that have a page here.
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "vectors/README.md": "vectors.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+PAGES |= {f"ports/{name}/README.md": f"port-{name}.md" for name in ("javascript", "jax")}
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 _RULES = {slug(rule): rule for rule in FUNCTIONS}
 
 
+#: What any page may ask for, as `<<name>>`.
+GENERATED = {
+    **{f"command:{name}": partial(commands.command, name) for name in ("lrp-verify", "lrp-bench", "lrp-vectors")},
+    **{f"times:{regime}": partial(times, regime) for regime in REGIMES},
+    "schemas": commands.schemas,
+}
+
+
 def fill(text: str, rule: str) -> str:
-    """Put in what a card asks for as `<<name>>`."""
+    """Put in what the page of a rule asks for as `<<name>>`."""
     return re.sub(r"<<(\w+)>>", lambda found: {**PARTS, "example": example}[found[1]](rule), text)
+
+
+def generate(text: str) -> str:
+    """Put in what another page asks for as `<<name>>`."""
+    return re.sub(r"^<<(\S+)>>$", lambda found: GENERATED[found[1]](), text, flags=re.MULTILINE)
 
 
 def relink(text: str, file: Path, page: Path) -> str:
@@ -43,13 +66,13 @@ def relink(text: str, file: Path, page: Path) -> str:
 def _read(app: Sphinx, name: str, source: list[str]) -> None:
     page = Path(app.env.doc2path(name))
     folder, _, last = name.rpartition("/")
-    if name == "index" and not any((DOCS / "performance").glob("*.md")):
-        source[0] = source[0].replace("performance/*\n", "")  # a pattern without pages is a warning
+    if name == "conformance":
+        source[0] = conformance(source[0])
     if folder == "rules" and last in _RULES:
         source[0] = fill(source[0], _RULES[last])
         app.env.note_dependency(str(DOCS / "conformance.md"))
     elif page.suffix == ".md":
-        source[0] = relink(source[0], page, page)
+        source[0] = relink(generate(source[0]), page, page)
 
 
 def _include(app: Sphinx, path: Path, _name: str, source: list[str]) -> None:
@@ -93,6 +116,16 @@ def _escaped(line: str) -> str:
     return "".join(pieces)
 
 
+def _clauses(app: Sphinx, document: Any) -> None:
+    """Let other pages link to the numbered clauses of the specification, as `specification.md#3.2`."""
+    name = app.env.docname
+    if name == "specification":
+        slugs = app.env.metadata[name].setdefault("myst_slugs", {})
+        for anchor in document.findall(nodes.raw):
+            for clause in re.findall(r'<a id="([\d.]+)">', anchor.astext()):
+                slugs[clause] = (anchor.line or 0, clause, clause)
+
+
 def _draw(app: Sphinx) -> None:
     figures.draw(Path(app.srcdir) / "_figures")
 
@@ -102,5 +135,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", _draw)
     app.connect("source-read", _read)
     app.connect("include-read", _include)
+    app.connect("doctree-read", _clauses)
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

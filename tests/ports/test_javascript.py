@@ -17,7 +17,7 @@ from verify.subjects.protocol.process import Process
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = ROOT / "docs" / "protocol.md"
-PORTING = ROOT / "docs" / "porting.md"
+PORTING = ROOT / "docs" / "tutorials" / "port.md"
 
 
 def verified(command: str, *arguments: str) -> Result:

@@ -2,3 +2,7 @@
 
 Imports questions and formats, and no check.
 """
+
+from verify.model import NotOfferedError
+
+__all__ = ["NotOfferedError"]
