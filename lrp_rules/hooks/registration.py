@@ -144,22 +144,17 @@ class Registration:
         vars(self._entries).setdefault("open", []).append(entry)
         if not torch.is_grad_enabled():
             return None
-        in_place = bool(getattr(module, "inplace", False))
+        leaves, structure = _leaves(args, kwargs)
         if self.hook.may_rerun or self._comes_late(module):
-            candidates = args if len(args) == 1 and not kwargs else tree_flatten((args, kwargs))[0]
-            first = next(filter(is_float, candidates), None)
+            first = next(filter(is_float, leaves), None)
             entry.random = None if first is None else random_state(first.device)
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            if not is_wanted(args[0]):
-                return None
-            own = _Own(args[0], in_place=in_place)
-            entry.own = [own]
-            return (own.given,), kwargs
-        leaves, structure = tree_flatten((args, kwargs))
         if not any(map(is_wanted, leaves)):
             return None
+        in_place = bool(getattr(module, "inplace", False))
         entry.own = [_Own(leaf, in_place=in_place) if is_wanted(leaf) else None for leaf in leaves]
         given = [leaf if own is None else own.given for leaf, own in zip(leaves, entry.own, strict=True)]
+        if structure is None:
+            return tuple(given), kwargs
         made = tree_unflatten(given, structure)
         entry.made = (made, given, structure)
         return made
@@ -213,8 +208,7 @@ class Registration:
     def _slowly(  # noqa: C901  one call, step by step
         self, module: nn.Module, kind: type[Layer], args: Any, kwargs: Any, output: Any, entry: _Entry
     ) -> Any:
-        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-        leaves, structure = ([args[0]], None) if alone else tree_flatten((args, kwargs))
+        leaves, structure = _leaves(args, kwargs)
         if entry.made is not None:
             self._check_unchanged(module, *entry.made)
         results, shell = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
@@ -250,7 +244,7 @@ class Registration:
             if not functorch:
                 check_graph(self.hook, module, inputs, outputs)
             rest = [None if i in positions else leaf for i, leaf in enumerate(leaves)]
-            arguments = None if alone else Arguments(rest, structure, positions)
+            arguments = None if structure is None else Arguments(rest, structure, positions)
             modes = {part: part.training for part in modules_of(module)}
             device = inputs[0].device.type
             available = torch.amp.is_autocast_available(device)
@@ -352,6 +346,13 @@ class Registration:
 
 #: What torch.jit.trace goes by.
 _tracing = torch._C._get_tracing_state
+
+
+def _leaves(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+    """Return what a module was called with, and its structure; None for a tensor alone, which takes less time."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        return [args[0]], None
+    return tree_flatten((args, kwargs))
 
 
 def is_wanted(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from lrp_rules import Epsilon, Norm, Pass, ZPlus, attach
+from lrp_rules import Epsilon, Norm, Pass, Registration, ZPlus, attach
 from tests.lrp_rules.cases import handles, integers, power_of_two
 
 if TYPE_CHECKING:
@@ -349,3 +349,54 @@ def test_rules_that_are_removed_during_the_call_leave_nothing() -> None:
     model(x)
     with attach(other, RULES):
         torch.autograd.grad(other(x).sum(), x)
+
+
+# --- one registration as a context ------------------------------------------------------------------------------------
+
+
+def _in_a_reentrant_checkpoint(module: nn.Module) -> Tensor:
+    z: Tensor = checkpoint(module, some_input(), use_reentrant=True)
+    return z
+
+
+def test_a_context_that_ends_before_the_backward_pass_of_a_checkpoint_is_an_error() -> None:
+    module = nn.LayerNorm(3)
+    with (
+        pytest.raises(RuntimeError, match=r"was called 1 times inside torch\.utils\.checkpoint"),
+        Norm().register(module),
+    ):
+        _in_a_reentrant_checkpoint(module)
+    assert handles(module) == []
+
+
+def test_an_exception_of_the_block_is_what_there_is_to_say() -> None:
+    module = nn.LayerNorm(3)
+    with pytest.raises(ZeroDivisionError), Norm().register(module):  # noqa: PT012
+        _in_a_reentrant_checkpoint(module)
+        raise ZeroDivisionError
+    assert handles(module) == []
+
+
+def test_a_copy_of_a_module_that_is_prepared_before_each_call_has_no_rule() -> None:
+    module, x = nn.LayerNorm(3), some_input()
+    (gradient,) = torch.autograd.grad(module(x).square().sum(), x)
+    with Norm().register(module):
+        other = copy.deepcopy(module)
+        assert torch.equal(torch.autograd.grad(other(x).square().sum(), x)[0], gradient)
+        with torch.no_grad():
+            other(x)
+
+
+def test_a_rule_that_is_registered_during_a_call_is_in_force_at_its_end() -> None:
+    class Late(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not made:
+                made.append(Norm(power_of_two).register(self))
+            return 3 * x
+
+    made: list[Registration] = []
+    module, x, R = Late(), some_input(), integers((2, 3), 2)
+    module.register_forward_hook(lambda *_: None)  # torch looks for hooks as a call begins, if there are any
+    first = torch.autograd.grad(module(x), x, R)[0]
+    assert torch.equal(first, torch.autograd.grad(module(x), x, R)[0])
+    made[0].remove()

@@ -230,3 +230,21 @@ def test_a_layer_replaced_after_a_first_call_is_named() -> None:
     model(leaf())
     with pytest.raises(RuntimeError, match=r"had not when the rules were attached.*1 \(Linear\)"):
         attached.remove()
+
+
+@pytest.mark.parametrize("arguments", ["a-tensor", "a-list"])
+def test_a_random_module_behind_a_global_hook_is_repeated_as_it_was(arguments: str) -> None:
+    class Drops(nn.Module):
+        def forward(self, xs: Tensor | list[Tensor]) -> Tensor:
+            x = xs[0] if isinstance(xs, list) else xs
+            return torch.nn.functional.dropout(x, 0.5, training=True)
+
+    x, R = torch.ones(50, requires_grad=True), torch.arange(50.0)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        module = Drops()
+        with Pass().register(module):
+            z = module([x] if arguments == "a-list" else x)
+    finally:
+        handle.remove()
+    assert torch.equal(torch.autograd.grad(z, x, R)[0], R)

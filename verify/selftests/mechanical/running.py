@@ -28,7 +28,7 @@ CASES = 300
 #: The same of tests: first some that run little else, then more.
 TESTS = (25, 200)
 #: Seconds for one mutant. What computes for ever ends sooner, see trial.CPU_LIMIT.
-TIME_LIMIT = 600.0
+TIME_LIMIT = 3600.0
 #: Seconds for the package itself.
 LONGEST = 1800.0
 TEST_FILES = "tests/lrp_rules"

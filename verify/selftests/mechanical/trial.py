@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import importlib
+import multiprocessing
 import os
 import resource
+import signal
+import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +22,7 @@ from verify.selftests.mechanical import mutator
 from verify.selftests.mechanical.sources import PACKAGE, Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from multiprocessing.connection import Connection
 
     import pytest
@@ -26,8 +30,10 @@ if TYPE_CHECKING:
     from verify.model import Case
 
 SOURCE = Source(("float64", "float32"))
-#: Seconds of work for one mutant: unlike those of the clock, they do not depend on what else the machine does.
-CPU_LIMIT = 60
+#: Seconds of work for cases or tests of one step, and more for each of many: unlike those of the clock, they do not
+#: depend on what else the machine does. A mutant that needs them all computes for ever; one that is only asked much
+#: must not look like it.
+CPU_LIMIT, CPU_EACH = 60, 0.2
 #: Bytes for one mutant, so that one that takes all there is does not take it from others.
 MEMORY_LIMIT = 4 * 2**30
 
@@ -83,10 +89,11 @@ def cases() -> dict[str, Case]:
 def judge(answer: Connection, texts: Mapping[str, str], steps: Sequence[Step]) -> None:
     """Send the Fate of the package made of ``texts``, or a Trouble that is not the package's."""
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
         _prepare(texts)
         answer.send(_fate(steps))
+    except TroubleError as error:
+        answer.send(Trouble(str(error)))
     except Exception as error:  # noqa: BLE001  what a mutant raises is caught below
         answer.send(Trouble(f"{type(error).__name__}: {error}"))
 
@@ -97,16 +104,67 @@ def _fate(steps: Sequence[Step]) -> Fate:
     except Exception as error:  # noqa: BLE001  whatever a mutant raises is its end
         return Fate("verify", f"import {PACKAGE}", f"{type(error).__name__}: {error}")
     for step in steps:
-        for id_ in step.cases:
-            outcome = ask(cases()[id_], subject, SOURCE.seed, here=False)
-            if outcome.verdict in BAD:
-                return Fate("verify", id_, outcome.reason)
-        if step.tests is not None:
-            watch = _Watch(step.tests.ids)
-            _run_tests(watch, step.tests.files, "-x")
-            if watch.failed:
-                return Fate("tests", *watch.failed[0])
+        tests = len(step.tests.ids or ()) if step.tests else 0
+        parts = ((_of_cases, (step.cases, subject), len(step.cases)), (_of_tests, (step.tests,), tests))
+        for judged, given, count in parts:
+            fate = _apart(partial(judged, *given), count)
+            if fate.by:
+                return fate
     return Fate()
+
+
+def _apart(judged: Callable[[], Fate], count: int) -> Fate:
+    """Judge in a process of its own, where nothing has been run yet: some tests are skipped after a backward pass."""
+    here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        _die_with_parent()
+        seconds = int(CPU_LIMIT + CPU_EACH * count)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        try:
+            there.send(judged())
+        except Exception as error:  # noqa: BLE001  sent to where it is raised
+            there.send(Trouble(f"{type(error).__name__}: {error}"))
+        os._exit(0)
+    there.close()
+    try:
+        answer: Fate | Trouble = here.recv()
+    except EOFError:  # the mutant has ended the process, and so this one ends like it
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+    os.waitpid(child, 0)
+    if isinstance(answer, Trouble):
+        raise TroubleError(answer.reason)
+    return answer
+
+
+class TroubleError(Exception):
+    """A mistake of the run, and no kill."""
+
+
+def _die_with_parent() -> None:
+    """Leave no process behind where this one is ended from outside, for taking too long."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _of_cases(ids: Sequence[str], subject: Subject) -> Fate:
+    for id_ in ids:
+        outcome = ask(cases()[id_], subject, SOURCE.seed, here=False)
+        if outcome.verdict in BAD:
+            return Fate("verify", id_, outcome.reason)
+    return Fate()
+
+
+def _of_tests(tests: Tests | None) -> Fate:
+    if tests is None:
+        return Fate()
+    watch = _Watch(tests.ids)
+    _run_tests(watch, tests.files, "-x")
+    return Fate("tests", *watch.failed[0]) if watch.failed else Fate()
 
 
 def look(answer: Connection, texts: Mapping[str, str], ids: Sequence[str], tests: Tests | None) -> None:
