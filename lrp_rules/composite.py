@@ -13,13 +13,13 @@ from torch.nn.utils import parametrize
 
 from lrp_rules.errors import see
 from lrp_rules.hooks.calls import Calls, is_compiled, never_called
+from lrp_rules.hooks.hook import Hook
 from lrp_rules.hooks.refusals import check_scripted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
-    from lrp_rules.hooks.hook import Hook
     from lrp_rules.hooks.registration import Registration
 
     Key = str | type[nn.Module]
@@ -153,7 +153,7 @@ def attach(
     ValueError
         If a module with parameters of its own matches nothing, or a name in ``rules`` or ``ignore`` matches no module.
     TypeError
-        If a key is neither a type of module nor a name.
+        If a key is neither a type of module nor a name, or a rule is none, such as a class in place of its object.
 
     Examples
     --------
@@ -171,6 +171,7 @@ def attach(
         names.setdefault(module, []).append(name)
     ignored, left_out = _listed(ignore), _listed(unused)
     table: dict[Key, Hook] = dict(rules)
+    _check_rules(table)
     _check_keys([*table, *ignored, *left_out], names)
 
     chosen: list[tuple[Hook, nn.Module]] = []
@@ -206,6 +207,14 @@ def attach(
     return attachment
 
 
+def _check_rules(table: Mapping[Key, Any]) -> None:
+    for key, rule in table.items():
+        if not isinstance(rule, Hook):
+            made = f"{rule.__name__}()" if isinstance(rule, type) else "such as Epsilon()"
+            msg = f"the rule for {key!r} is {rule!r}; expected an object of a rule, {made}"
+            raise TypeError(msg)
+
+
 def _listed(keys: Key | Iterable[Key]) -> list[Key]:
     """Return one key or several as a list; what is no key is left to ``_check_keys``, which names it."""
     if isinstance(keys, (str, type)) or not isinstance(keys, Iterable):
@@ -227,7 +236,8 @@ def _check_keys(keys: list[Key], names: Mapping[nn.Module, list[str]]) -> None:
         if isinstance(key, str):
             if not any(_matches(key, module, own) for module, own in names.items()):
                 known = ", ".join(name for own in names.values() for name in own if name)
-                msg = f"{key!r} matches no module; the model has {known}"
+                type_ = f"; for a type of module, give nn.{key}" if hasattr(nn, key) else ""
+                msg = f"{key!r} matches no module; the model has {known}{type_}"
                 raise ValueError(msg)
         elif not (isinstance(key, type) and issubclass(key, nn.Module)):
             msg = f"{key!r} is a {type(key).__name__}; expected a type of module, or a name or pattern"

@@ -63,6 +63,12 @@ class Registration:
     _prepares: bool = False
 
     def __init__(self, hook: Asked, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            msg = (
+                f"{type(hook).__name__} cannot be registered on {module!r}, a {type(module).__name__}; expected a "
+                "module, such as model.features[0]. For names and types of modules there is attach"
+            )
+            raise TypeError(msg)
         drop_hooks(module, _is_copied)
         for other in module._forward_hooks.values():
             owner = getattr(other, "__self__", None)

@@ -15,8 +15,8 @@ PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md
 PAGES = [page for page in PAGES if not any(part.startswith(".") for part in page.relative_to(ROOT).parts)]
 
 
-def named(pages: list[Path]) -> dict[str, list[object]]:
-    return {"argvalues": [*pages], "ids": [page.relative_to(ROOT).as_posix() for page in pages]}
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def consoles() -> ModuleType:
         sys.path.remove(str(DOCS / "_ext"))
 
 
-@pytest.mark.parametrize("page", **named([page for page in PAGES if ">>> " in page.read_text(encoding="utf-8")]))
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text(encoding="utf-8")], ids=name_of)
 def test_examples(page: Path) -> None:
     found = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
     assert found.attempted
@@ -36,14 +36,14 @@ def test_examples(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", **named([page for page in PAGES if "```console\n" in page.read_text(encoding="utf-8")])
+    "page", [page for page in PAGES if "```console\n" in page.read_text(encoding="utf-8")], ids=name_of
 )
 def test_commands_print_what_the_page_says(consoles: ModuleType, page: Path) -> None:
     found = list(consoles.differences(page.read_text(encoding="utf-8")))
     assert not found, "\n".join(f"$ {command.words}\n{got}" for command, got in found)
 
 
-@pytest.mark.parametrize("page", **named(PAGES))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
@@ -59,7 +59,7 @@ def test_numbers_of_clauses_are_anchors_in_their_order() -> None:
     assert numbers == sorted(set(numbers))
 
 
-@pytest.mark.parametrize("page", **named(PAGES))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_clauses_that_are_linked_exist(page: Path) -> None:
     specification = (DOCS / "specification.md").read_text(encoding="utf-8")
     for clause in re.findall(r"specification\.md#([\d.]+)", page.read_text(encoding="utf-8")):

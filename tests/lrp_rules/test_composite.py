@@ -313,3 +313,27 @@ def test_all_of_a_network(make: Callable[[], nn.Module]) -> None:
     assert torch.equal(plain, output)
     assert bool(r.isfinite().all())
     assert handles(network) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (ZPlus, r"expected an object of a rule, ZPlus\(\)"),
+        (3, "expected an object of a rule, such as Eps"),
+    ],
+    ids=["class", "number"],
+)
+def test_what_is_no_rule_is_refused(rule: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        attach(nn.Sequential(nn.Linear(2, 2)), {nn.Linear: rule})
+
+
+def test_a_type_that_is_given_by_its_name_is_answered_with_the_type() -> None:
+    with pytest.raises(ValueError, match=r"'Linear' matches no module; .* for a type of module, give nn\.Linear"):
+        attach(nn.Sequential(nn.Linear(2, 2)), {"Linear": ZPlus()})
+
+
+def test_a_name_cannot_be_registered_on() -> None:
+    name: Any = "0"
+    with pytest.raises(TypeError, match="ZPlus cannot be registered on '0', a str; expected a module"):
+        ZPlus().register(name)
