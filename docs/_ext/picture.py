@@ -17,8 +17,8 @@ import lrp_rules
 from reference import rules as formulas
 from reference.layers import affine
 from reference.ledger import ledger
-from verify.questions.digits import load_images, load_model
 from verify.formats.torch_layers import array, describe
+from verify.questions.digits import load_images, load_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
