@@ -31,7 +31,7 @@ class FormulaRule(BasicHook):
         self.zero_params = parameter_names(zero_params)
 
     def declare(self) -> Parts:
-        """Return the parts of the rule, see :mod:`lrp_rules.parts`."""
+        """Return the parts of the rule: see ``lrp_rules.parts``."""
         raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
