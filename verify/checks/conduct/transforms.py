@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -130,11 +131,29 @@ def _forward_mode(rule: str, subject: Subject) -> Iterator[str]:
         yield from unless_refused(ask(kind(rule), "dual numbers", _dual))
 
 
+def _recorded(rule: str, subject: Subject) -> Iterator[str]:
+    """What torch.jit.trace records while a rule is in force has it, or the call is refused."""
+
+    def ask(module: nn.Module) -> Iterator[str]:
+        expected = _expected(rule, subject, module)
+        with attached(make(subject, rule, **_steady(rule)), module):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TorchScript is deprecated, and compares what it records with a rerun
+                recorded = torch.jit.trace(module, X.clone(), check_trace=False)
+            x = leaf(X)
+            found = grad(recorded(x), x, R)
+        yield from differs(found, expected, f"{type(module).__name__}: the relevance of what was traced")
+
+    for kind in (layer, watched):
+        yield from unless_refused(ask(kind(rule)))
+
+
 TOPICS = (
     Topic("batched-relevance", _batched_or_refused),
     Topic("batched-relevance-works", _batched, level=Level.SHOULD),
     Topic("function-vjp", _vjp),
     Topic("vmapped-forward", _vmap),
+    Topic("recorded-by-a-trace", _recorded),
     # of rules that are linear in R
     Topic("forward-mode", _forward_mode, (*WEIGHED, "Pass")),
 )

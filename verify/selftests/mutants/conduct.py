@@ -224,6 +224,19 @@ class EpsilonOutputOffByOne(Epsilon):
         return Handles(self, module, module.register_forward_hook(_up))
 
 
+class _Untraced(Registration):
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return None if torch._C._get_tracing_state() is not None else super()._after(module, args, kwargs, output)
+
+
+@mutant()
+class ZPlusGoneFromTraces(ZPlus):
+    """What torch.jit.trace records while the rule is in force has the plain gradient, without a word."""
+
+    def register(self, module: nn.Module) -> Registration:
+        return _Untraced(self, module)
+
+
 @mutant()
 class ZPlusInputClampedInPlace(ZPlus):
     """The input is clamped in place, through .data."""
