@@ -648,6 +648,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "batched-relevance-works": ("pass-batched-twice",),
     "function-vjp": ("pass-vjp-gradient",),
     "vmapped-forward": ("pass-vmap-gradient",),
+    "recorded-by-a-trace": ("zplus-gone-from-traces",),
     "forward-mode": ("pass-forward-mode-gradient",),
     "low-rank-adapter": ("epsilon-adapter-ignored",),
     "standardised-weight": ("epsilon-own-forward-ignored",),
