@@ -59,7 +59,7 @@ class Plan:
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         """Return the relevance of the input."""
-        if layer.small or not self.in_blocks:  # to ask what is to be cut takes as long as an operation
+        if not self.in_blocks:
             vectors = self.vectors(layer)
             return self.total(layer, vectors, self.coefficients(layer, vectors, R), None)
         return layer.by_samples(self._of_samples, R) if self.samples_apart else self._of_samples(layer, R)

@@ -104,9 +104,10 @@ def rank_one(now: Plan, _facts: Facts) -> Plan:
     return now
 
 
-def blocks(now: Plan, _facts: Facts) -> Plan:
+def blocks(now: Plan, facts: Facts) -> Plan:
     """Do a large layer in blocks of samples or outputs that stay in cache: the same sums, in another order."""
-    now.in_blocks = takes_entries(now.stabilizer)
+    # to ask a small one what is to be cut takes as long as an operation
+    now.in_blocks = takes_entries(now.stabilizer) and not facts.small
     return now
 
 

@@ -363,6 +363,10 @@ class WeightedLayer(Layer):
     scratch: dict[Change, Tensor] | None = field(kw_only=True, default=None)
 
     @property
+    def additive(self) -> bool:
+        return True
+
+    @property
     def batched(self) -> bool:
         return self.x.ndim == self._dims + 2
 

@@ -84,6 +84,7 @@ def test_ways_that_are_properties_of_a_plan() -> None:
     assert not planned(Flat(), "rank-one").rank_one  # type: ignore[attr-defined]
     assert not planned(WSquare()).rank_one  # type: ignore[attr-defined]
     assert planned(ZPlus()).in_blocks
+    assert not planned(ZPlus(), small=True).in_blocks
     assert not planned(ZPlus(), "blocks").in_blocks
     assert not planned(ZPlus(Stabilizer(norm_scale=True))).in_blocks
 
