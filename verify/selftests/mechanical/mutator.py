@@ -29,9 +29,9 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 class Mutant:
     """One change in one file.
 
-    ``id`` says it, as in ``rules.py:Gamma.declare: gate = +1 -> gate = -1``; a second one that reads the same has ``#2``
-    behind it. No edit outside of the function moves it. ``source`` is the whole text with the change. ``block`` names
-    the block that must run for the change to be noticed, or is empty where nobody can say.
+    ``id`` says it, as in ``rules.py:Gamma.declare: gate = +1 -> gate = -1``; a second one that reads the same has
+    ``#2`` behind it. No edit outside of the function moves it. ``source`` is the whole text with the change. ``block``
+    names the block that must run for the change to be noticed, or is empty where nobody can say.
     """
 
     id: str
