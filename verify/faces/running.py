@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -125,8 +126,9 @@ def diagnosed(report: Report, request: Request, source: Source) -> Report:
 
     unexplained = {outcome.id for outcome in report.unexplained}
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
-    # its prints are not the report's
-    with contextlib.redirect_stdout(sys.stderr):
+    # its prints are not the report's, and torch's warnings of a layer are not its user's
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
         except KeyboardInterrupt:

@@ -107,6 +107,9 @@ def test_a_deadly_subject_in_workers(command: Command, tmp_path: Path) -> None:
         (["--markdown", "no/such/folder"], "--markdown no/such/folder cannot be written"),
         (["--figure", "no/such/folder.png"], "--figure no/such/folder.png cannot be written"),
         (["--json", "same", "--junit", "./same"], "is named twice"),
+        (["--write-deviations", "a", "--deviations", "zennit"], "as a first file; leave out --deviations"),
+        (["--write-deviations", "a", "--shard", "1/2"], "of a whole run, as a first file; leave out --shard"),
+        (["--write-deviations", "a", "--check", "search"], "leave out --check search"),
     ],
 )
 def test_unusable_call(words: list[str], says: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +252,50 @@ def test_files(command: Command, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "json").read_text())["summary"]["failures"] == 2
     assert JUnitXml.fromfile(str(tmp_path / "junit")).errors == 2
     assert "| Epsilon | ✗ 0.25 |" in (tmp_path / "markdown").read_text(encoding="utf-8")
+
+
+def test_a_first_file_of_deviations_excuses_what_fails_and_nothing_else(command: Command, tmp_path: Path) -> None:
+    path, words = tmp_path / "mine.toml", ["--check", "passes,raises,is_advised"]
+    first = command(*words, "--write-deviations", path)
+    assert first.exit_code == 1
+    assert f"{path}: 2 known deviations for 4 failures; " in first.stdout
+    assert f"--deviations {path}" in first.stdout
+    text = path.read_text(encoding="utf-8")
+    assert 'library = "behaving"\nversions = ["unknown", "unknown"]\n' in text
+    # not asked in float16
+    assert 'pattern = "raises/{float32,float64}"\nverdict = "error"\nreason = "TODO, say why: 2 cases; first ' in text
+    again = command(*words, "--deviations", path)
+    assert again.exit_code == 0
+    assert "2 pass, 2 fail, 2 error; 4 known deviations; " in again.stdout
+    assert "stale" not in again.stdout
+    # what was not asked is no deviation
+    assert command("--check", "raises", "--dtype", "float16", "--deviations", path).exit_code == 1
+
+
+def test_a_file_of_deviations_with_content_is_kept(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("# mine\n", encoding="utf-8")
+    refused = command("--check", "raises", "--write-deviations", path)
+    assert refused.exit_code == 2
+    assert "the file has content, which may have been edited" in refused.stderr
+    assert not refused.stdout
+    assert path.read_text(encoding="utf-8") == "# mine\n"
+    path.write_text("\n", encoding="utf-8")  # nothing to lose
+    assert command("--check", "raises", "--write-deviations", path).exit_code == 1
+    assert "[[deviation]]" in path.read_text(encoding="utf-8")
+
+
+def test_an_interrupted_run_writes_no_deviations(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verify.runs.runner.Runner.run", interrupted)
+    result = command("--check", "raises", "--write-deviations", tmp_path / "mine.toml")
+    assert result.exit_code == 130
+    assert "was not written: the run was interrupted" in result.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_figure(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

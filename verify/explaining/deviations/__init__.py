@@ -15,7 +15,8 @@ A file describes one library:
     sometimes = true                          # rounding decides whether these cases deviate; they may all pass
 
 In a pattern, ``*`` stands for anything, ``/`` included, and ``{a,b}`` for a or b. The first part, the check, has to be
-named. An entry is to excuse what is known and nothing else: one of which no case deviates any more is stale.
+named. An entry is to excuse what is known and nothing else: one of which no case deviates any more is stale. See
+`baseline` for what writes a first file.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "apply",
     "available",
     "explaining",
+    "expression",
     "is_known",
     "load",
     "stale",
@@ -79,11 +81,11 @@ class Deviation:
     @cached_property
     def expressions(self) -> dict[str, re.Pattern[str]]:
         """A regular expression for each pattern, and for each of its alternatives in braces."""
-        return {single: _expression(single) for pattern in self.patterns for single in _alternatives(pattern)}
+        return {single: expression(single) for pattern in self.patterns for single in _alternatives(pattern)}
 
     @cached_property
     def _said(self) -> re.Pattern[str]:
-        return _expression(self.says)
+        return expression(self.says)
 
     def explains(self, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
         """Whether an outcome, whose id matches, is what this entry says."""
@@ -239,7 +241,7 @@ def _nearest(pattern: str, ids: Iterable[str]) -> list[str]:
 
     @cache
     def alike(part: str, of_id: str) -> float:
-        return 1.0 if _expression(part).fullmatch(of_id) else SequenceMatcher(None, part, of_id).ratio()
+        return 1.0 if expression(part).fullmatch(of_id) else SequenceMatcher(None, part, of_id).ratio()
 
     def likeness(id_: str) -> float:
         return sum(map(alike, parts, id_.split("/")))
@@ -260,7 +262,8 @@ def _alternatives(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
+def expression(pattern: str) -> re.Pattern[str]:
+    """Return what a pattern without braces matches."""
     return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
