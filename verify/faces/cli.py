@@ -16,7 +16,7 @@ from verify.faces import running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
 from verify.model import TIME_LIMIT
-from verify.reports import export, terminal
+from verify.reports import export, numbers, terminal
 from verify.reports.merging import merge as merge_files
 from verify.reports.status import Status, exit_with, status_of
 from verify.runs import searching, selection, shards
@@ -27,6 +27,7 @@ from verify.subjects.protocol import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from verify.model import Case
     from verify.reports.report import Report
 
 
@@ -225,7 +226,7 @@ def _verify(request: Request) -> Status:
         report = running.explained(report, known, source)
     if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
         report = running.diagnosed(report, request, source)
-    _show(request, report, console)
+    _show(request, report, {case.id: case for case in selected}, console)
     if selection.BASELINE in request.files:
         terminal.say(console, _write_baseline(request, report))
     if found := searching.finds(report.outcomes, [case.id for case in selected]):
@@ -236,10 +237,14 @@ def _verify(request: Request) -> Status:
     return status_of(report)
 
 
-def _show(request: Request, report: Report, console: Console) -> None:
+def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
     if request.ids and not request.quiet:
+        found = running.numbers(request, report, cases)
         for outcome in report.outcomes:
-            terminal.show_case(report, outcome, console)
+            told = found.get(outcome.id)
+            terminal.show_case(report, outcome, console, () if told is None else ("ledger", "worst entry"))
+            if told is not None:
+                numbers.show(outcome.rule, outcome.dtype, told, console)
     if request.ids or request.quiet:
         terminal.show_totals(report, console)
     else:

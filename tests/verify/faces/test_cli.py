@@ -171,6 +171,36 @@ def test_one_case_is_told_in_full(command: Command) -> None:
         assert expected in text
 
 
+def test_a_case_is_shown_with_all_its_numbers_and_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["--workers", "0", "--case", "agreement/Gamma/linear-5-4/default/zeros/float64"]
+    text = CliRunner().invoke(cli.app, words, catch_exceptions=False).stdout
+    for expected in (
+        "rule        Gamma: where z > 0: d = A(w + g w+) x+",
+        "parameters  none given: the defaults",
+        'layer       linear-5-4: type="Linear"',
+        "\nx float64 [3, 5]\n",
+        "\nweight float64 [4, 5]\n",
+        "\nbias float64 [4]\n",
+        "\nR float64 [3, 4]\n",
+        "d, used where z > 0 before the stabilizer, a row a sample [3, 4]",
+    ):
+        assert expected in text
+    assert re.search(r"entry +x +got +expected relevance +bound +\|got - expected\| / bound", text)
+    assert re.search(r"sample +sum\(got\) +inputs +bias +stabilizer +zero branch +sum", text)
+    rows = [line.split() for line in text.partition(" sum(got)")[2].splitlines() if re.match(r" +[012] ", line)]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert all(len(row) == 7 and row[1] == row[2] for row in rows)  # sum(got) is what the inputs get
+    assert "…" not in text
+
+
+def test_a_large_case_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--workers", "0", "--case", "agreement/Epsilon/linear-60-20/default/signed/float64"]
+    text = CliRunner().invoke(cli.app, words, catch_exceptions=False).stdout
+    assert "... the first 64 of 1200 numbers" in text
+    assert "... 64 of 120 entries, those furthest off" in text
+
+
 def test_a_case_that_raises_shows_its_traceback(command: Command) -> None:
     text = command("--case", "raises/float64").stdout
     assert "raise ValueError(message)" in text
