@@ -46,10 +46,12 @@ def show(report: Report, console: Console) -> None:
     network = ledger_table.table(report.outcomes)
     if network is not None:
         console.print(network)
+    if report.remarks:
+        for remark in report.remarks:
+            say(console, remark, "bold")
+        console.print()
     _failures(console, report, "Failures", report.failures, "bold red")
     _failures(console, report, _ADVICE, report.advice, "yellow")
-    for remark in report.remarks:
-        say(console, remark, "bold")
     if report.doubtful:
         say(console, _doubts(report.doubtful), "yellow")
     show_totals(report, console)

@@ -388,6 +388,8 @@ def test_an_interrupted_diagnosis_leaves_the_report(command: Command, monkeypatc
     result = command("--check", "passes,raises")
     assert result.exit_code == 1
     assert "interrupted: what explains the failures was not found out" in result.stdout
+    # what explains failures stands before their list
+    assert result.stdout.index("interrupted: what explains") < result.stdout.index("\nFailures\n")
     assert "did not hold: 4 cases; 2 pass, 2 error" in result.stdout
 
 
