@@ -73,7 +73,7 @@ def reference(rule: str) -> str:
 
 def papers(rule: str) -> str:
     """Return the sources of a rule, as the vectors name them."""
-    headers = tomllib.loads((ROOT / "verify/vectors/headers.toml").read_text(encoding="utf-8"))
+    headers = tomllib.loads((ROOT / "verify/formats/headers.toml").read_text(encoding="utf-8"))
     sources = (one.rpartition(", ") for one in headers["rules"][rule]["source"])
     return "\n".join(f"- [{name}]({link})" for name, _, link in sources)
 

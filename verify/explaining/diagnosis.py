@@ -14,7 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from reference.layers import affine
 from reference.precision import model_for
 from verify.checks import agreement
 from verify.checks.comparator import compare
+from verify.explaining.asked import Setup
 from verify.explaining.diagnoses import Diagnosis, Known
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError, Verdict
-from verify.questions.variants import Sample, Variant
+from verify.questions.variants import Sample
 from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     from reference.conventions import Convention
     from reference.layers import Affine
     from reference.rules import Parts
-    from verify.model import Case, Level, Outcome, Problem, Subject
+    from verify.model import Case, Level, Outcome, Subject
     from verify.questions.layers import LayerCase
+    from verify.questions.variants import Variant
 
     Array = NDArray[np.float64]
     #: Gives the relevance of a case, one row a sample; None is an error in the place of an answer.
@@ -99,7 +101,7 @@ def asking(subject: Subject) -> Ask:
     """Return what asks a subject in this process."""
 
     def ask(case: Case) -> Array | None:
-        setup = _Setup(case)
+        setup = Setup(case)
         torch.manual_seed(0)
         torch.set_grad_enabled(True)
         try:
@@ -128,23 +130,9 @@ def _told_apart(case: Case) -> bool:
     return case.dtype in _DTYPES and layer.batched and "batch-of-0" not in case.id
 
 
-class _Setup:
-    """The data of a case, for a subject."""
-
-    def __init__(self, case: Case) -> None:
-        assert isinstance(case.run, partial)  # see `_told_apart`
-        of_problem, self.layer, what, *rest = case.run.args
-        self.problem: Problem = of_problem()
-        self.variant: Variant | None = what if isinstance(what, Variant) else None
-        x = self.problem.x
-        self.arguments: dict[str, Any] = (
-            what.arguments(tuple(x.shape), x.dtype) if isinstance(what, Variant) else rest[0]
-        )
-
-
 def _questions(case: Case) -> list[Question]:
     """Return what the reference is asked in a case, one question a sample."""
-    setup = _Setup(case)
+    setup = Setup(case)
     problem, variant = setup.problem, setup.variant
     described = describe(problem.module, setup.layer.sample_shape)
     x, relevance = (agreement.rows(t, batched=True) for t in (problem.x, problem.relevance))

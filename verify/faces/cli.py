@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from verify.explaining.deviations import baseline
 from verify.faces import running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
 from verify.model import TIME_LIMIT
-from verify.reports import export, terminal
+from verify.reports import export, numbers, terminal
 from verify.reports.merging import merge as merge_files
 from verify.reports.status import Status, exit_with, status_of
 from verify.runs import searching, selection, shards
@@ -25,6 +27,7 @@ from verify.subjects.protocol import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from verify.model import Case
     from verify.reports.report import Report
 
 
@@ -75,6 +78,10 @@ def lrp_verify(
     deviations: Annotated[
         str | None, typer.Option(metavar="NAME", help="Known deviations of a library: zennit, captum, lxt, or a file.")
     ] = None,
+    write_deviations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Write what fails now as a first file for --deviations."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
@@ -93,7 +100,7 @@ def lrp_verify(
         _refuse_options(context)
         return
     files = {"json": Path(json) if json and json != "-" else None, "junit": junit}
-    files |= {"markdown": markdown, "figure": figure}
+    files |= {"markdown": markdown, "figure": figure, selection.BASELINE: write_deviations}
     ids = tuple(case or ())
     if command is not None and subject != "lrp_rules":
         context.fail("--subject and --command are two subjects; expected one of them")
@@ -219,19 +226,29 @@ def _verify(request: Request) -> Status:
         report = running.explained(report, known, source)
     if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
         report = running.diagnosed(report, request, source)
-    if request.ids and not request.quiet:
-        for outcome in report.outcomes:
-            terminal.show_case(report, outcome, console)
-    if request.ids or request.quiet:
-        terminal.show_totals(report, console)
-    else:
-        terminal.show(report, console)
+    _show(request, report, {case.id: case for case in selected}, console)
+    if selection.BASELINE in request.files:
+        terminal.say(console, _write_baseline(request, report))
     if found := searching.finds(report.outcomes, [case.id for case in selected]):
         terminal.say(console, searching.advice(found))
     _write(request.json, request.files, report)
     if "figure" in request.files and not report.interrupted:
         _draw(request)
     return status_of(report)
+
+
+def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
+    if request.ids and not request.quiet:
+        found = running.numbers(request, report, cases)
+        for outcome in report.outcomes:
+            told = found.get(outcome.id)
+            terminal.show_case(report, outcome, console, () if told is None else ("ledger", "worst entry"))
+            if told is not None:
+                numbers.show(outcome.rule, outcome.dtype, told, console)
+    if request.ids or request.quiet:
+        terminal.show_totals(report, console)
+    else:
+        terminal.show(report, console)
 
 
 def _console(json: str | None) -> Console:
@@ -245,11 +262,30 @@ def _write(json: str | None, files: Mapping[str, Path], report: Report) -> None:
         typer.echo(export.json_bytes(report), nl=False)
     for name, path in files.items():
         if name in contents:
-            try:
-                write(path, contents[name](report))
-            except OSError as error:
-                msg = f"--{name} {path} could not be written: {error.strerror or error}"
-                raise UnusableError(msg) from error
+            _write_file(f"--{name}", path, contents[name](report))
+
+
+def _write_baseline(request: Request, report: Report) -> str:
+    path, name = request.files[selection.BASELINE], f"--{selection.BASELINE}"
+    if report.interrupted:
+        return f"{name} {path} was not written: the run was interrupted, and what it did not ask is not known"
+    content = baseline.baseline(
+        request.subject.removeprefix(COMMAND), report.subject.version, report.outcomes, selection.all_ids(request)
+    )
+    _write_file(name, path, content)
+    count, failed = len(baseline.entries(report.outcomes)), len(report.unexplained)
+    return (
+        f"{path}: {count} known deviation{'s' * (count != 1)} for {failed} failure{'s' * (failed != 1)}; "
+        f"say why in each, and add to the call: --deviations {shlex.quote(str(path))}"
+    )
+
+
+def _write_file(option: str, path: Path, content: bytes) -> None:
+    try:
+        write(path, content)
+    except OSError as error:
+        msg = f"{option} {path} could not be written: {error.strerror or error}"
+        raise UnusableError(msg) from error
 
 
 def _draw(request: Request) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from verify.explaining import deviations as deviating
 from verify.formats.environment import environment
-from verify.model import BAD
+from verify.model import BAD, Verdict
 from verify.reports.report import Call, Report, Shard
 from verify.runs import searching, shards
 from verify.runs.runner import Runner
@@ -21,11 +22,15 @@ from verify.runs.selection import UnusableError
 from verify.runs.worker import SubjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from verify.explaining.asked import Numbers
     from verify.model import Case, Outcome
     from verify.runs.selection import Request
     from verify.runs.worker import Source
+
+#: The verdicts after which there are numbers to show; a case that crashes or hangs is not asked again.
+_COMPARED = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.ERROR})
 
 
 def run(
@@ -115,6 +120,23 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
     return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
 
 
+def numbers(request: Request, report: Report, cases: Mapping[str, Case]) -> dict[str, Numbers]:
+    """Ask again, for every number, the cases that compare a relevance with the reference's and gave one."""
+    from verify.explaining import asked  # noqa: PLC0415  imports torch
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    wanted = [o for o in report.outcomes if o.check in {"agreement", "conservation"} and o.verdict in _COMPARED]
+    if not wanted:
+        return {}
+    with contextlib.redirect_stdout(sys.stderr):
+        subject = load(request.subject)
+    found = {
+        outcome.id: asked.numbers(cases[outcome.id], subject, seed=request.seed, seconds=request.time_limit)
+        for outcome in wanted
+    }
+    return {id_: one for id_, one in found.items() if one is not None}
+
+
 def diagnosed(report: Report, request: Request, source: Source) -> Report:
     """Name the known variant of a rule that explains its failures, if one does.
 
@@ -125,8 +147,9 @@ def diagnosed(report: Report, request: Request, source: Source) -> Report:
 
     unexplained = {outcome.id for outcome in report.unexplained}
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
-    # its prints are not the report's
-    with contextlib.redirect_stdout(sys.stderr):
+    # its prints are not the report's, and torch's warnings of a layer are not its user's
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from verify.reports import network_table as ledger_table
 from verify.reports.report import MARKS, Grid, grid, largest, subject_line, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console, RenderableType
 
@@ -46,10 +46,12 @@ def show(report: Report, console: Console) -> None:
     network = ledger_table.table(report.outcomes)
     if network is not None:
         console.print(network)
+    if report.remarks:
+        for remark in report.remarks:
+            say(console, remark, "bold")
+        console.print()
     _failures(console, report, "Failures", report.failures, "bold red")
     _failures(console, report, _ADVICE, report.advice, "yellow")
-    for remark in report.remarks:
-        say(console, remark, "bold")
     if report.doubtful:
         say(console, _doubts(report.doubtful), "yellow")
     show_totals(report, console)
@@ -135,8 +137,8 @@ def _doubts(doubtful: Sequence[Outcome]) -> str:
     )
 
 
-def show_case(report: Report, outcome: Outcome, console: Console) -> None:
-    """Print everything that is known of one case."""
+def show_case(report: Report, outcome: Outcome, console: Console, without: Collection[str] = ()) -> None:
+    """Print everything that is known of one case, but for the details that are told elsewhere."""
     style = "green" if outcome.verdict is Verdict.PASS else "red" if outcome.verdict in BAD else "yellow"
     say(console, outcome.id, "bold")
     say(console, _verdict(outcome), style)
@@ -146,6 +148,8 @@ def show_case(report: Report, outcome: Outcome, console: Console) -> None:
     facts |= {"undecided": percent(outcome.undecided), "seconds": outcome.seconds}
     tables, texts = {}, {}
     for name, value in outcome.details.items():
+        if name in without:
+            continue
         if isinstance(value, dict | list):
             tables[name] = value
         elif "\n" in str(value):

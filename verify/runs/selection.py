@@ -26,6 +26,8 @@ CASES = "verify.checks.cases:all_cases"
 CASES_OF_COMMANDS = "verify.checks.protocol:all_cases"
 #: The check that looks for new cases, beside those that it has found before.
 SEARCH = "search"
+#: The option, and its file, that writes down what is not yet known.
+BASELINE = "write-deviations"
 
 
 class UnusableError(Exception):
@@ -47,7 +49,7 @@ class Request:
     strict: bool
     quiet: bool
     json: str | None
-    files: Mapping[str, Path]  # json, junit, markdown, figure
+    files: Mapping[str, Path]  # json, junit, markdown, figure, write-deviations
     shard: tuple[int, int] = (1, 1)  # number, of how many
     seconds: float | None = None  # of a search
     examples: int | None = None
@@ -74,6 +76,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
         raise UnusableError(msg)
     _check_search(request)
     _check_command(request)
+    _check_baseline(request)
     check_files(request.files)
     with _uninterrupted():
         module = importlib.import_module(request.cases.partition(":")[0])
@@ -100,6 +103,12 @@ def select(request: Request) -> tuple[Source, list[Case]]:
         msg = f"no case is selected by {words}; see --list, with fewer of these options"
         raise UnusableError(msg)
     return source, selected
+
+
+def all_ids(request: Request) -> tuple[str, ...]:
+    """Return the ids of all cases there are, also of those that were not selected."""
+    module = importlib.import_module(request.cases.partition(":")[0])
+    return tuple(Source(tuple(module.DTYPES), request.seed, request.device, request.cases).cases())
 
 
 @contextlib.contextmanager
@@ -163,6 +172,20 @@ def _check_command(request: Request) -> None:
             raise UnusableError(msg)
 
 
+def _check_baseline(request: Request) -> None:
+    """What is written has to be all that failed, and what was passed over has to be known."""
+    if BASELINE not in request.files:
+        return
+    for name, unusable in (
+        ("deviations", request.deviations is not None),
+        ("shard", request.shard != (1, 1)),
+        (f"check {SEARCH}", request.searching),
+    ):
+        if unusable:
+            msg = f"--{BASELINE} writes down all failures of a whole run, as a first file; leave out --{name}"
+            raise UnusableError(msg)
+
+
 def searched(name: str, patterns: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return which rules or dtypes a search tries, of those that it can."""
     found = [value for value in known if any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)]
@@ -204,6 +227,12 @@ def check_files(files: Mapping[str, Path]) -> None:
             raise UnusableError(msg)
         if name == "figure" and path.suffix.lower() != ".png":
             msg = f"--figure {path}: expected a name that ends in .png"
+            raise UnusableError(msg)
+        if name == BASELINE and path.is_file() and path.read_bytes().strip():
+            msg = (
+                f"--{BASELINE} {path}: the file has content, which may have been edited; expected a new or empty "
+                "file; name another, or delete it; nothing was run"
+            )
             raise UnusableError(msg)
         try:
             check_writable(path)

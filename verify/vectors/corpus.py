@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from reference.windows import Array
+from verify.formats import headers
 from verify.formats.tensor_json import decode, encode, widen
-from verify.vectors import CORPUS_VERSION, SCHEMA_VERSION, headers
+from verify.vectors import CORPUS_VERSION, SCHEMA_VERSION
 from verify.vectors.answers import SINKS, expected
 from verify.vectors.parameters import GRADIENT_RULES, Parameters, resolved
 from verify.vectors.questions import Question, layer_at, questions

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
+from reference.ledger import Shares
 from verify.formats.tensor_json import decode, widen
+from verify.reports import numbers
 from verify.reports.terminal import say
-from verify.vectors.answers import SINKS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
 Json = dict[str, Any]
@@ -32,21 +27,24 @@ def show(document: Json, group: Json, case: Json, console: Console) -> None:
     """Print the formula, the layer, every number, what is expected, and where the relevance went."""
     say(console, case["id"], "bold")
     say(console, case["comment"])
-    for head, text in (
-        ("rule", f"{document['rule']}: {document['formula']}"),
-        ("parameters", _written(group["parameters"])),
-        ("layer", _written(group["layer"])),
-        ("dtype", case["dtype"]),
-        ("result", _result(case)),
-    ):
-        say(console, Text(f"{head:<11} ", style="dim").append(text, style="not dim"))
+    numbers.heads(
+        console,
+        {
+            "rule": f"{document['rule']}: {document['formula']}",
+            "parameters": _written(group["parameters"]),
+            "layer": _written(group["layer"]),
+            "dtype": case["dtype"],
+            "result": _result(case),
+        },
+    )
     for name, form in case["tensors"].items():
-        _tensor(console, name, form)
+        numbers.tensor(console, name, form["dtype"], widen(decode(form)))
     if case["result"] == "valid":
-        console.print()
-        console.print(_entries(case))
+        x, relevance, bound = (widen(decode(form)) for form in (case["tensors"]["x"], case["relevance"], case["bound"]))
+        numbers.entries(console, x, relevance, bound)
         if "ledger" in case:
-            console.print(_ledger(case))
+            sinks = (case["ledger"][name] for name in Shares._fields)
+            numbers.ledger(console, [Shares(*row) for row in zip(*sinks, strict=True)])
     for flag in case["flags"]:
         note = document["notes"][flag]
         say(
@@ -65,40 +63,8 @@ def _result(case: Json) -> str:
 
 
 def _written(options: Json) -> str:
-    words = [
-        f"{name}={widen(decode(value)).tolist() if isinstance(value, dict) and 'hex' in value else json.dumps(value)}"
+    plain = {
+        name: widen(decode(value)).tolist() if isinstance(value, dict) and "hex" in value else value
         for name, value in options.items()
-    ]
-    return ", ".join(words) or "none"
-
-
-def _tensor(console: Console, name: str, form: Json) -> None:
-    say(console, Text(f"\n{name} ", style="bold").append(f"{form['dtype']} {form['shape']}", style="dim"))
-    values = widen(decode(form))
-    rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(1, -1)
-    for row in rows:
-        say(console, "  " + " ".join(f"{value:>14.9g}" for value in row))
-
-
-def _entries(case: Json) -> Table:
-    relevance, bound = widen(decode(case["relevance"])), widen(decode(case["bound"]))
-    table = _table("entry", "x", "expected relevance", "bound")
-    x = widen(decode(case["tensors"]["x"]))
-    for place, value in np.ndenumerate(relevance):
-        table.add_row(Text(str(list(place))), f"{x[place]:.9g}", f"{value:.17g}", f"{bound[place]:.3g}")
-    return table
-
-
-def _ledger(case: Json) -> Table:
-    table = _table("sample", *(name.replace("_", " ") for name in SINKS), "sum")
-    rows: Sequence[tuple[float, ...]] = list(zip(*(case["ledger"][name] for name in SINKS), strict=True))
-    for sample, row in enumerate(rows):
-        table.add_row(str(sample), *(f"{value:.6g}" for value in (*row, sum(row))))
-    return table
-
-
-def _table(*names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    }
+    return numbers.written(plain)

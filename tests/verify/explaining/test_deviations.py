@@ -130,20 +130,20 @@ def test_known_deviation_is_marked_and_others_are_not() -> None:
     )
     entry = _entry("errors/ZBox/*", says="is *", link="https://example.org", place="mine.toml, deviation 1")
     marked, stale = apply(outcomes, _deviations(entry))
-    assert [outcome.id for outcome in marked if is_known(outcome)] == ["errors/ZBox/a"]
+    assert [outcome.id for outcome in marked if is_known(outcome)] == ["errors/ZBox/a", "errors/ZBox/a/deeper"]
     assert marked[0].details["known deviation"] == {
         "reason": "so it is",
         "link": "https://example.org",
         "entry": "mine.toml, deviation 1",
     }
-    assert marked[1:] == outcomes[1:]
+    assert (*marked[1:4], marked[5]) == (*outcomes[1:4], outcomes[5])
     assert not stale
 
 
 @pytest.mark.parametrize(
     ("outcomes", "why"),
     [
-        ([_outcome("errors/Flat/a")], "matches no case; correct it, or delete it"),
+        ([_outcome("api/Flat/a")], "matches no case; correct it, or delete it"),
         ([_outcome("errors/ZBox/a", Verdict.PASS)], "matches 1 pass, expected fail: if what it is about is mended"),
         (
             [_outcome("errors/ZBox/a", Verdict.PASS), _outcome("errors/ZBox/b", Verdict.NOT_OFFERED)],
@@ -195,7 +195,24 @@ def test_pattern_takes_nothing_but_stars_and_braces_for_more_than_themselves() -
     entry = _entry("errors/ZBox/low-{a.b,c[d]?}-*")
     ids = ["low-a.b-", "low-axb-1", "low-c[d]?-1", "low-cdx-1", "low-a.b-1/2"]
     marked, _ = apply([_outcome(f"errors/ZBox/{id_}") for id_ in ids], _deviations(entry))
-    assert [is_known(outcome) for outcome in marked] == [True, False, True, False, False]
+    assert [is_known(outcome) for outcome in marked] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("errors/ZBx/*", "errors/ZBox/low-nan, errors/ZBox/low-shape, "),
+        ("errors/ZBox/low-nam", "errors/ZBox/low-nan, errors/ZBox/low-shape, "),
+        ("errors/ZBox/*/float64", "errors/ZBox/low-nan, errors/ZBox/low-shape, "),
+        ("errors/{ZBox,Gama}/*", "errors/Gamma/negative-gamma, "),
+        ("agreement/Gamma/*", "errors/Gamma/negative-gamma, "),
+    ],
+)
+def test_pattern_without_a_case_is_told_with_the_nearest_ids(pattern: str, near: str) -> None:
+    ids = ("errors/Gamma/negative-gamma", "errors/ZBox/low-nan", "errors/ZBox/low-shape", "errors/Flat/stabilizer")
+    _, stale = apply([_outcome(id_) for id_ in ids], _deviations(_entry(pattern)))
+    assert f" matches no case; the nearest ids are {near}" in str(stale[0])
+    assert str(stale[0]).endswith("; correct it, or delete it")
 
 
 # --- the files that come along ----------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ A file describes one library:
     formula = "unsigned-epsilon"              # what is computed instead, likewise; see `formulas`
     sometimes = true                          # rounding decides whether these cases deviate; they may all pass
 
-In a pattern, ``*`` stands for anything within one part of an id, and ``{a,b}`` for a or b. The first part, the check,
-has to be named. An entry is to excuse what is known and nothing else: one of which no case deviates any more is stale.
+In a pattern, ``*`` stands for anything, ``/`` included, and ``{a,b}`` for a or b. The first part, the check, has to be
+named. An entry is to excuse what is known and nothing else: one of which no case deviates any more is stale. See
+`baseline` for what writes a first file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property
+from difflib import SequenceMatcher
+from functools import cache, cached_property
+from heapq import nlargest
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +45,7 @@ __all__ = [
     "apply",
     "available",
     "explaining",
+    "expression",
     "is_known",
     "load",
     "stale",
@@ -54,6 +58,7 @@ FOLDER = Path(__file__).parent
 _HEADER = frozenset({"library", "versions", "deviation"})
 _ENTRY = frozenset({"pattern", "verdict", "reason", "link", "says", "formula", "sometimes"})
 _NEEDED = ("pattern", "verdict", "reason")
+_NEAREST = 3  # ids that are named beside a pattern without any
 
 
 class DeviationError(Exception):
@@ -76,11 +81,11 @@ class Deviation:
     @cached_property
     def expressions(self) -> dict[str, re.Pattern[str]]:
         """A regular expression for each pattern, and for each of its alternatives in braces."""
-        return {single: _expression(single, "[^/]*") for pattern in self.patterns for single in _alternatives(pattern)}
+        return {single: expression(single) for pattern in self.patterns for single in _alternatives(pattern)}
 
     @cached_property
     def _said(self) -> re.Pattern[str]:
-        return _expression(self.says, ".*")
+        return expression(self.says)
 
     def explains(self, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
         """Whether an outcome, whose id matches, is what this entry says."""
@@ -195,6 +200,7 @@ def stale(
 ) -> tuple[Stale, ...]:
     """Return the patterns that are stale, see `apply`; of each case asked, its verdict and what was `explaining` it."""
     left = [] if ids is None else [id_ for id_ in ids if id_ not in asked]
+    all_ids = [*asked, *left]
     found = []
     for number, entry in enumerate(deviations.entries):
         for single, expression in entry.expressions.items():
@@ -203,7 +209,7 @@ def stale(
             counter = Counter(None if number in numbers else verdict for verdict, numbers in matched)
             borne_out = counter[None] or (entry.sometimes and matched)
             if not borne_out and not any(map(expression.fullmatch, left)):
-                found.append(Stale(entry, single, _why(entry, counter)))
+                found.append(Stale(entry, single, _why(entry, single, counter, all_ids)))
     return tuple(found)
 
 
@@ -217,14 +223,31 @@ def _marked(outcome: Outcome, entry: Deviation) -> Outcome:
     return replace(outcome, details={**outcome.details, KNOWN: known})
 
 
-def _why(entry: Deviation, verdicts: Counter[Verdict | None]) -> str:
+def _why(entry: Deviation, pattern: str, verdicts: Counter[Verdict | None], ids: Sequence[str]) -> str:
     if not verdicts:
-        return "matches no case; correct it, or delete it"
+        near = _nearest(pattern, ids)
+        hint = f"; the nearest ids are {_list(near)}" if near else ""
+        return f"matches no case{hint}; correct it, or delete it"
     found = ", ".join(f"{verdicts[v]} {v.value}" for v in Verdict if verdicts[v])
     if verdicts[entry.verdict]:
         expected = f"{entry.verdict.value} as `says` and `formula` of the entry tell"
         return f"matches {found}, expected {expected}: look what has changed"
     return f"matches {found}, expected {entry.verdict.value}: if what it is about is mended, delete it"
+
+
+def _nearest(pattern: str, ids: Iterable[str]) -> list[str]:
+    """Return the ids that a pattern most likely means: alike part by part, where ``*`` is like anything."""
+    parts = pattern.split("/")
+
+    @cache
+    def alike(part: str, of_id: str) -> float:
+        return 1.0 if expression(part).fullmatch(of_id) else SequenceMatcher(None, part, of_id).ratio()
+
+    def likeness(id_: str) -> float:
+        return sum(map(alike, parts, id_.split("/")))
+
+    # the first part alone, the check, is not enough to be near
+    return nlargest(_NEAREST, (id_ for id_ in ids if likeness(id_) > 1), key=likeness)
 
 
 # --- patterns and entries ---------------------------------------------------------------------------------------------
@@ -239,8 +262,9 @@ def _alternatives(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*choices)]
 
 
-def _expression(pattern: str, anything: str) -> re.Pattern[str]:
-    return re.compile(anything.join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
+def expression(pattern: str) -> re.Pattern[str]:
+    """Return what a pattern without braces matches."""
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
 def _entry(place: str, entry: dict[str, Any]) -> Deviation:

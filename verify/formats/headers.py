@@ -1,4 +1,4 @@
-"""What stands at the top of each file of vectors: read from `headers.toml`."""
+"""Formula, notation and papers of each rule, in words: read from `headers.toml`."""
 
 import tomllib
 from collections.abc import Collection
