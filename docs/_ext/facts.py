@@ -228,9 +228,8 @@ def _computed(entry: dict[str, Any]) -> bool:
 
 
 def _prose(text: str) -> str:
-    """Return plain text as Markdown: products are no emphasis, and readers have no RULES.md."""
-    text = re.sub(r"(^|\. )RULES\.md", r"\1The specification", " ".join(text.split()))
-    text = text.replace("RULES.md", "the specification")
+    """Return plain text as Markdown: products are no emphasis."""
+    text = " ".join(text.split())
     return text.replace("*", r"\*").replace("_", r"\_").replace("<", r"\<").replace("[", r"\[")
 
 

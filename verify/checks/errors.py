@@ -1,4 +1,4 @@
-"""Check ``errors``: every row of "Bad input" in RULES.md, with its level, and the legal neighbours of each."""
+"""Check ``errors``: every row of "Bad input" in the specification, with its level, and the legal neighbours of each."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class Variant:
 
 def level(rule: str, layer: LayerCase) -> Level:
     """Return how binding the formula of a rule is on a layer."""
-    # RULES.md fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what everyone would
-    # say
+    # The specification fixes b as the constant of z = A(w) x + b; that a running mean belongs to it is not what all
+    # would say
     split = layer.family == "BatchNorm" and rule not in {"Epsilon", "Norm", "Pass"}
     return Level.SHOULD if split else Level.MUST
 
@@ -159,7 +159,7 @@ def _gamma(gamma: float) -> Callable[[Affine, Sample], tuple[Part, ...]]:
 
 
 def _box(low: Any, high: Any) -> Callable[[Affine, Sample], tuple[Part, ...]]:
-    """Bounds as a function of the batch's shape, expanded to it as RULES.md says, for one sample."""
+    """Bounds as a function of the batch's shape, expanded to it as the specification says, for one sample."""
 
     def of_sample(bound: Any, sample: Sample) -> Array:
         shape = sample.batch_shape

@@ -284,10 +284,10 @@ TOPICS = (
     Topic("called-twice", _called_twice),
     Topic("two-modules", _two_modules),
     Topic("registered-twice", _registered_twice),
-    # RULES.md says that A is the Jacobian of the module, and nothing of rules on its parts
+    # The specification says that A is the Jacobian of the module, and nothing of rules on its parts
     Topic("rules-inside", _rules_inside, ("Epsilon", "Norm"), Level.SHOULD),
     Topic("copy", _copied("copy()", lambda rule: rule.copy())),
-    # RULES.md asks for copy() alone
+    # The specification asks for copy() alone
     Topic("deepcopy", _copied("deepcopy", deepcopy), level=Level.SHOULD),
     Topic("pickle", _copied("pickle", lambda rule: pickle.loads(pickle.dumps(rule))), level=Level.SHOULD),  # noqa: S301  our own
     Topic("threads", _threads, level=Level.SHOULD),

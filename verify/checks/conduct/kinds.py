@@ -45,7 +45,7 @@ def _numbered(subject: Subject, rule: str) -> Any:
 
 
 def _complex(rule: str, subject: Subject) -> Iterator[str]:
-    """RULES.md knows real numbers alone; on others, a rule gives neither the gradient nor nothing."""
+    """The specification knows real numbers alone; on others, a rule gives neither the gradient nor nothing."""
 
     def ask(name: str, module: nn.Module, x: Tensor, relevance: Tensor) -> Iterator[str]:
         own = leaf(x)
@@ -260,6 +260,6 @@ TOPICS = (
     Topic("tensor-as-attribute", _attribute, ("Epsilon", "Norm")),
     Topic("tensor-in-an-object", _object, ("Epsilon", "Norm")),
     Topic("constant-argument", _constant),
-    # RULES.md lets a rule refuse several tensors
+    # The specification lets a rule refuse several tensors
     Topic("constant-argument-works", _constant_works, level=Level.SHOULD),
 )

@@ -226,7 +226,7 @@ def _computed(kinds: tuple[Callable[[], tuple[nn.Module, Tensor]], ...], rule: s
 
 TOPICS = (
     Topic("in-place-neighbours", _neighbours, (*WEIGHED, "Pass")),
-    # RULES.md does not speak of what happens between forward and backward
+    # The specification does not speak of what happens between forward and backward
     Topic("overwritten-input", partial(_overwritten, _INPUT, (layer, watched)), level=Level.SHOULD),
     Topic("overwritten-parameters", partial(_overwritten, _PARAMETERS, (layer, watched)), WEIGHED, Level.SHOULD),
     Topic("overwritten-buffers", partial(_overwritten, _BUFFERS, (lambda _: batch_norm(),)), WEIGHED, Level.SHOULD),

@@ -118,6 +118,6 @@ TOPICS = (
     Topic("averaged-model", partial(_copied, _averaged)),
     Topic("checkpoint", _checkpointed),
     Topic("checkpoint-after-remove", _checkpointed_late),
-    # RULES.md does not speak of handles as blocks
+    # The specification does not speak of handles as blocks
     Topic("handle-entered-again", _entered_again, level=Level.SHOULD),
 )

@@ -1,4 +1,4 @@
-"""Conduct: what a rule keeps alive. RULES.md forbids leftovers on the module alone, so all of this is advice."""
+"""Conduct: what a rule keeps alive. The specification forbids leftovers on the module alone: all this is advice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Check ``conduct``: all of "What a rule never does" in RULES.md, and what follows from it for those who use rules.
+"""Check ``conduct``: "What a rule never does" in the specification, and what follows for those who use rules.
 
 A case asks one rule about one topic. It compares a subject with itself, under other circumstances, or with the module
-alone; what the right numbers are is asked elsewhere. What RULES.md does not demand is advice (Level.SHOULD).
+alone; what the right numbers are is asked elsewhere. What the specification does not demand is advice (Level.SHOULD).
 """
 
 from __future__ import annotations

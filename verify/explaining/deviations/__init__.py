@@ -1,4 +1,4 @@
-"""Known deviations: where a library is known to do something else than RULES.md says, and why.
+"""Known deviations: where a library is known to do something else than the specification says, and why.
 
 A file describes one library:
 
@@ -8,7 +8,7 @@ A file describes one library:
     [[deviation]]
     pattern = "errors/*/stabilizer-negative"  # ids of cases: one pattern, or a list of them
     verdict = "fail"                          # what becomes of these cases: fail, error, crash, timeout
-    reason = "..."                            # what the library does, and what RULES.md says
+    reason = "..."                            # what the library does, and what the specification says
     link = "https://..."                      # an issue or a pull request, where there is one
     says = "*is accepted*"                    # the outcome's reason, where a pattern would excuse too much
     formula = "unsigned-epsilon"              # what is computed instead, likewise; see `formulas`
