@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     Tensors = tuple[Tensor, ...]
 
 
-class Asked:
+class HookInterface(ABC):
     """What registrations and nodes ask of a hook. People subclass :class:`~lrp_rules.hooks.hook.Hook`."""
 
     #: Whether modules that take or return several tensors are allowed; others are refused with a TypeError.
@@ -32,32 +33,32 @@ class Asked:
     changed_parameters: frozenset[str] | None = None
 
     @property
+    @abstractmethod
     def uses_inputs(self) -> bool:
         """Whether the inputs of the module are to be kept for the backward pass."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def needs_graph(self) -> bool:
         """Whether the rule asks how the outputs depend on the inputs, of a module that is not known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _record(self, call: Call, inputs: Tensors, outputs: Tensors) -> tuple[Tensors, Tensors, bool]:
         """Return the tensors that the call will need, its parameters, and whether to keep the output's values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _again(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return what the module itself gives, once more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
         """Return the relevance of each input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _differentiate(
         self, call: Call, inputs: Tensors, saved: Tensors, gradients: Tensors, edges: Sequence[tuple[Any, int]]
     ) -> Sequence[Tensor | None]:
         """Return the gradients of the call's inputs, and of the parameters it was recorded with."""
-        raise NotImplementedError
 
 
 class Watched:
@@ -75,7 +76,7 @@ class Watched:
 class Call:
     """What is known of one call of a module besides its tensors."""
 
-    hook: Asked
+    hook: HookInterface
     module: nn.Module
     kind: type[Layer]
     shapes: list[torch.Size]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.errors import see
-from lrp_rules.hooks.call import Asked
+from lrp_rules.hooks.call import HookInterface
 from lrp_rules.hooks.refusals import check_twin
 from lrp_rules.hooks.registration import Registration
 from lrp_rules.hooks.rerun import check_repeated, parameters_below
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Tensors = tuple[Tensor, ...]
 
 
-class Hook(Asked):
+class Hook(HookInterface):
     """What replaces the backward pass of a module while it is registered; people write their own by subclassing.
 
     Define ``backward(module, grad_input, grad_output)``, and ``forward(module, input, output)`` where something of

@@ -20,10 +20,10 @@ from lrp_rules.modules import modules_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lrp_rules.hooks.call import Asked
+    from lrp_rules.hooks.call import HookInterface
 
 
-def _where(hook: Asked, module: nn.Module) -> str:
+def _where(hook: HookInterface, module: nn.Module) -> str:
     return f"{type(hook).__name__} on {module}"
 
 
@@ -37,7 +37,7 @@ def check_scripted(what: str, module: nn.Module) -> None:
         raise TypeError(msg)
 
 
-def check_module(hook: Asked, module: nn.Module) -> None:
+def check_module(hook: HookInterface, module: nn.Module) -> None:
     """Refuse a module on which this rule could never be right."""
     rule = type(hook).__name__
     check_scripted(rule, module)
@@ -74,7 +74,7 @@ def _has_own(module: nn.Module) -> bool:
     )
 
 
-def check_traced(hook: Asked, module: nn.Module) -> None:
+def check_traced(hook: HookInterface, module: nn.Module) -> None:
     """Refuse a call that torch.jit.trace or torch.onnx records: what they make of it has no rule."""
     msg = (
         f"{_where(hook, module)} was called by torch.jit.trace or torch.onnx.export, and what they make of a model has "
@@ -84,7 +84,7 @@ def check_traced(hook: Asked, module: nn.Module) -> None:
     raise RuntimeError(msg)
 
 
-def check_transforms(hook: Asked, module: nn.Module, tensors: Iterable[Tensor]) -> bool:
+def check_transforms(hook: HookInterface, module: nn.Module, tensors: Iterable[Tensor]) -> bool:
     """Refuse what is no backward pass, where no rule can act. Return whether this is a call under torch.func.grad."""
     interpreter = torch._C._functorch.peek_interpreter_stack()
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
@@ -108,7 +108,7 @@ def check_transforms(hook: Asked, module: nn.Module, tensors: Iterable[Tensor]) 
     raise RuntimeError(msg)
 
 
-def check_tensors(hook: Asked, module: nn.Module, given: Sequence[Any], results: Sequence[Any]) -> None:
+def check_tensors(hook: HookInterface, module: nn.Module, given: Sequence[Any], results: Sequence[Any]) -> None:
     """Refuse kinds of tensors through which relevance would be lost, or the gradient."""
     for leaf, role in (*((leaf, "was given") for leaf in given), *((leaf, "returned") for leaf in results)):
         if not isinstance(leaf, Tensor):
@@ -170,7 +170,7 @@ def _may_hold(leaf: Any) -> bool:
     return isinstance(leaf, Iterator) or next(_inside(leaf), None) is not None
 
 
-def check_something(hook: Asked, module: nn.Module, leaves: Sequence[Any]) -> None:
+def check_something(hook: HookInterface, module: nn.Module, leaves: Sequence[Any]) -> None:
     """Refuse arguments and results among which there is no tensor, but something that may hold one."""
     strange = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, PLAIN) and _may_hold(leaf)})
     if strange:
@@ -186,7 +186,7 @@ def check_something(hook: Asked, module: nn.Module, leaves: Sequence[Any]) -> No
 PLAIN = (Tensor, int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 
 
-def check_graph(hook: Asked, module: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def check_graph(hook: HookInterface, module: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """Refuse a call whose graph is cut, or comes from something else than its inputs and parameters.
 
     The rule's node takes the place of that graph: what else hangs on it would get neither relevance nor gradient.
@@ -230,7 +230,7 @@ def check_graph(hook: Asked, module: nn.Module, inputs: Sequence[Tensor], output
         raise RuntimeError(msg)
 
 
-def check_twin(hook: Asked, module: nn.Module, outputs: Sequence[Tensor], ends: Sequence[Tensor]) -> None:
+def check_twin(hook: HookInterface, module: nn.Module, outputs: Sequence[Tensor], ends: Sequence[Tensor]) -> None:
     """Refuse a rerun that has used parameters of the module itself, and not those that it was given."""
     stops = {id(end.grad_fn): end.grad_fn for end in ends if end.grad_fn is not None}
     leaves = {id(end) for end in ends}

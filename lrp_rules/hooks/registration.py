@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from lrp_rules.hooks.call import Asked
+    from lrp_rules.hooks.call import HookInterface
 
     Tensors = tuple[Tensor, ...]
 
@@ -55,14 +55,14 @@ class Registration:
     still to repeat, in the backward pass.
     """
 
-    hook: Asked
+    hook: HookInterface
     module: nn.Module
     calls: int = 0
     unrepeated: int = 0
     #: Whether calls begin with ``_before``.
     _prepares: bool = False
 
-    def __init__(self, hook: Asked, module: nn.Module) -> None:
+    def __init__(self, hook: HookInterface, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
             msg = (
                 f"{type(hook).__name__} cannot be registered on {module!r}, a {type(module).__name__}; expected a "
