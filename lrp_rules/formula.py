@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrp_rules.evaluate import declared, rewriting
 from lrp_rules.hooks.hook import BasicHook
 from lrp_rules.layers.blocks import plain
 from lrp_rules.params import parameter_names
-from lrp_rules.parts import same
+from lrp_rules.parts import Part, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,9 +31,9 @@ class FormulaRule(BasicHook):
         super().__init__(stabilizer=stabilizer)
         self.zero_params = parameter_names(zero_params)
 
+    @abstractmethod
     def declare(self) -> Parts:
         """Return the parts of the rule: see ``lrp_rules.parts``."""
-        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -67,9 +68,11 @@ class FormulaRule(BasicHook):
         if plain() or len(rewriting.off) == len(rewriting.REWRITINGS):
             return declared.relevance(made.parts, layer, R, self.stabilizer)
         facts = (layer.additive, layer.small, rewriting.off)
-        plan = made.plans.get(facts)
+        if facts not in made.plans:
+            made.plans[facts] = rewriting.plan(made.parts, self.stabilizer, rewriting.Facts(*facts))
+        plan = made.plans[facts]
         if plan is None:
-            plan = made.plans[facts] = rewriting.plan(made.parts, self.stabilizer, rewriting.Facts(*facts))
+            return declared.relevance(made.parts, layer, R, self.stabilizer)
         return plan.relevance(layer, R)
 
     def ledger(self, layer: Layer, R: Tensor) -> declared.Ledger:
@@ -79,7 +82,13 @@ class FormulaRule(BasicHook):
     def _of_arguments(self) -> _Made:
         made: _Made | None = vars(self).get("_made")
         if made is None:
-            parts = self.declare()
+            parts = tuple(self.declare())
+            if not parts or not all(isinstance(part, Part) and part.terms for part in parts):
+                msg = (
+                    f"{type(self).__name__}.declare gave {parts!r}; expected a tuple of Parts, each with a term, such "
+                    "as (Part(terms=((positive, positive),), bias=positive),)"
+                )
+                raise TypeError(msg)
             uses_output = any(part.gate or any(change is same for change, _ in part.terms) for part in parts)
             made = vars(self)["_made"] = _Made(parts, uses_output, {})
         return made
@@ -90,4 +99,4 @@ class _Made(NamedTuple):
 
     parts: Parts
     uses_output: bool
-    plans: dict[tuple[bool, bool, frozenset[str]], Plan]
+    plans: dict[tuple[bool, bool, frozenset[str]], Plan | None]

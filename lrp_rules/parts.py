@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Parts = tuple["Part", ...]
     Term = tuple["Change", "Change | Vector"]
 
-#: Elementwise; as torch's own functions, it takes ``out``.
+#: Of a tensor, to one of its shape: a weight, a bias, or the input.
 Change = Callable[..., "Tensor"]
 
 
@@ -66,7 +66,11 @@ def negative(v: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 squared: Change = torch.square
-one: Change = torch.ones_like
+
+
+def one(v: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ones."""
+    return torch.ones_like(v) if out is None else out.fill_(1)
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,11 @@ class Increased:
 
     def __call__(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.add(v, self.part(v), alpha=self.g, out=out)
+
+
+def gamma(g: float) -> Parts:
+    """Return the parts of Gamma: here, since the rule declares them and a faster way of it has to know them."""
+    up, down = Increased(g, positive), Increased(g, negative)
+    above = Part(((up, positive), (down, negative)), bias=up, gate=+1)
+    below = Part(((down, positive), (up, negative)), bias=down, gate=-1)
+    return above, below

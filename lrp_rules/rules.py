@@ -26,7 +26,7 @@ from lrp_rules.formula import FormulaRule
 from lrp_rules.hooks.hook import Hook, LayerHook
 from lrp_rules.layers.blocks import plain
 from lrp_rules.layers.known import ReLULayer, gated
-from lrp_rules.parts import Increased, Part, negative, one, positive, same, squared
+from lrp_rules.parts import Part, gamma, negative, one, positive, same, squared
 
 if TYPE_CHECKING:
     from lrp_rules.formula import Names, Stabilizing
@@ -192,10 +192,7 @@ class Gamma(FormulaRule):
         self.gamma = gamma
 
     def declare(self) -> Parts:
-        up, down = Increased(self.gamma, positive), Increased(self.gamma, negative)
-        above = Part(((up, positive), (down, negative)), bias=up, gate=+1)
-        below = Part(((down, positive), (up, negative)), bias=down, gate=-1)
-        return above, below
+        return gamma(self.gamma)
 
 
 class ZBox(FormulaRule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,7 @@ def takes_entries(stabilizer: Callable[[Tensor], Tensor]) -> bool:
     return isinstance(stabilizer, Stabilizer) and not stabilizer.norm_scale
 
 
-class Plan:
+class Plan(ABC):
     """A way to compute the parts: vectors, their coefficients, and r = sum v * c.
 
     A large layer is done in blocks of its samples or outputs, where the formula and the stabilizer let them apart.
@@ -45,13 +46,13 @@ class Plan:
         self.changes_weights = any(part.changes_weights for part in parts)
         self.in_blocks = False
 
+    @abstractmethod
     def vectors(self, layer: Layer) -> Tensors:
         """Return the vectors that share the relevance."""
-        raise NotImplementedError
 
+    @abstractmethod
     def coefficients(self, layer: Layer, vectors: Tensors, R: Tensor) -> Tensors:
         """Return the coefficient of each vector."""
-        raise NotImplementedError
 
     def total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
         """Return r = sum v * c."""

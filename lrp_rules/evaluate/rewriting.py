@@ -7,12 +7,13 @@ comes out but for rounding; the reason stands with each.
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from lrp_rules.bounds import Distance, Minus
 from lrp_rules.evaluate.plan import Boxed, ByWeights, FromOutput, InTwoMaps, Plan, Signed, Together, takes_entries
-from lrp_rules.parts import Increased, Part, negative, one, positive, same
+from lrp_rules.parts import Increased, Part, gamma, negative, one, positive, same, squared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,17 +32,31 @@ class Facts(NamedTuple):
     off: frozenset[str]
 
 
-def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> Plan:
-    """Return how to compute the parts."""
+def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> Plan | None:
+    """Return how to compute the parts; None where there is no way but as they are declared."""
     found: Plan
-    if all(vector is one for part in parts for _, vector in part.terms):
-        found = ByWeights(parts, stabilizer, rank_one=False, shared=False)
-    else:
-        found = Together(parts, stabilizer)
+    match parts:
+        case (Part(terms=((_, vector),), coefficient=1.0, gate=0),) if vector is one:
+            found = ByWeights(parts, stabilizer, rank_one=False, shared=False)
+        case _ if all(_fits_a_grid(part) for part in parts):
+            found = Together(parts, stabilizer)
+        case _:
+            return None
     for name, rewrite in REWRITINGS.items():
         if name not in facts.off:
             found = rewrite(found, facts)
     return found
+
+
+def _fits_a_grid(part: Part) -> bool:
+    """Whether each vector meets one matrix, at x: where the input has no say, a layer is linearised at ones."""
+    vectors = [vector for _, vector in part.terms]
+    if not all(isinstance(vector, Hashable) for vector in vectors):
+        return False
+    return len(set(vectors)) == len(vectors) and not all(vector is one for vector in vectors)
+
+
+# Each of these looks for parts that it knows, to the last of their fields: a rule of one's own may look alike.
 
 
 def two_maps(now: Plan, facts: Facts) -> Plan:
@@ -50,24 +65,21 @@ def two_maps(now: Plan, facts: Facts) -> Plan:
     Accurate there: in d nothing cancels, and in r terms at most (1 + g) times as large as the result. A stabilizer that
     looks at several denominators is to see all of one sign's, and gets the four maps.
     """
-    gates = tuple(part.gate for part in now.parts)
-    change = now.parts[0].bias
-    if gates != (1, -1) or not isinstance(change, Increased):
-        return now
-    fits = change.g <= 1 and facts.additive and takes_entries(now.stabilizer)
-    return InTwoMaps(now.parts, now.stabilizer, change.g) if fits else now
+    match now.parts:
+        case (Part(bias=Increased(g=g)), _) if g <= 1 and facts.additive and takes_entries(now.stabilizer):
+            return InTwoMaps(now.parts, now.stabilizer, g) if now.parts == gamma(g) else now
+    return now
 
 
 def forward_output(now: Plan, facts: Facts) -> Plan:
     """Take a denominator A(w) x + b from the forward pass, which has computed it: the same numbers, one map less."""
-    if now.parts == (Part(((same, same),), same),):
-        return FromOutput(now.parts, now.stabilizer)
-    terms = dict(now.parts[0].terms)
-    box = [terms.get(change) for change in (positive, negative)]
-    low, high = (vector.bound if isinstance(vector, Distance) else None for vector in box)
-    if type(now) is Together and low is not None and high is not None and not facts.small:
-        # d is as large as its terms inside the box: where it is not, the bound of the formula itself is as wide
-        return Boxed(now.parts, now.stabilizer, (low, high)) if low.shared and high.shared else now
+    match now.parts:
+        case (Part(terms=((change, vector),), bias=bias, coefficient=1.0, gate=0),) if change is vector is bias is same:
+            return FromOutput(now.parts, now.stabilizer)
+        case (Part(terms=((up, Distance(low)), (down, Distance(high))), bias=None, coefficient=1.0, gate=0),):
+            known = (up, down) == (positive, negative) and facts.additive and low.shared and high.shared
+            # d is as large as its terms inside the box: where it is not, the bound of the formula itself is as wide
+            return Boxed(now.parts, now.stabilizer, (low, high)) if known and not facts.small else now
     return now
 
 
@@ -76,18 +88,20 @@ def shifted_box(now: Plan, facts: Facts) -> Plan:
 
     With A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels.
     """
-    if len(now.parts) != 1 or not facts.additive:
-        return now
-    bounds = {change: vector.bound for change, vector in now.parts[0].terms if isinstance(vector, Minus)}
-    if set(bounds) != {positive, negative}:
-        return now
-    terms = tuple((change, Distance(bounds[change])) for change in (positive, negative))
-    return Together((now.parts[0]._replace(terms=terms),), now.stabilizer)
+    match now.parts:
+        case (Part(terms=((_, _), (_, Minus(low)), (_, Minus(high)))) as part,):
+            box = ((same, same), (positive, Minus(low)), (negative, Minus(high)))
+            if part.terms == box and facts.additive:
+                terms = ((positive, Distance(low)), (negative, Distance(high)))
+                return Together((part._replace(terms=terms),), now.stabilizer)
+    return now
 
 
 def signs(now: Plan, _facts: Facts) -> Plan:
     """Leave out what meets x- where x >= 0, as after a ReLU: these terms are 0."""
-    return Signed(now.parts, now.stabilizer) if type(now) is Together and now.columns == (positive, negative) else now
+    both = all({vector for _, vector in part.terms} == {positive, negative} for part in now.parts)
+    known = type(now) is Together and now.columns == (positive, negative) and both
+    return Signed(now.parts, now.stabilizer) if known else now
 
 
 def shared_denominators(now: Plan, _facts: Facts) -> Plan:
@@ -105,11 +119,24 @@ def rank_one(now: Plan, _facts: Facts) -> Plan:
 
 
 def blocks(now: Plan, facts: Facts) -> Plan:
-    """Do a large layer in blocks of samples or outputs that stay in cache: the same sums, in another order."""
+    """Do a large layer in blocks of samples or outputs that stay in cache: the same sums, in another order.
+
+    Only for changes that are known to take each entry by itself: one's own may look at a whole weight or batch.
+    """
     # to ask a small one what is to be cut takes as long as an operation
-    now.in_blocks = takes_entries(now.stabilizer) and not facts.small
+    now.in_blocks = takes_entries(now.stabilizer) and not facts.small and all(map(_by_entries, now.parts))
     return now
 
+
+def _by_entries(part: Part) -> bool:
+    changes = [part.bias or same, *(change for change, _ in part.terms)]
+    changes = [change.part if isinstance(change, Increased) else change for change in changes]
+    vectors = [vector for _, vector in part.terms]
+    return all(change in _OURS for change in changes) and all(v in _OURS or type(v) in _BOUNDS for v in vectors)
+
+
+_OURS = (same, positive, negative, squared, one)
+_BOUNDS = (Minus, Distance)
 
 REWRITINGS: dict[str, Callable[[Plan, Facts], Plan]] = {
     "two-maps": two_maps,
@@ -122,19 +149,22 @@ REWRITINGS: dict[str, Callable[[Plan, Facts], Plan]] = {
 }
 
 
-def _listed(names: str) -> frozenset[str]:
+_VARIABLE = "LRP_RULES_WITHOUT"
+
+
+def _listed(names: str, where: str = "") -> frozenset[str]:
     given = frozenset(names.replace(",", " ").split())
     if "all" in given:
         return frozenset(REWRITINGS)
     unknown = sorted(given - set(REWRITINGS))
     if unknown:
-        msg = f"no rewriting is called {', '.join(unknown)}; expected 'all', or some of {', '.join(REWRITINGS)}"
+        msg = f"no rewriting is called {', '.join(unknown)}; expected 'all', or some of {', '.join(REWRITINGS)}{where}"
         raise ValueError(msg)
     return given
 
 
 #: What is switched off, for all threads: a backward pass may run on another one than where it was asked for.
-off: frozenset[str] = _listed(os.environ.get("LRP_RULES_WITHOUT", ""))
+off: frozenset[str] = _listed(os.environ.get(_VARIABLE, ""), f" (in the environment variable {_VARIABLE})")
 
 
 @contextmanager

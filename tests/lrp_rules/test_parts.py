@@ -89,6 +89,7 @@ def count_parts(rule: Any, module: nn.Module, x: Tensor) -> int:
 
     def counting(*given: Any) -> Plan:
         made = plan(*given)
+        assert made is not None
         original = made.coefficients
 
         def coefficients(layer: Layer, vectors: Sequence[Tensor], R: Tensor) -> Sequence[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 import reference.ledger
 import reference.rules
 from lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Stabilizer, WSquare, ZBox, ZPlus, without_rewriting
+from lrp_rules.bounds import Bound, Distance, Minus
 from lrp_rules.evaluate import plan, rewriting
 from lrp_rules.formula import FormulaRule
 from lrp_rules.layers import layer as layer_module
 from lrp_rules.layers.known import LinearLayer
-from lrp_rules.parts import Increased, Part, negative, positive
+from lrp_rules.parts import Increased, Part, negative, one, positive, same, squared
 from reference.layers import Linear, affine
 from tests.lrp_rules.cases import CASES, FORMULAS, integers, output_of, relevance
-from tests.lrp_rules.test_parts import PowerOfTwo
+from tests.lrp_rules.test_parts import PowerOfTwo, small_parts  # noqa: F401  a fixture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +53,9 @@ def test_the_plain_path_and_each_way_alone_give_the_same_numbers(
 
 def planned(rule: FormulaRule, *without: str, small: bool = False) -> plan.Plan:
     facts = rewriting.Facts(additive=True, small=small, off=frozenset(without))
-    return rewriting.plan(rule.parts, rule.stabilizer, facts)
+    made = rewriting.plan(rule.parts, rule.stabilizer, facts)
+    assert made is not None
+    return made
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,105 @@ def test_a_rule_of_ones_own_is_its_parts() -> None:
     layer.weight.data, layer.bias.data = torch.tensor([[2.0, -1.0]]).double(), torch.tensor([4.0]).double()
     r = relevance(OnlyPositiveInputs(0), layer, torch.tensor([[2.0, 3.0]]).double(), torch.ones(1, 1).double())
     assert r.tolist() == [[4 / 8, 0.0]]
+
+
+def _mean_free(v: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return a change that looks at the whole of a tensor, as one's own may; of integers, an integer."""
+    return v - v.sum() if out is None else out.copy_(v - v.sum())
+
+
+def _plus_one(v: Tensor) -> Tensor:
+    return v + 1
+
+
+CHANGES = (
+    same,
+    positive,
+    negative,
+    squared,
+    one,
+    Increased(2.0, positive),
+    Increased(2.0, negative),
+    _mean_free,
+    _plus_one,
+)
+VECTORS = (same, positive, negative, one, _mean_free, _plus_one)
+
+
+def _drawn(draws: random.Random) -> tuple[Part, ...]:
+    """Parts of all kinds, among them those that look like a rule's but for one thing."""
+    low, high = (Bound.of(value, "bound") for value in (-2.0, 2.0))
+    known = [
+        Epsilon().parts, ZPlus().parts, AlphaBeta().parts, Gamma(1.0).parts, WSquare().parts, Flat().parts,
+        (Part(((same, same), (positive, Minus(low)), (negative, Minus(high)))),),
+        (Part(((positive, Distance(low)), (negative, Distance(high)))),),
+    ]  # fmt: skip
+    if draws.random() < 0.3:
+        parts = []
+        for _ in range(draws.randint(1, 3)):
+            terms = tuple((draws.choice(CHANGES), draws.choice(VECTORS)) for _ in range(draws.randint(1, 3)))
+            bias = draws.choice((None, *CHANGES))
+            parts.append(Part(terms, bias, draws.choice((1.0, 1.0, 2.0, -1.0)), draws.choice((0, 0, 1, -1))))
+        return tuple(parts)
+    parts = list(draws.choice(known))
+    place = draws.randrange(len(parts))
+    part = parts[place]
+    terms = part.terms
+    at = draws.randrange(len(terms))
+    otherwise: dict[str, Any] = draws.choice([
+        {"terms": (*terms[:at], *terms[at + 1 :]) or part.terms},
+        {"terms": (*terms, terms[at])},
+        {"terms": tuple(reversed(terms))},
+        {"terms": (*terms[:at], (draws.choice(CHANGES), terms[at][1]), *terms[at + 1 :])},
+        {"terms": (*terms[:at], (terms[at][0], draws.choice(VECTORS)), *terms[at + 1 :])},
+        {"bias": draws.choice((None, *CHANGES))},
+        {"coefficient": 2.0},
+        {"gate": draws.choice((0, 1, -1))},
+    ])  # fmt: skip
+    parts[place] = part._replace(**otherwise)
+    if draws.random() < 0.1:
+        parts.append(draws.choice(draws.choice(known)))
+    return tuple(parts)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "in-blocks"])
+@pytest.mark.parametrize("layer", ["linear", "conv2d-asymmetric", "avgpool2d", "traced-linear"])
+def test_parts_that_look_like_those_of_a_rule_are_what_they_are(
+    layer: str, large: bool, request: pytest.FixtureRequest
+) -> None:
+    draws = random.Random(0)
+    module, signed = CASES[layer].module(), CASES[layer].input()
+    R = integers(output_of(module, signed).shape, seed=2)
+    if large:
+        request.getfixturevalue("small_parts")
+    for number in range(300):
+        parts = _drawn(draws)
+
+        class Own(FormulaRule):
+            def declare(self, parts: tuple[Part, ...] = parts) -> tuple[Part, ...]:
+                return parts
+
+        x = signed.abs() if number % 3 == 0 else signed
+        with without_rewriting():
+            expected = relevance(Own(PowerOfTwo()), module, x, R)
+        assert torch.equal(relevance(Own(PowerOfTwo()), module, x, R), expected), parts
+
+
+def test_a_rule_without_parts_is_refused() -> None:
+    class Empty(FormulaRule):
+        def declare(self) -> tuple[Part, ...]:
+            return ()
+
+    with pytest.raises(TypeError, match=r"Empty\.declare gave \(\); expected a tuple of Parts, each with a term"):
+        relevance(Empty(), nn.Linear(2, 2), torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_a_rule_that_declares_nothing_is_no_rule() -> None:
+    class Silent(FormulaRule):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Silent()  # type: ignore[abstract]
 
 
 def test_parts_follow_the_arguments() -> None:
