@@ -197,9 +197,9 @@ def _drawn(draws: random.Random) -> tuple[Part, ...]:
     if draws.random() < 0.3:
         parts = []
         for _ in range(draws.randint(1, 3)):
-            terms = tuple((draws.choice(CHANGES), draws.choice(VECTORS)) for _ in range(draws.randint(1, 3)))
+            own = tuple((draws.choice(CHANGES), draws.choice(VECTORS)) for _ in range(draws.randint(1, 3)))
             bias = draws.choice((None, *CHANGES))
-            parts.append(Part(terms, bias, draws.choice((1.0, 1.0, 2.0, -1.0)), draws.choice((0, 0, 1, -1))))
+            parts.append(Part(own, bias, draws.choice((1.0, 1.0, 2.0, -1.0)), draws.choice((0, 0, 1, -1))))
         return tuple(parts)
     parts = list(draws.choice(known))
     place = draws.randrange(len(parts))
