@@ -22,8 +22,8 @@ REQUIRED = [
 ]
 
 
-def test_contributing_and_ci_give_the_same_test_command() -> None:
-    [command] = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.endswith(".venv/bin/tox")]
+def test_readme_and_ci_give_the_same_test_command() -> None:
+    [command] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith(".venv/bin/tox")]
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == command
 
 
