@@ -87,7 +87,9 @@ class Worker:
         from verify.subjects.asking import smoke  # noqa: PLC0415
 
         subject = self._subject(spec)
-        if self._is_grid and (reason := smoke(subject)):
+        with _quiet():
+            reason = smoke(subject) if self._is_grid else None
+        if reason:
             raise SubjectError(reason)
         return SubjectInfo(spec, subject.version, subject.is_ours)
 

@@ -248,6 +248,24 @@ def test_without_a_subject_it_says_that_our_own_rules_are_tested(monkeypatch: py
     assert result.stdout.startswith(own)
 
 
+def test_what_a_subject_prints_when_it_is_loaded_and_tried_is_not_in_the_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loud.py").write_text(
+        "import lrp_rules\n"
+        "print('LOUD')\n"
+        "class Epsilon(lrp_rules.Epsilon):\n"
+        "    def relevance(self, layer, R):\n"
+        "        print('LOUD')\n"
+        "        return super().relevance(layer, R)\n"
+    )
+    case = "agreement/Epsilon/linear-5-4/default/signed/float64"
+    result = CliRunner().invoke(cli.app, ["--subject", "loud", "--case", case, "--json", "-"])
+    assert json.loads(result.stdout)["summary"]["selected"] == 1
+    assert "LOUD" in result.stderr
+
+
 def test_json_on_standard_output_is_alone_there(command: Command) -> None:
     result = command("--check", "prints,raises", "--json", "-")
     whole = json.loads(result.stdout)
@@ -293,13 +311,21 @@ def test_a_first_file_of_deviations_excuses_what_fails_and_nothing_else(command:
     text = path.read_text(encoding="utf-8")
     assert 'library = "behaving"\nversions = ["unknown", "unknown"]\n' in text
     # not asked in float16
-    assert 'pattern = "raises/{float32,float64}"\nverdict = "error"\nreason = "TODO, say why: 2 cases; first ' in text
+    assert 'pattern = "raises/{float32,float64}"\nverdict = "error"\nreason = "SAY WHY: 2 cases; first ' in text
     again = command(*words, "--deviations", path)
     assert again.exit_code == 0
     assert "2 pass, 2 fail, 2 error; 4 known deviations; " in again.stdout
     assert "stale" not in again.stdout
     # what was not asked is no deviation
     assert command("--check", "raises", "--dtype", "float16", "--deviations", path).exit_code == 1
+
+
+def test_a_first_file_of_a_run_in_which_nothing_failed_has_no_entry(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "known.toml"
+    result = command("--check", "prints", "--write-deviations", path)
+    assert result.exit_code == 0
+    assert "known.toml: no known deviation, since nothing failed" in "".join(result.stdout.splitlines())
+    assert "[[deviation]]" not in path.read_text(encoding="utf-8")
 
 
 def test_a_file_of_deviations_with_content_is_kept(command: Command, tmp_path: Path) -> None:
