@@ -274,6 +274,8 @@ def _write_baseline(request: Request, report: Report) -> str:
     )
     _write_file(name, path, content)
     count, failed = len(baseline.entries(report.outcomes)), len(report.unexplained)
+    if not failed:
+        return f"{path}: no known deviation, since nothing failed"
     return (
         f"{path}: {count} known deviation{'s' * (count != 1)} for {failed} failure{'s' * (failed != 1)}; "
         f"say why in each, and add to the call: --deviations {shlex.quote(str(path))}"

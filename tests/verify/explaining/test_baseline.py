@@ -75,7 +75,7 @@ def test_file_excuses_each_failure_and_has_nothing_stale(tmp_path: Path) -> None
     assert not stale
     first = found.entries[0]
     assert first.patterns == ("agreement/ZPlus/{conv,linear}/*",)
-    assert first.reason == f"TODO, say why: 8 cases; first {IDS[0]}: off"
+    assert first.reason == f"SAY WHY: 8 cases; first {IDS[0]}: off"
     assert "KeyError" in found.entries[1].reason
     assert len(entries(outcomes)) == len(found.entries)
 

@@ -61,7 +61,7 @@ def baseline(library: str, version: str, outcomes: Sequence[Outcome], known: Ite
 def _seen(group: Sequence[Outcome]) -> str:
     """Return the placeholder for a reason: how many cases there were, and what the first said."""
     cases = "1 case" if len(group) == 1 else f"{len(group)} cases"
-    return f"TODO, say why: {cases}; first {group[0].id}: {group[0].reason}".removesuffix(": ")
+    return f"SAY WHY: {cases}; first {group[0].id}: {group[0].reason}".removesuffix(": ")
 
 
 def _text(value: str) -> str:
