@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from lrp_rules.errors import see
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,14 +42,22 @@ def drop_hooks(module: nn.Module, gone: Callable[[Any], bool]) -> None:
                 table.pop(key, None)
 
 
-#: The calls under way of models with rules, each with its thread.
-running: list[tuple[int, Calls]] = []
+class Running(NamedTuple):
+    """A call under way of a model with rules: its thread, and the frame that calls the model."""
+
+    thread: int
+    frame: FrameType
+    calls: Calls
+
+
+running: list[Running] = []
 
 
 def check_outside(hook: object, module: nn.Module) -> None:
     """Refuse a backward pass inside the forward pass of a model with rules: the model's own output would change."""
     thread = threading.get_ident()
-    if any(ident == thread for ident, _ in running):
+    mine = [call for call in running if call.thread == thread]
+    if mine and any(call.frame in _stack() for call in mine):
         msg = (
             f"{type(hook).__name__} on {module}: the model computes a gradient inside its own forward pass, and would "
             "get a relevance there, so that its output would change; expected a forward pass without a backward pass "
@@ -56,6 +65,17 @@ def check_outside(hook: object, module: nn.Module) -> None:
             f"meant to be a relevance, to the part that it goes through{see('gradients-inside-the-forward-pass')}"
         )
         raise RuntimeError(msg)
+    # torch tells nobody of a call that was interrupted from the keyboard
+    running[:] = [call for call in running if call.thread != thread]
+
+
+def _stack() -> list[FrameType]:
+    frame: FrameType | None = sys._getframe()
+    found = []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found
 
 
 class Calls:
@@ -76,22 +96,23 @@ class Calls:
     def _begin(self, module: nn.Module, _args: Any) -> None:
         if self.counts:
             self.number += 1
-            running.append((threading.get_ident(), self))
+            running.append(Running(threading.get_ident(), sys._getframe(1), self))
         else:
             drop_hooks(module, lambda owner: owner is self)
 
     @opaque
     def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        call = (threading.get_ident(), self)
-        if call in running:  # not where the rules were removed during the call
-            running.remove(call)
+        thread = threading.get_ident()
+        ended = [call for call in running if call.thread == thread and call.calls is self]
+        if ended:  # not where the rules were removed during the call
+            running.remove(ended[-1])
 
     def remove(self) -> int:
         """Stop, and return how many there were."""
         number, self.number, self.counts, self.owner = self.number, 0, False, None
         for handle in self._handles:
             handle.remove()
-        running[:] = [call for call in running if call[1] is not self]
+        running[:] = [call for call in running if call.calls is not self]
         return number
 
     def __deepcopy__(self, memo: Any) -> Calls:

@@ -400,3 +400,25 @@ def test_a_rule_that_is_registered_during_a_call_is_in_force_at_its_end() -> Non
     first = torch.autograd.grad(module(x), x, R)[0]
     assert torch.equal(first, torch.autograd.grad(module(x), x, R)[0])
     made[0].remove()
+
+
+def test_a_call_that_was_interrupted_is_over() -> None:
+    class Stops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not calls:
+                calls.append(1)
+                raise KeyboardInterrupt
+            y: Tensor = self.inner(x)
+            return y
+
+    calls: list[int] = []
+    model, x = Stops(), some_input()
+    attached = attach(model, {nn.Linear: Epsilon()})
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    torch.autograd.grad(model(x).sum(), x)
+    attached.remove()
