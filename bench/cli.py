@@ -61,7 +61,7 @@ def run(
     cell: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this cell; repeatable.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cells and stop.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as JSON; - is stdout.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws other data.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the test data.")] = 0,
 ) -> None:
     """Measure, the most important cells first. Every finished cell is kept."""
 

@@ -64,7 +64,7 @@ def assert_rule(
         Patterns of laws (additive, sample-alone, permuted-outputs, permuted-inputs) and of topics of conduct, for a
         rule that is not meant to obey all; an empty list leaves them out.
     seed
-        Draws other data.
+        Random seed of the test data.
     only
         The one case to be asked, by its id, as the message of a failure names it.
 

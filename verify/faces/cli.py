@@ -41,61 +41,68 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 
 
 _EPILOG = (
-    "Exit status: 0 everything held, 1 something did not, 2 the call or the subject is unusable, 130 interrupted, "
-    "after what there is was printed. What is only advised (level should) decides for lrp_rules; with --strict for all."
+    "Exit status: 0 everything held, 1 something failed, 2 wrong options or an implementation that cannot be used, 130 "
+    "interrupted. Recommendations (level should) fail the run for lrp_rules itself, and for others with --strict."
 )
-_MANY = "repeatable, or separated by commas; patterns such as 'Conv*' are welcome."
+_MANY = "Several: repeat it, or use commas; * stands for anything."
 
 
 @app.callback(invoke_without_command=True, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def lrp_verify(
     context: typer.Context,
     *,
-    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is tried.")] = "lrp_rules",
+    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Implementation to test.")] = "lrp_rules",
     command: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="What is tried, in any language: see docs/protocol.md.")
+        str | None, typer.Option(metavar="COMMAND", help="Program to test, in any language: see docs/protocol.md.")
     ] = None,
-    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Only these families of layers, likewise.")] = None,
-    check: Annotated[list[str] | None, typer.Option(help="Only these checks, likewise.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="In these dtypes, likewise.")] = None,
-    device: Annotated[str, typer.Option(help="Where the subject computes: cpu, cuda, cuda:1.")] = "cpu",
+    rule: Annotated[list[str] | None, typer.Option(metavar="RULE", help=f"Only these rules. {_MANY}")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Only these types of layers, such as 'Conv*'.")
+    ] = None,
+    check: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Only these checks.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="DTYPE", help="Only these dtypes.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Device to compute on: cpu, cuda, cuda:1.")] = "cpu",
     case: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Only this case, in this process, with all there is to say.")
+        list[str] | None, typer.Option(metavar="ID", help="Run one case in this process, and print all of its numbers.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws other data.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the test data.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes; 0 is this one. Default: one a CPU; 0 with --case.")
+        int | None,
+        typer.Option(min=0, help="Number of processes; 0 runs in this one. Default: one per CPU; 0 with --case."),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="K/N", help="Only part K of N of the selected cases; see merge.")
+        str | None,
+        typer.Option(metavar="K/N", help="Run part K of N of the cases; lrp-verify merge puts the parts together."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help=f"Budget of --check search. Default: {searching.BUDGET:g}.")
+        float | None, typer.Option(help=f"Time for --check search. Default: {searching.BUDGET:g}.")
     ] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="The same as a number of examples.")] = None,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one case, where there are workers.")] = TIME_LIMIT,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Number of examples for --check search, in place of --seconds.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one case; not with --workers 0.")] = TIME_LIMIT,
     deviations: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Known deviations of a library: zennit, captum, lxt, or a file.")
+        str | None, typer.Option(metavar="NAME", help="Accept known deviations: zennit, captum, lxt, or a file.")
     ] = None,
     write_deviations: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="Write what fails now as a first file for --deviations."),
+        typer.Option(metavar="FILE.toml", help="Write a first file for --deviations, of all that fails now."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let recommendations fail the run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw where the relevance of real images goes.")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw where relevance goes in a small network, on images of digits."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is tested, and the totals.")] = False,
     version: Annotated[  # noqa: ARG001  see _version
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Hold an implementation of the rules of layer-wise relevance propagation to their reference."""
+    """Test an implementation of the rules of Layer-wise Relevance Propagation (LRP) against a reference."""
     if context.invoked_subcommand is not None:
         _refuse_options(context)
         return
@@ -131,18 +138,21 @@ def lrp_verify(
 
 @app.command()
 def merge(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILES", help="What --shard K/N --json FILE wrote, of all K.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES", help="The JSON files of all parts, written by --shard K/N --json FILE."),
+    ],
     *,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     deviations: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Known deviations, as for the run: a shard cannot tell stale ones."),
+        typer.Option(metavar="NAME", help="Accept known deviations, as in the run. Only here can stale ones be told."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print what is tested, and the totals.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is tested, and the totals.")] = False,
 ) -> None:
-    """Put the shards of a run together: report, files and exit status are those of one run."""
+    """Put the parts of a run together: report, files and exit status are those of one run."""
     files = {"json": Path(json) if json and json != "-" else None, "junit": junit, "markdown": markdown}
     given = {name: path for name, path in files.items() if path is not None}
 
@@ -164,9 +174,9 @@ def merge(
 @app.command("self-test")
 def self_test(
     *,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a CPU.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per CPU.")] = None,
 ) -> None:
-    """Verify the verifier: which check finds which of the mistakes that it knows. Exit status 1 if one is not found."""
+    """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found."""
 
     def run() -> int:
         from verify.selftests import matrix as selftest  # noqa: PLC0415  imports torch

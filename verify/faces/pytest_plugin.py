@@ -51,11 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, text in _LISTS.items():
         group.addoption(f"--lrp-{name}", action="append", default=[], metavar="NAMES", help=text)
     group.addoption("--lrp-device", default="cpu", help="Where the subject computes: cpu, cuda, cuda:1.")
-    group.addoption("--lrp-seed", type=int, default=0, help="Draws other data.")
+    group.addoption("--lrp-seed", type=int, default=0, help="Random seed of the test data.")
     group.addoption(
         "--lrp-deviations", metavar="NAME_OR_FILE", help="Known deviations: zennit, captum, lxt, or a file."
     )
-    group.addoption("--lrp-strict", action="store_true", help="What is only advised decides too.")
+    group.addoption("--lrp-strict", action="store_true", help="Let recommendations fail the run.")
 
 
 def pytest_configure(config: pytest.Config) -> None:

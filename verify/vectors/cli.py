@@ -32,7 +32,7 @@ Only = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Only ids such as 'epsilon-*-float64'; repeatable.")
 ]
 _HERE = Path("vectors")
-_EPILOG = "Exit status: 0 everything held, 1 something did not, 2 the call or a file is unusable."
+_EPILOG = "Exit status: 0 everything held, 1 something failed, 2 wrong options or a file that cannot be used."
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
@@ -118,7 +118,7 @@ def verify(
     *,
     folder: FolderOption = _HERE,
     only: Only = None,
-    strict: Annotated[bool, typer.Option("--strict", help="What is only advised decides too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let recommendations fail the run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
