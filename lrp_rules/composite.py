@@ -236,7 +236,7 @@ def _check_keys(keys: list[Key], names: Mapping[nn.Module, list[str]]) -> None:
         if isinstance(key, str):
             if not any(_matches(key, module, own) for module, own in names.items()):
                 known = ", ".join(name for own in names.values() for name in own if name)
-                type_ = f"; for a type of module, give nn.{key}" if hasattr(nn, key) else ""
+                type_ = f"; for a type of module, give nn.{key}" if isinstance(getattr(nn, key, None), type) else ""
                 msg = f"{key!r} matches no module; the model has {known}{type_}"
                 raise ValueError(msg)
         elif not (isinstance(key, type) and issubclass(key, nn.Module)):
