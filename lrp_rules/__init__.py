@@ -9,7 +9,7 @@
 torch.Size([1, 3])
 """
 
-from lrp_rules.composite import Attachment, attach
+from lrp_rules.networks.attachment import Attachment, attach
 from lrp_rules.evaluate.rewriting import without_rewriting
 from lrp_rules.hooks.hook import BasicHook, Hook
 from lrp_rules.hooks.registration import Registration

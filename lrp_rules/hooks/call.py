@@ -29,6 +29,8 @@ class HookInterface(ABC):
     sees_constants: ClassVar[bool] = True
     #: Whether the rule may run the module again, and so has to know the random state that the call started from.
     may_rerun: ClassVar[bool] = False
+    #: Whether no relevance goes on, so that what comes out is a constant for all that follows.
+    is_constant: ClassVar[bool] = False
     #: Names of the parameters that the rule changes, none of them for all; None where it changes none.
     changed_parameters: frozenset[str] | None = None
 

@@ -181,10 +181,10 @@ class Registration:
             check_traced(self.hook, module)
         self.calls += 1
         if not torch.is_grad_enabled():
-            self.unrepeated += _in_checkpoint("forward")
+            self.unrepeated += is_in_checkpoint("forward")
             return None
         if self.unrepeated:
-            self.unrepeated -= _in_checkpoint("backward")
+            self.unrepeated -= is_in_checkpoint("backward")
         kind = layer_type(module)
         if kind is not TracedLayer and len(args) == 1 and not kwargs and not self._prepares:
             (x,) = args
@@ -281,9 +281,17 @@ class Registration:
         )
         raise RuntimeError(msg)
 
+    def put(self, hook: HookInterface, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """Return the output of a known layer behind a node with a rule, as if ``module`` had given it for ``x``."""
+        if not x.requires_grad:
+            return output
+        call = Call(hook, module, layer_type(module), [x.shape])
+        call.in_torch_func = interpreters() is not None
+        return self._put(call, (x,), (output,))[0]
+
     def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Return the outputs behind a node, in place of the graph that they have."""
-        saved, parameters, keep = self.hook._record(call, inputs, outputs)
+        saved, parameters, keep = call.hook._record(call, inputs, outputs)
         call.parameters, call.used = len(parameters), None
         for parameter in parameters:
             if parameter._backward_hooks is not None or parameter._post_accumulate_grad_hooks is not None:
@@ -294,7 +302,7 @@ class Registration:
         if keep and not call.in_torch_func:
             call.output = Watched(returned[0].detach())
         if Derivative.alive and Derivative.under_way():
-            call.in_derivative = _in_checkpoint("backward")
+            call.in_derivative = is_in_checkpoint("backward")
         made = (FunctorchNode if call.in_torch_func else Node).apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
         return made if isinstance(made, tuple) else (made,)
 
@@ -395,7 +403,7 @@ def _is_copied(owner: Any) -> bool:
     return isinstance(owner, Registration) and not owner._handles
 
 
-def _in_checkpoint(name: str) -> bool:
+def is_in_checkpoint(name: str) -> bool:
     """Whether this is called by torch's reentrant checkpoint, in its forward or backward."""
     code = torch.utils.checkpoint.CheckpointFunction.__dict__[name].__func__.__code__
     frame = sys._getframe()

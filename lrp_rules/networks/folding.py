@@ -1,0 +1,124 @@
+"""Batch norms that are folded into the layer before them, call by call. No parameter is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules.errors import see
+from lrp_rules.hooks.hook import Hook
+from lrp_rules.hooks.registration import Registration
+from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
+from lrp_rules.layers.known import LinearLayer, layer_type
+from lrp_rules.modules import effective_parameters
+from lrp_rules.networks.layers import bare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lrp_rules.networks.flow import Flow
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class FoldBatchNorm(Hook):
+    """A batch norm in eval mode as a part of the layer that it follows: the layer's rule sees both as one layer.
+
+        w' = w * scale        b' = (b - mean) * scale + shift        scale = weight / sqrt(var + eps)
+
+    For batch norms in ``attach``. Whether one follows a linear layer or a convolution is seen in the call itself: its
+    input is the layer's output. Where it follows something else, ``otherwise`` is its rule.
+
+    Parameters
+    ----------
+    otherwise
+        The rule of a batch norm that does not follow a layer with a rule, such as Epsilon().
+
+    Raises
+    ------
+    RuntimeError
+        When a batch norm in train mode is called: it mixes the samples, and no layer before it can hold that.
+
+    """
+
+    allows_several: ClassVar[bool] = False
+
+    def __init__(self, otherwise: Hook) -> None:
+        if not isinstance(otherwise, Hook):
+            msg = f"otherwise is {otherwise!r}; expected the rule of a batch norm that follows no layer, as Epsilon()"
+            raise TypeError(msg)
+        self.otherwise = otherwise
+
+    def register(self, module: nn.Module) -> Registration:
+        """Refuse to stand alone: what a batch norm follows is known to ``attach``."""
+        msg = (
+            f"FoldBatchNorm cannot be registered on {module}: only attach knows which layer a batch norm follows. Use "
+            f"attach(model, {{nn.BatchNorm2d: FoldBatchNorm(Epsilon()), ...}})"
+        )
+        raise TypeError(msg)
+
+    def fold(self, module: nn.Module, x: Tensor, flow: Flow) -> Tensor:
+        """Call a batch norm that is no module of the model, and fold it."""
+        registration = Folding(self, module, lambda: flow)
+        try:
+            return module(x)  # type: ignore[no-any-return]
+        finally:
+            registration.remove()
+
+
+class Folding(Registration):
+    """The registration of a batch norm's ``otherwise``, that folds where it can."""
+
+    def __init__(self, rule: FoldBatchNorm, module: nn.Module, flow: Callable[[], Flow | None]) -> None:
+        super().__init__(rule.otherwise, module)
+        self._flow = flow
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if self._handles and torch.is_grad_enabled() and len(args) == 1 and isinstance(output, Tensor):
+            if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
+                msg = (
+                    f"FoldBatchNorm on {module}: it normalises by the statistics of its batch, so that no sample "
+                    "stands for itself; expected a batch norm in eval mode. Call model.eval() first"
+                    f"{see('batch-norms')}"
+                )
+                raise RuntimeError(msg)
+            flow = self._flow()
+            layer = None if flow is None else flow.layers.get(args[0].grad_fn)
+            folded = None if layer is None else _folded(layer.module, layer.x, module)
+            if folded is not None and layer is not None:
+                # what has been noted of the call before is not needed
+                vars(self._entries).pop("open", None)
+                self.calls += 1
+                return self.put(layer.hook, folded, layer.x, output)
+        return super()._after(module, args, kwargs, output)
+
+
+def _folded(layer: nn.Module, x: Tensor, norm: nn.Module) -> nn.Module | None:
+    """Return the layer with the batch norm in it; None where that is no layer of the same kind."""
+    kind = layer_type(layer)
+    if not isinstance(norm, BatchNorm) or kind not in {LinearLayer, ConvLayer, ConvTransposeLayer}:
+        return None
+    if kind is LinearLayer and x.ndim != 2:
+        return None  # its channels are not those of the batch norm
+    given = effective_parameters(layer, kind.used_parameters)
+    weight, bias, mean, variance = given["weight"], given["bias"], norm.running_mean, norm.running_var
+    assert weight is not None
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + norm.eps).rsqrt() if norm.weight is None else norm.weight / (variance + norm.eps).sqrt()
+    if kind is ConvTransposeLayer:  # (in, out / groups, ...)
+        groups = layer.groups
+        assert isinstance(groups, int)
+        by_groups = weight.unflatten(0, (groups, -1))
+        spread = scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        changed = (by_groups * spread).flatten(0, 1)
+    else:
+        changed = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    constant = (-mean if bias is None else bias - mean) * scale
+    if norm.bias is not None:
+        constant = constant + norm.bias
+    state = {name: value for name, value in vars(layer).items() if not name.startswith("_") or "reversed" in name}
+    kind_of = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn.modules"))
+    return bare(kind_of, {"weight": changed, "bias": constant}, **state)  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""Fused functions, written out in the functions that they are made of, so that each of these has its rule.
+
+What they give differs from the fused ones by rounding alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Return softmax(query key^T scale + mask) value."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = _masked(torch.matmul(query, key.transpose(-2, -1)) * factor, attn_mask)
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout_p, dropout_p > 0), value)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Return scores + mask. Where that is -inf, nothing is added: the score is replaced."""
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, -math.inf)
+    closed = mask == -math.inf
+    if mask.requires_grad or bool((mask.masked_fill(closed, 0) != 0).any()):
+        scores = scores + mask.masked_fill(closed, 0)
+    return scores.masked_fill(closed, -math.inf)
+
+
+def multi_head_attention_forward(  # noqa: C901, PLR0912  torch's own function has as many cases
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float,
+    out_proj_weight: Tensor, out_proj_bias: Tensor | None, training: bool = True,
+    key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False, q_proj_weight: Tensor | None = None, k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None, static_k: Tensor | None = None, static_v: Tensor | None = None,
+    average_attn_weights: bool = True, is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return what nn.MultiheadAttention computes: (L, N, E) in and out, and the weights."""
+    batched = query.dim() == 3
+    if not batched:
+        query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+    if is_causal and attn_mask is None:
+        msg = "need attn_mask if specifying the is_causal hint"
+        raise RuntimeError(msg)
+    length, samples, width = query.shape
+    if use_separate_proj_weight:
+        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    else:
+        assert in_proj_weight is not None
+        weights = in_proj_weight.chunk(3)  # type: ignore[assignment]
+    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))  # type: ignore[arg-type]
+    if bias_k is not None and bias_v is not None:
+        k, v = torch.cat([k, bias_k.repeat(1, samples, 1)]), torch.cat([v, bias_v.repeat(1, samples, 1)])
+    q = q.reshape(length, samples * num_heads, -1).transpose(0, 1)
+    k = k.reshape(k.shape[0], samples * num_heads, -1).transpose(0, 1) if static_k is None else static_k
+    v = v.reshape(v.shape[0], samples * num_heads, -1).transpose(0, 1) if static_v is None else static_v
+    if add_zero_attn:
+        k = torch.cat([k, k.new_zeros((k.shape[0], 1, k.shape[2]))], 1)
+        v = torch.cat([v, v.new_zeros((v.shape[0], 1, v.shape[2]))], 1)
+    scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-2, -1))
+    added = k.shape[1] - key.shape[0]
+    if attn_mask is not None:
+        scores = _masked(scores, _with(attn_mask, added, False if attn_mask.dtype == torch.bool else 0.0, invert=True))
+    if key_padding_mask is not None:
+        padding = _with(key_padding_mask, added, False if key_padding_mask.dtype == torch.bool else 0.0, invert=True)
+        padding = padding.view(samples, 1, 1, -1).expand(-1, num_heads, -1, -1).reshape(samples * num_heads, 1, -1)
+        scores = _masked(scores, padding)
+    attention = F.dropout(torch.softmax(scores, -1), dropout_p, training)
+    out = torch.matmul(attention, v).transpose(0, 1).reshape(length, samples, -1)
+    out = F.linear(out, out_proj_weight, out_proj_bias)
+    shown: Tensor | None = None
+    if need_weights:
+        shown = attention.view(samples, num_heads, length, -1)
+        shown = shown.detach().mean(1) if average_attn_weights else shown.detach()
+        shown = shown if batched else shown.squeeze(0)
+    return out if batched else out.squeeze(1), shown
+
+
+def _with(mask: Tensor, added: int, value: Any, *, invert: bool) -> Tensor:
+    """Return a mask for keys that were added, too; True in a mask of nn.MultiheadAttention forbids."""
+    mask = F.pad(mask, (0, added), value=value) if added else mask
+    return ~mask if mask.dtype == torch.bool and invert else mask
+
+
+def addmm(
+    input: Tensor, first: Tensor, second: Tensor, *, beta: float = 1, alpha: float = 1,
+) -> Tensor:  # fmt: skip
+    """Return beta input + alpha first second."""
+    product = torch.matmul(first, second)
+    return torch.add(input if beta == 1 else input * beta, product if alpha == 1 else product * alpha)
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """Return the first half, gated by the sigmoid of the second."""
+    signal, gate = input.chunk(2, dim)
+    return signal * torch.sigmoid(gate)
+
+
+#: By the names of operations.
+WRITTEN_OUT: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": scaled_dot_product_attention,
+    "multi_head_attention": multi_head_attention_forward,
+    "addmm": addmm,
+    "glu": glu,
+}
