@@ -13,6 +13,7 @@ from lrp_rules.networks.attachment import Attachment, attach
 from lrp_rules.evaluate.rewriting import without_rewriting
 from lrp_rules.hooks.hook import BasicHook, Hook
 from lrp_rules.hooks.registration import Registration
+from lrp_rules.network_rules import Bilinear, LayerNormRule, SignalTakesAll, Softmax, Stop, Uniform
 from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
 from lrp_rules.rules import (
     AlphaBeta,
@@ -34,12 +35,14 @@ __all__ = [
     "AlphaBeta",
     "Attachment",
     "BasicHook",
+    "Bilinear",
     "ClampMod",
     "Epsilon",
     "Flat",
     "Gamma",
     "GammaMod",
     "Hook",
+    "LayerNormRule",
     "NoMod",
     "Norm",
     "ParamMod",
@@ -48,7 +51,11 @@ __all__ = [
     "ReLUDeconvNet",
     "ReLUGuidedBackprop",
     "Registration",
+    "SignalTakesAll",
+    "Softmax",
     "Stabilizer",
+    "Stop",
+    "Uniform",
     "WSquare",
     "ZBox",
     "ZPlus",

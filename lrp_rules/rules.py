@@ -77,7 +77,9 @@ class Norm(Epsilon):
 
         d = f(x)        r = x * J^T (R / S(d)),  J the Jacobian of f at x
 
-    For sums, poolings, normalisations, and modules with several inputs, each of which gets its share.
+    For sums, means, poolings, and modules with several inputs, each of which gets its share. Not for normalisations
+    such as nn.LayerNorm, nor for softmax: their outputs do not grow with their inputs, so that J x is about 0, and
+    what they are given nearly vanishes. Use :class:`LayerNormRule` or Pass, and :class:`Softmax` or :class:`Stop`.
 
     Parameters
     ----------
