@@ -9,11 +9,13 @@
 torch.Size([1, 3])
 """
 
-from lrp_rules.networks.attachment import Attachment, attach
 from lrp_rules.evaluate.rewriting import without_rewriting
 from lrp_rules.hooks.hook import BasicHook, Hook
 from lrp_rules.hooks.registration import Registration
 from lrp_rules.network_rules import Bilinear, LayerNormRule, SignalTakesAll, Softmax, Stop, Uniform
+from lrp_rules.networks.attachment import Attachment, Composite, attach
+from lrp_rules.networks.folding import FoldBatchNorm
+from lrp_rules.networks.report import UnruledWarning
 from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias
 from lrp_rules.rules import (
     AlphaBeta,
@@ -37,8 +39,10 @@ __all__ = [
     "BasicHook",
     "Bilinear",
     "ClampMod",
+    "Composite",
     "Epsilon",
     "Flat",
+    "FoldBatchNorm",
     "Gamma",
     "GammaMod",
     "Hook",
@@ -56,6 +60,7 @@ __all__ = [
     "Stabilizer",
     "Stop",
     "Uniform",
+    "UnruledWarning",
     "WSquare",
     "ZBox",
     "ZPlus",

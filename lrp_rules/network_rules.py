@@ -281,6 +281,7 @@ class Stop(Hook):
     """
 
     needs_grad_input: ClassVar[bool] = False
+    is_constant: ClassVar[bool] = True
 
     def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
         """Note what zeros are to look like."""

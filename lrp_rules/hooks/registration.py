@@ -96,6 +96,11 @@ class Registration:
         for name, parametrization in lists:
             self._handles.append(parametrization.register_forward_hook(_Seen(self, name).note))
 
+    @property
+    def rule_name(self) -> str:
+        """What a table calls the rule."""
+        return type(self.hook).__name__
+
     def remove(self) -> None:
         """Take the hook off the module. Graphs that were made with it keep it.
 

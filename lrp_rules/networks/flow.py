@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from lrp_rules.errors import see
 from lrp_rules.hooks.calls import opaque
 from lrp_rules.hooks.registration import is_in_checkpoint
+from lrp_rules.networks.report import Place, UnruledWarning, unruled
 from lrp_rules.networks.operations import as_module, in_place, operation_of, routes
 from lrp_rules.networks.written_out import WRITTEN_OUT
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 CONSTANT, REACHED, RAW = 0, 1, 2
 
 #: Nodes of autograd that are there for other reasons than an operation, and hand relevance on.
-_TRANSPARENT = {"BackwardHookFunctionBackward", "CheckpointFunctionBackward", "CopySlices", "AsStridedBackward0"}
+_TRANSPARENT = {"BackwardHookFunctionBackward", "CheckpointFunctionBackward", "torch::autograd::CopySlices", "CopySlices", "AsStridedBackward0"}
 
 
 class _Here(threading.local):
@@ -41,13 +43,13 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.flows: list[Flow] = []
-        #: The frames that call modules with rules.
-        self.inside: list[FrameType] = []
+        #: Calls of modules with rules: the frame, and what was known of their arguments.
+        self.inside: list[tuple[FrameType, int]] = []
 
     def settle(self) -> None:
         """Forget calls that are over: torch tells nobody of one that was interrupted from the keyboard."""
         stack = set(_stack())
-        self.inside = [frame for frame in self.inside if frame in stack]
+        self.inside = [call for call in self.inside if call[0] in stack]
         for flow in [flow for flow in self.flows if flow.frame not in stack]:
             flow.end()
 
@@ -62,14 +64,6 @@ def _stack() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-class Place(NamedTuple):
-    """Where an operation was called."""
-
-    operation: str
-    #: The module of torch that called it, or file and line.
-    where: str
-
-
 class Layer(NamedTuple):
     """A call of a layer with a rule, for a batch norm that may be folded into it."""
 
@@ -81,11 +75,14 @@ class Layer(NamedTuple):
 class Between:
     """The rules for functions of one attachment, and what became of them."""
 
-    def __init__(self, rules: Mapping[str, Hook], keeps: Iterable[str], *, strict: bool, quiet: bool) -> None:
-        self.rules, self.keeps, self.strict, self.quiet = dict(rules), set(keeps), strict, quiet
+    def __init__(
+        self, rules: Mapping[str, Hook], early: Mapping[str, Hook], keeps: Iterable[str], *, strict: bool, quiet: bool
+    ) -> None:
+        self.rules, self.early, self.keeps = dict(rules), dict(early), set(keeps)
+        self.strict, self.quiet = strict, quiet
         self.parameters: set[int] = set()
-        #: Registrations by the ids of their modules' weights: a function that uses one has its module's rule.
-        self.by_weight: dict[int, Registration] = {}
+        #: By the ids of weights, the rules of their modules, which functions that use them have, too; and registrations.
+        self.by_weight: dict[int, tuple[Hook, Registration | None]] = {}
         self.calls: dict[Place, int] = {}
         self.ruled: dict[Place, Hook] = {}
         #: Operations through which relevance went without a rule, and how often.
@@ -93,6 +90,18 @@ class Between:
         self.unrepeated = 0
         #: Modules that the input has reached first.
         self.first: set[nn.Module] = set()
+        self._said: set[Place] = set()
+
+    def say(self) -> None:
+        """Warn of what had no rule, once."""
+        new = {place: count for place, count in self.unruled.items() if place not in self._said}
+        if not new:
+            return
+        self._said.update(new)
+        frame, level = sys._getframe(1), 2
+        while frame.f_back is not None and _is_inner(frame.f_code):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(unruled(new), UnruledWarning, stacklevel=level)
 
 
 class Flow(TorchFunctionMode):
@@ -214,6 +223,9 @@ class Flow(TorchFunctionMode):
         if between.rules and operation in WRITTEN_OUT:
             return self._again(WRITTEN_OUT[operation], args, kwargs)
         hook, registration = self._rule(operation, args, kwargs)
+        if operation in between.early:
+            hook = between.early[operation] if value == RAW else hook
+            value = REACHED
         if hook is None:
             result = func(*args, **kwargs)
             if operation not in between.keeps:
@@ -227,7 +239,7 @@ class Flow(TorchFunctionMode):
         module, inputs = as_module(func, operation, args, kwargs, self.value, f"{place.operation} at {place.where}")
         if registration is not None:
             registration.calls += 1
-        here.inside.append(sys._getframe())
+        here.inside.append((sys._getframe(), value))
         try:
             result = self._ruled(hook, module, inputs)
         finally:
@@ -259,9 +271,9 @@ class Flow(TorchFunctionMode):
     def _rule(self, operation: str, args: Any, kwargs: Any) -> tuple[Hook | None, Registration | None]:
         if operation in {"linear", "convolution"}:
             weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
-            registration = self.between.by_weight.get(id(weight))
-            if registration is not None:
-                return registration.hook, registration  # type: ignore[return-value]
+            found = self.between.by_weight.get(id(weight))
+            if found is not None:
+                return found
             if isinstance(weight, Tensor) and weight.requires_grad and self.value(weight):
                 operation = "matmul"
         return self.between.rules.get(operation), None
@@ -326,10 +338,11 @@ class Watch:
     """Two hooks on a module: they tell the flow where it is, and begin one where there is none."""
 
     def __init__(
-        self, between: Between, name: str, module: nn.Module, registration: Registration | None, *, is_first: bool
+        self, between: Between, name: str, module: nn.Module, registration: Registration | None, *, is_open: bool
     ) -> None:
-        self.between, self.name, self.registration, self.is_first = between, name, registration, is_first
-        enter, leave = (self._into, self._out_of) if registration is None else (self._enter, self._leave)
+        self.between, self.name, self.registration = between, name, registration
+        self.choose = getattr(registration, "choose", None)
+        enter, leave = (self._into, self._out_of) if is_open else (self._enter, self._leave)
         self.handles = [
             module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
             module.register_forward_hook(leave, with_kwargs=True, always_call=True),
@@ -352,31 +365,29 @@ class Watch:
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.handles:
             return
-        here.inside.append(sys._getframe(1))
-        if self.is_first:
-            flow = _flow_of(self.between)
-            chosen = False
-            if flow is not None:
-                chosen = module in self.between.first if flow.repeats else flow.reach(_wanted((args, kwargs))) == RAW
-            if chosen:
+        flow = None if here.inside else flow_of(self.between)
+        value = REACHED
+        if flow is not None and torch.is_grad_enabled():
+            value = flow.reach(_wanted((args, kwargs)), self.name)
+        if self.choose is not None:
+            first = module in self.between.first if flow is not None and flow.repeats else value == RAW
+            if first:
                 self.between.first.add(module)
-            self.registration.choose(first=chosen)  # type: ignore[union-attr]
+            self.choose(first=first)
+            value = min(value, REACHED)
+        here.inside.append((sys._getframe(1), value))
 
     @opaque
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self.handles:
             return
-        here.inside.pop()
-        flow = _flow_of(self.between)
+        value = here.inside.pop()[1]
+        flow = None if here.inside else flow_of(self.between)
         if flow is None or output is None or not torch.is_grad_enabled():
             return
-        assert self.registration is not None
-        hook = self.registration.hook
-        value = flow.reach(_wanted((args, kwargs)), self.name)
-        if value == RAW and self.is_first:
-            value = REACHED
-        flow.mark(output, CONSTANT if hook.is_constant else value)
-        if len(args) == 1 and not kwargs and type(output) is Tensor and output.grad_fn is not None:
+        hook = None if self.registration is None else self.registration.hook
+        flow.mark(output, CONSTANT if hook is not None and hook.is_constant else value)
+        if hook is not None and len(args) == 1 and not kwargs and type(output) is Tensor and output.grad_fn is not None:
             flow.layers[output.grad_fn] = Layer(hook, module, args[0])  # type: ignore[arg-type]
 
     # a module without one
@@ -385,10 +396,10 @@ class Watch:
     def _into(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.handles:
             return
-        flow = _flow_of(self.between)
+        flow = flow_of(self.between)
         if here.inside or flow is None:
             here.settle()
-            flow = _flow_of(self.between)
+            flow = flow_of(self.between)
         if here.inside or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
         if flow is None:
@@ -400,7 +411,7 @@ class Watch:
 
     @opaque
     def _out_of(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        flow = _flow_of(self.between)
+        flow = flow_of(self.between)
         if flow is None or not any(module is part for _, part in flow.path):
             return
         while flow.path.pop()[1] is not module:
@@ -409,9 +420,11 @@ class Watch:
             flow.end()
             for tensor in _wanted(output):
                 flow.value(tensor)
+            if output is not None:
+                self.between.say()
 
 
-def _flow_of(between: Between) -> Flow | None:
+def flow_of(between: Between) -> Flow | None:
     for flow in reversed(here.flows):
         if flow.between is between:
             return flow

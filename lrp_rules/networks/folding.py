@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules.errors import see
+from lrp_rules.hooks.calls import opaque
 from lrp_rules.hooks.hook import Hook
 from lrp_rules.hooks.registration import Registration
 from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
@@ -73,8 +74,14 @@ class Folding(Registration):
 
     def __init__(self, rule: FoldBatchNorm, module: nn.Module, flow: Callable[[], Flow | None]) -> None:
         super().__init__(rule.otherwise, module)
-        self._flow = flow
+        self._flow, self.folded = flow, 0
 
+    @property
+    def rule_name(self) -> str:
+        """What a table calls the rule."""
+        return "folded" if self.folded else type(self.hook).__name__
+
+    @opaque
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self._handles and torch.is_grad_enabled() and len(args) == 1 and isinstance(output, Tensor):
             if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
@@ -91,6 +98,7 @@ class Folding(Registration):
                 # what has been noted of the call before is not needed
                 vars(self._entries).pop("open", None)
                 self.calls += 1
+                self.folded += 1
                 return self.put(layer.hook, folded, layer.x, output)
         return super()._after(module, args, kwargs, output)
 

@@ -42,6 +42,7 @@ SPELLINGS = {
     "hardswish hardsigmoid sigmoid tanh softplus logsigmoid softsign tanhshrink erf abs clamp clamp_min clamp_max clip "
     "exp log sqrt rsqrt",
     "norm": "norm",
+    "normalize": "normalize",
     "glu": "glu",
     "scaled_dot_product_attention": "scaled_dot_product_attention",
     "multi_head_attention": "multi_head_attention_forward",
@@ -54,7 +55,7 @@ ROUTING = (
     "alias as_strided atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to cat chunk clone column_stack "
     "concat concatenate contiguous detach diagonal double dsplit dstack expand expand_as flatten flip fliplr flipud "
     "float gather half hsplit hstack index_select masked_fill masked_select meshgrid moveaxis movedim narrow "
-    "permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave reshape reshape_as roll rot90 "
+    "pad permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave reshape reshape_as roll rot90 "
     "scatter select split split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile to "
     "transpose tril triu type type_as unbind unflatten unfold unsqueeze view view_as vsplit vstack where "
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
@@ -106,15 +107,23 @@ def routes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
     return function in ROUTES
 
 
-def in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any = None) -> bool:
+def in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call writes to its first argument."""
     name = getattr(function, "__name__", "")
-    if name.endswith("_") and not name.startswith("__") or name in _IN_PLACE:
+    if (name.endswith("_") and not name.startswith("__")) or name in _IN_PLACE:
         return True
-    return bool(kwargs.get("inplace")) or (result is not None and bool(args) and result is args[0])
+    place = _INPLACE_ARGUMENT.get(name)
+    return bool(kwargs.get("inplace", place is not None and len(args) > place and args[place]))
 
 
-_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "iadd", "isub", "imul", "itruediv", "__setitem__"}
+#: Where the functions that have it take ``inplace`` by position.
+_INPLACE_ARGUMENT = {
+    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1, "leaky_relu": 2, "elu": 2,
+    "celu": 2, "threshold": 3, "hardtanh": 3, "rrelu": 4,
+}  # fmt: skip
+
+
+_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul")} | {"iadd", "isub", "imul"}
 
 
 class FunctionCall(nn.Module):
@@ -147,8 +156,7 @@ def as_module(
         return layer
     writes = in_place(function, args, kwargs)
     leaves, structure = tree_flatten((args, kwargs))
-    # what is written to is in use by others, too
-    call = FunctionCall(_on_a_copy(function) if writes else function, name, leaves, structure)
+    call = FunctionCall(_out_of_place(function) if writes else function, name, leaves, structure)
     for position, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor) or not leaf.requires_grad:
             continue
@@ -156,10 +164,17 @@ def as_module(
             call.positions.append(position)
         else:
             call._parameters[f"constant_{position}"] = leaf  # type: ignore[assignment]
+    if writes:  # what is written to is needed as it was
+        leaves[0] = leaves[0].clone()
     return call, [leaves[position] for position in call.positions]
 
 
-def _on_a_copy(function: Callable[..., Any]) -> Callable[..., Any]:
+def _out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    name = function.__name__
+    other = getattr(torch, name.strip("_").removeprefix("i") if name in _IN_PLACE else name.removesuffix("_"), None)
+    if other is not None and name not in vars(F):
+        return other  # type: ignore[no-any-return]
+
     def call(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         return function(first.clone(), *args, **kwargs)
 

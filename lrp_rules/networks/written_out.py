@@ -91,7 +91,7 @@ def multi_head_attention_forward(  # noqa: C901, PLR0912  torch's own function h
     shown: Tensor | None = None
     if need_weights:
         shown = attention.view(samples, num_heads, length, -1)
-        shown = shown.detach().mean(1) if average_attn_weights else shown.detach()
+        shown = shown.mean(1) if average_attn_weights else shown
         shown = shown if batched else shown.squeeze(0)
     return out if batched else out.squeeze(1), shown
 
@@ -116,10 +116,17 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     return signal * torch.sigmoid(gate)
 
 
+def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Return the input over its norm."""
+    found = input / torch.norm(input, p, dim, keepdim=True).clamp_min(eps)
+    return found if out is None else out.copy_(found)
+
+
 #: By the names of operations.
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "multi_head_attention": multi_head_attention_forward,
     "addmm": addmm,
     "glu": glu,
+    "normalize": normalize,
 }
