@@ -55,7 +55,7 @@ __all__ = [
     "BetaSmooth",
     "CPLRP",
     "Composite",
-    "Deconvnet",
+    "DeconvNet",
     "EpsilonAlpha2Beta1",
     "EpsilonAlpha2Beta1Flat",
     "EpsilonGammaBox",
@@ -65,6 +65,7 @@ __all__ = [
     "GuidedBackprop",
     "LayerMapComposite",
     "MixedComposite",
+    "NameLayerMapComposite",
     "NameMapComposite",
     "SpecialFirstLayerMapComposite",
     "between_layers",
@@ -120,8 +121,6 @@ class LayerMapComposite(Composite):
     ----------
     layer_map
         Pairs of a type, a tuple of types, or a function, and a rule; the first that matches decides.
-    zero_params
-        Accepted for the sake of zennit's API: give it to the rules.
     canonizers
         Of zennit, if any are wanted: batch norms are folded, and sums have rules, without.
 
@@ -181,10 +180,12 @@ class MixedComposite(Composite):
     ----------
     composites
         Composites, the most important first.
+    canonizers
+        Of zennit, in addition to those of the composites.
 
     """
 
-    def __init__(self, composites: Sequence[Composite]) -> None:
+    def __init__(self, composites: Sequence[Composite], canonizers: Iterable[Any] | None = None) -> None:
         rules: dict[Any, Hook] = {}
         first: dict[Any, Hook] = {}
         for composite in composites:
@@ -192,8 +193,24 @@ class MixedComposite(Composite):
             first = {**first, **{key: rule for key, rule in composite.first.items() if key not in first}}
         super().__init__(
             rules, first=first, gradient=all(composite.gradient for composite in composites),
-            canonizers=[canonizer for composite in composites for canonizer in composite.canonizers],
+            canonizers=[*(canonizers or ()), *(one for composite in composites for one in composite.canonizers)],
         )  # fmt: skip
+
+
+class NameLayerMapComposite(MixedComposite):
+    """Rules by names of modules, and by types for all that is not named.
+
+    Parameters
+    ----------
+    name_map, layer_map, canonizers
+        As for :class:`NameMapComposite` and :class:`LayerMapComposite`.
+
+    """
+
+    def __init__(
+        self, name_map: Pairs | None = None, layer_map: Pairs | None = None, canonizers: Iterable[Any] | None = None
+    ) -> None:
+        super().__init__([NameMapComposite(name_map or {}), LayerMapComposite(layer_map or {})], canonizers)
 
 
 def _with_layers(
@@ -330,7 +347,7 @@ class GuidedBackprop(Composite):
         super().__init__({**_pairs(layer_map), nn.ReLU: rule, F.relu: rule}, gradient=True, canonizers=canonizers)
 
 
-class Deconvnet(Composite):
+class DeconvNet(Composite):
     """ReLUDeconvNet for each ReLU; all else has its gradient (Zeiler and Fergus 2014, arXiv:1311.2901).
 
     Parameters
@@ -365,19 +382,20 @@ class BetaSmooth(Composite):
 
 
 class ExcitationBackprop(Composite):
-    """ZPlus without bias for linear layers and convolutions (Zhang et al. 2016, arXiv:1608.00507).
+    """ZPlus for linear layers and convolutions (Zhang et al. 2016, arXiv:1608.00507).
 
     Parameters
     ----------
-    stabilizer, layer_map, canonizers
+    stabilizer, layer_map, zero_params, canonizers
         As for :class:`EpsilonPlus`.
 
     """
 
     def __init__(
-        self, stabilizer: Any = 1e-6, layer_map: Pairs | None = None, canonizers: Iterable[Any] | None = None
-    ) -> None:
-        rule = ZPlus(stabilizer, zero_params="bias")
+        self, stabilizer: Any = 1e-6, layer_map: Pairs | None = None, zero_params: Names = None,
+        canonizers: Iterable[Any] | None = None,
+    ) -> None:  # fmt: skip
+        rule = ZPlus(stabilizer, zero_params)
         super().__init__(_with_layers(layer_map, rule, rule, stabilizer), canonizers=canonizers)
 
 

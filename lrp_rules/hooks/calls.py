@@ -128,6 +128,12 @@ def _none() -> Calls:
     return calls
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile made of another one."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    return frames is not None and isinstance(module, frames.OptimizedModule)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model, or what it is a part of, was given to torch.compile: calls then leave no trace here."""
     frames = sys.modules.get("torch._dynamo.eval_frame")

@@ -15,7 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from lrp_rules.errors import see
-from lrp_rules.hooks.calls import Calls, is_compiled, never_called
+from lrp_rules.hooks.calls import Calls, is_compiled, is_wrapper, never_called
 from lrp_rules.hooks.hook import Hook
 from lrp_rules.hooks.refusals import check_module, check_scripted
 from lrp_rules.hooks.registration import Registration
@@ -98,8 +98,9 @@ class Attachment:
             return None
         return (
             f"functions with rules were called {waiting} times inside torch.utils.checkpoint with use_reentrant=True, "
-            "and the backward pass, which calls them again, has not come yet: it would give the plain gradient. Do the "
-            f"backward pass before the rules are removed, or use use_reentrant=False{see('checkpoints')}"
+            "and not again by a backward pass, or not as a part of a module there: they have the plain gradient. Do the "
+            "backward pass before the rules are removed, give checkpoint a module, or use use_reentrant=False"
+            f"{see('checkpoints')}"
         )
 
     def _complaint(self) -> str:
@@ -156,6 +157,10 @@ class Attachment:
             complaint = self._complaint()
             if complaint:
                 warnings.warn(complaint, RuntimeWarning, stacklevel=1)
+
+
+#: How many modules without a rule are named one by one.
+NAMED = 8
 
 
 class Composite:
@@ -314,7 +319,7 @@ def attach(
     try:
         for module, own in names.items():
             rule = chosen.get(module)
-            if module in taken and rule is None and module not in left:
+            if (module in taken and rule is None and module not in left) or is_wrapper(module):
                 continue
             registration = None
             if rule is not None and functions and isinstance(module, NonDynamicallyQuantizableLinear):
@@ -356,9 +361,10 @@ def _chosen(
         if key not in ignored:
             chosen[module] = table[key]
     if unmatched:
+        many = sum(map(len, unmatched.values())) > NAMED
         listed = [
-            f"{names[0]} ({kind})" if len(names) == 1 else f"{len(names)} {kind} ({names[0]}, ...)"
-            for kind, names in unmatched.items()
+            f"{len(own)} {kind} ({own[0]}, ...)" if many and len(own) > 1 else ", ".join(f"{one} ({kind})" for one in own)
+            for kind, own in unmatched.items()
         ]
         msg = (
             f"no rule for {', '.join(listed)}; expected one for each module with parameters. "
@@ -380,7 +386,7 @@ def _by_function(keys: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[Any, Any
     """Return what is given for functions, by their operation, and the rest."""
     functions, others = {}, {}
     for key, rule in keys.items():
-        if isinstance(key, (str, type)) or not callable(key):
+        if isinstance(key, (str, type, nn.Module)) or not callable(key):
             others[key] = rule
             continue
         operation = operation_of(key)

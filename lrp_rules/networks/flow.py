@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, resol
 from torch.utils._pytree import tree_leaves
 
 from lrp_rules.errors import see
-from lrp_rules.hooks.calls import opaque
+from lrp_rules.hooks.calls import drop_hooks, opaque
 from lrp_rules.hooks.registration import is_in_checkpoint
+from lrp_rules.network_rules import SignalTakesAll
 from lrp_rules.networks.report import Place, UnruledWarning, unruled
-from lrp_rules.networks.operations import as_module, in_place, operation_of, routes
+from lrp_rules.networks.operations import LOOKUPS, as_module, in_place, operation_of, routes
 from lrp_rules.networks.written_out import WRITTEN_OUT
 
 if TYPE_CHECKING:
@@ -34,8 +35,23 @@ if TYPE_CHECKING:
 #: What is known of a tensor: it does not depend on the model's input; it does; it does, and no layer lies between.
 CONSTANT, REACHED, RAW = 0, 1, 2
 
+#: Functions whose results are gates, and the modules of torch that are one.
+GATES = {"sigmoid", "hardsigmoid"}
+_GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+
 #: Nodes of autograd that are there for other reasons than an operation, and hand relevance on.
 _TRANSPARENT = {"BackwardHookFunctionBackward", "CheckpointFunctionBackward", "torch::autograd::CopySlices", "CopySlices", "AsStridedBackward0"}
+
+
+class Inside(NamedTuple):
+    """A call under way of a module that has a rule, or that an attachment ignores."""
+
+    frame: FrameType
+    #: What was known of its arguments.
+    value: int
+    module: object
+    #: The attachment that ignores it; None where it has a rule.
+    of: Between | None
 
 
 class _Here(threading.local):
@@ -43,15 +59,19 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.flows: list[Flow] = []
-        #: Calls of modules with rules: the frame, and what was known of their arguments.
-        self.inside: list[tuple[FrameType, int]] = []
+        #: Calls of modules whose functions are not to be looked at.
+        self.inside: list[Inside] = []
+
+    def blocks(self, between: Between) -> bool:
+        """Whether the functions of an attachment are not to be looked at now."""
+        return any(call.of is None or call.of is between for call in self.inside)
 
     def settle(self) -> None:
         """Forget calls that are over: torch tells nobody of one that was interrupted from the keyboard."""
         stack = set(_stack())
-        self.inside = [call for call in self.inside if call[0] in stack]
+        self.inside = [call for call in self.inside if call.frame in stack]
         for flow in [flow for flow in self.flows if flow.frame not in stack]:
-            flow.end()
+            flow.end(interrupted=True)
 
 
 here = _Here()
@@ -112,15 +132,26 @@ class Flow(TorchFunctionMode):
         self.between, self.frame = between, frame
         self.path: list[tuple[str, nn.Module]] = []
         self.layers: dict[Any, Layer] = {}
+        #: Nodes of what lies between 0 and 1 by its function, and is a gate where it is multiplied.
+        self._gates: set[Any] = set()
         self._seen: dict[Any, int] = {}
         self._leaves: dict[int, tuple[Tensor, int]] = {}
         self._begin = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         #: In a backward pass that repeats a part of the model, nobody knows what is the model's input.
         self.repeats = torch._C._current_graph_task_id() >= 0
 
-    def end(self) -> None:
+    def start(self) -> None:
+        """See what is called from now on, on this thread."""
+        here.flows.append(self)
+        # torch.compile would look into this mode, and compile what it does: what is compiled is run as it is written
+        self._compiler = _set_compiler(None)
+        self.__enter__()
+
+    def end(self, *, interrupted: bool = False) -> None:
         """Stop seeing anything."""
         here.flows.remove(self)
+        if not interrupted:  # else, who has set it has taken it back
+            _set_compiler(self._compiler)
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
@@ -172,7 +203,7 @@ class Flow(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if here.inside:
+        if here.inside and here.blocks(self.between):
             return func(*args, **kwargs)
         operation = operation_of(func)
         if not torch.is_grad_enabled():
@@ -202,8 +233,8 @@ class Flow(TorchFunctionMode):
         for tensor in written:  # its node is a new one, and the one before is below that
             below = [] if tensor.grad_fn is None else [node for node, _ in tensor.grad_fn.next_functions]
             values += [self._seen[node] for node in below if node in self._seen]
-        value = min([value for value in values if value], default=CONSTANT)
-        if value and not routes(func, args, kwargs) and self._is_alive():
+        value = RAW if func in LOOKUPS else min([value for value in values if value], default=CONSTANT)
+        if value and func not in LOOKUPS and not routes(func, args, kwargs) and self._is_alive():
             self._unruled(_name(func), None)
         for tensor in results:
             self._note(tensor, value)
@@ -218,7 +249,7 @@ class Flow(TorchFunctionMode):
             result = func(*args, **kwargs)
             self.mark(result, CONSTANT)
             return result
-        if between.unrepeated:
+        if between.unrepeated and operation in between.rules:
             between.unrepeated -= is_in_checkpoint("backward")
         if between.rules and operation in WRITTEN_OUT:
             return self._again(WRITTEN_OUT[operation], args, kwargs)
@@ -228,10 +259,12 @@ class Flow(TorchFunctionMode):
             value = REACHED
         if hook is None:
             result = func(*args, **kwargs)
-            if operation not in between.keeps:
+            if operation not in between.keeps and operation != "relu":  # a layer above gives none to what is 0
                 self._unruled(_name(func), None)
             self.mark(result, value)
             return result
+        if isinstance(hook, SignalTakesAll) and hook.signal is None:
+            hook = self._gated(hook, wanted)
         place = self._place(_name(func), None)
         between.calls[place] = between.calls.get(place, 0) + 1
         between.ruled[place] = hook
@@ -239,12 +272,14 @@ class Flow(TorchFunctionMode):
         module, inputs = as_module(func, operation, args, kwargs, self.value, f"{place.operation} at {place.where}")
         if registration is not None:
             registration.calls += 1
-        here.inside.append((sys._getframe(), value))
+        here.inside.append(Inside(sys._getframe(), value, module, None))
         try:
             result = self._ruled(hook, module, inputs)
         finally:
             here.inside.pop()
         self.mark(result, CONSTANT if hook.is_constant else value)
+        if getattr(func, "__name__", "").rstrip("_") in GATES:
+            self.note_gate(result)
         if writes:
             result = args[0].copy_(result)
             self.mark(result, value)
@@ -262,6 +297,16 @@ class Flow(TorchFunctionMode):
         if len(inputs) == 1 and isinstance(result, Tensor) and result.grad_fn is not None:
             self.layers[result.grad_fn] = Layer(hook, module, inputs[0])
         return result
+
+    def note_gate(self, result: Any) -> None:
+        """Note a result that is between 0 and 1."""
+        if isinstance(result, Tensor) and result.grad_fn is not None:
+            self._gates.add(result.grad_fn)
+
+    def _gated(self, hook: SignalTakesAll, factors: list[Tensor]) -> SignalTakesAll:
+        """Tell signal and gate apart by what has made them, if that can be done."""
+        signals = [place for place, factor in enumerate(factors) if factor.grad_fn not in self._gates]
+        return SignalTakesAll(signals[0]) if len(factors) > 1 and len(signals) == 1 else hook
 
     def _again(self, written: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function that is made of others in this mode, which is off while it handles a call."""
@@ -311,6 +356,9 @@ class Flow(TorchFunctionMode):
         """Whether the call is under way: torch tells nobody of one that was interrupted from the keyboard."""
         return self.frame in _stack()
 
+
+#: What torch.compile is known to Python by, on this thread.
+_set_compiler = torch._C._dynamo.eval_frame.set_eval_frame
 
 _inner: dict[CodeType, bool] = {}
 _OURS, _TORCH = __file__.rpartition("networks")[0], torch.__file__.rpartition("__init__")[0]
@@ -364,29 +412,35 @@ class Watch:
     @opaque
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.handles:
+            drop_hooks(module, _is_removed)
             return
-        flow = None if here.inside else flow_of(self.between)
+        flow = None if here.blocks(self.between) else flow_of(self.between)
         value = REACHED
         if flow is not None and torch.is_grad_enabled():
             value = flow.reach(_wanted((args, kwargs)), self.name)
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                value = RAW
         if self.choose is not None:
             first = module in self.between.first if flow is not None and flow.repeats else value == RAW
             if first:
                 self.between.first.add(module)
             self.choose(first=first)
             value = min(value, REACHED)
-        here.inside.append((sys._getframe(1), value))
+        here.inside.append(Inside(sys._getframe(1), value, module, self.between if self.registration is None else None))
 
     @opaque
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not self.handles:
+        # not where a hook of somebody else has raised before the call began
+        if not self.handles or not here.inside or here.inside[-1].module is not module:
             return
-        value = here.inside.pop()[1]
-        flow = None if here.inside else flow_of(self.between)
+        value = here.inside.pop().value
+        flow = None if here.blocks(self.between) else flow_of(self.between)
         if flow is None or output is None or not torch.is_grad_enabled():
             return
         hook = None if self.registration is None else self.registration.hook
         flow.mark(output, CONSTANT if hook is not None and hook.is_constant else value)
+        if isinstance(module, _GATE_MODULES):
+            flow.note_gate(output)
         if hook is not None and len(args) == 1 and not kwargs and type(output) is Tensor and output.grad_fn is not None:
             flow.layers[output.grad_fn] = Layer(hook, module, args[0])  # type: ignore[arg-type]
 
@@ -395,22 +449,24 @@ class Watch:
     @opaque
     def _into(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.handles:
+            drop_hooks(module, _is_removed)
             return
         flow = flow_of(self.between)
         if here.inside or flow is None:
             here.settle()
             flow = flow_of(self.between)
-        if here.inside or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+        if here.blocks(self.between) or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
         if flow is None:
             flow = Flow(self.between, sys._getframe(1))
             flow.begin((args, kwargs))
-            here.flows.append(flow)
-            flow.__enter__()
+            flow.start()
         flow.path.append((self.name, module))
 
     @opaque
     def _out_of(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self.handles:
+            return
         flow = flow_of(self.between)
         if flow is None or not any(module is part for _, part in flow.path):
             return
@@ -429,6 +485,10 @@ def flow_of(between: Between) -> Flow | None:
         if flow.between is between:
             return flow
     return None
+
+
+def _is_removed(owner: Any) -> bool:
+    return isinstance(owner, Watch) and not owner.handles
 
 
 def _removed() -> Watch:

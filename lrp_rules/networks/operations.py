@@ -28,7 +28,7 @@ SPELLINGS = {
     "pow": "pow square __pow__ __rpow__",
     "matmul": "matmul mm bmm mv dot inner einsum bilinear tensordot __matmul__ __rmatmul__",
     "addmm": "addmm baddbmm addmv",
-    "sum": "sum cumsum",
+    "sum": "sum cumsum fold index_add scatter_add",
     "mean": "mean",
     "avg_pool": "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d",
     "interpolate": "interpolate upsample grid_sample",
@@ -59,10 +59,12 @@ ROUTING = (
     "scatter select split split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile to "
     "transpose tril triu type type_as unbind unflatten unfold unsqueeze view view_as vsplit vstack where "
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min "
-    "topk sort kthvalue median maximum minimum fold requires_grad_ retain_grad "
-    "index_put index_add index_copy slice_scatter select_scatter masked_scatter copy "
+    "topk sort kthvalue median maximum minimum requires_grad_ retain_grad "
+    "index_put index_copy slice_scatter select_scatter masked_scatter copy "
     "__getitem__ __setitem__ getitem setitem"
 ).split()
+#: Those that look numbers up: what they give is where relevance ends, since no input before it requires a gradient.
+LOOKUPS = {function for function in (F.embedding, torch.embedding, F.embedding_bag)}
 #: Those that route where nothing is drawn at random: in eval mode.
 DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 #: Properties that are views.

@@ -216,7 +216,7 @@ def test_names_that_match_no_module(place: str, key: str) -> None:
     assert handles(network) == []
 
 
-@pytest.mark.parametrize("key", [3, None, int, nn.ReLU(), ("features.0",)], ids=repr)
+@pytest.mark.parametrize("key", [3, None, int, nn.ReLU(), frozenset(["features.0"])], ids=repr)
 def test_keys_that_are_neither_types_nor_names(key: Any) -> None:
     with pytest.raises(TypeError, match="expected a type of module") as error:
         put(model(), {key: LINEAR, "*": REST})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from lrp_rules import Epsilon, Norm, Pass, Registration, ZPlus, attach
+from lrp_rules import Epsilon, Norm, Pass, Registration, UnruledWarning, ZPlus, attach
 from tests.lrp_rules.cases import handles, integers, power_of_two
 
 if TYPE_CHECKING:
@@ -34,32 +34,44 @@ def some_input() -> Tensor:
 class ByForward(nn.Module):
     """Uses its layers without calling them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Callable[[], nn.Module] = nn.ReLU) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.layers = nn.ModuleList(kind() for _ in range(3))
         self.last = nn.Linear(3, 3)
+        self.end = kind()
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            x = layer.forward(x)
-        return nn.functional.linear(x, self.last.weight, self.last.bias)
+            x = layer.forward(x)  # type: ignore[operator]
+        return self.end.forward(nn.functional.linear(x, self.last.weight, self.last.bias))  # type: ignore[operator, no-any-return]
 
 
 def test_modules_that_are_not_called_are_named_in_groups_with_a_cause() -> None:
     model = ByForward()
     before = handles(model)
     with (
-        pytest.raises(RuntimeError, match=r"Epsilon on 3 Linear in layers; Epsilon on 1 Linear in last.*F\.linear"),
-        attach(model, {nn.Linear: Epsilon()}),
+        pytest.raises(RuntimeError, match=r"Epsilon on 3 ReLU in layers; Epsilon on 1 ReLU in end.*F\.linear"),
+        attach(model, {nn.Linear: Epsilon(), nn.ReLU: Epsilon()}),
     ):
         model(some_input())
     assert handles(model) == before  # the rules are off all the same
 
 
+def test_a_layer_whose_weight_is_used_without_a_call_has_its_rule() -> None:
+    model, x, R = ByForward(lambda: nn.Linear(3, 3)), some_input(), integers((2, 3), 5)
+    with attach(model, {nn.Linear: ZPlus()}) as rules:
+        r = torch.autograd.grad(model(x), x, R)[0]
+    assert [registration.calls for registration in rules._made] == [1] * 5
+    called = nn.Sequential(*[module for module in model.modules() if isinstance(module, nn.Linear)][:3])
+    called.extend([model.last, model.end])
+    with attach(called, {nn.Linear: ZPlus()}):
+        expected = torch.autograd.grad(called(x), x, R)[0]
+    assert torch.equal(r, expected)
+
+
 def test_remove_says_so_too_and_once() -> None:
     model = ByForward()
-    attached = attach(model, {nn.Linear: Epsilon()})
+    attached = attach(model, {nn.Linear: Epsilon(), nn.ReLU: Pass()})
     model(some_input())
     with pytest.raises(RuntimeError, match="ByForward was called, and these rules were not"):
         attached.remove()
@@ -86,7 +98,8 @@ def test_a_module_that_was_replaced() -> None:
     model = network()
     attached = attach(model, RULES)
     model[0] = nn.Linear(3, 3)
-    model(some_input())
+    with pytest.warns(UnruledWarning, match=r"F\.linear in Linear|F\.linear in Sequential"):
+        model(some_input())
     with pytest.raises(RuntimeError, match=r"Linear \(no part of the model any more\).*replaced after"):
         attached.remove()
 
@@ -158,7 +171,7 @@ def test_an_exception_is_not_hidden_by_what_was_not_called() -> None:
 
 def test_an_attachment_that_is_forgotten_warns() -> None:
     model = ByForward()
-    attach(model, {nn.Linear: Epsilon()})
+    attach(model, {nn.Linear: Epsilon(), nn.ReLU: Pass()})
     model(some_input())
     with pytest.warns(RuntimeWarning, match="ByForward was called, and these rules were not"):  # noqa: PT031  it goes there
         del model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrp_rules import Epsilon, Norm, Pass, ZPlus, attach
+from lrp_rules import Epsilon, Norm, Pass, ZPlus, UnruledWarning, attach
 from tests.lrp_rules.cases import integers, power_of_two
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ class Lazy(nn.Module):
 def test_layers_that_came_after_the_rules_are_named() -> None:
     model = Lazy()
     attached = attach(model, {nn.Linear: Epsilon()})
-    model(leaf())
+    with pytest.warns(UnruledWarning, match=r"F\.linear"):
+        model(leaf())
     with pytest.raises(RuntimeError, match=r"had not when the rules were attached.*second \(Linear\)"):
         attached.remove()
     with attach(model, {nn.Linear: Epsilon()}):
@@ -227,7 +228,8 @@ def test_a_layer_replaced_after_a_first_call_is_named() -> None:
     attached = attach(model, {nn.Linear: Epsilon()})
     model(leaf())
     model[1] = nn.Linear(4, 2)
-    model(leaf())
+    with pytest.warns(UnruledWarning, match=r"F\.linear"):
+        model(leaf())
     with pytest.raises(RuntimeError, match=r"had not when the rules were attached.*1 \(Linear\)"):
         attached.remove()
 
