@@ -17,6 +17,7 @@ canonizer is needed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ from lrp_rules.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -100,7 +101,8 @@ def between_layers(stabilizer: Any = 1e-6) -> dict[Any, Hook]:
 def _pairs(given: Pairs | None) -> dict[Any, Hook]:
     if given is None:
         return {}
-    return dict(given.items() if hasattr(given, "items") else given)
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return {tuple(key) if isinstance(key, list) else key: rule for key, rule in pairs}
 
 
 def _functions(rules: Mapping[Any, Hook]) -> dict[Any, Hook]:
@@ -149,9 +151,7 @@ class SpecialFirstLayerMapComposite(Composite):
     def __init__(self, layer_map: Pairs, first_map: Pairs, canonizers: Iterable[Any] | None = None) -> None:
         rules = _pairs(layer_map)
         first = _pairs(first_map)
-        super().__init__(
-            {**rules, **_functions(rules)}, first={**first, **_functions(first)}, canonizers=canonizers
-        )
+        super().__init__({**rules, **_functions(rules)}, first={**first, **_functions(first)}, canonizers=canonizers)
 
 
 class NameMapComposite(Composite):
@@ -167,10 +167,7 @@ class NameMapComposite(Composite):
     """
 
     def __init__(self, name_map: Pairs, canonizers: Iterable[Any] | None = None) -> None:
-        super().__init__(
-            {tuple(key) if isinstance(key, list) else key: rule for key, rule in _pairs(name_map).items()},
-            canonizers=canonizers,
-        )
+        super().__init__(_pairs(name_map), canonizers=canonizers)
 
 
 class MixedComposite(Composite):
@@ -213,12 +210,13 @@ class NameLayerMapComposite(MixedComposite):
         super().__init__([NameMapComposite(name_map or {}), LayerMapComposite(layer_map or {})], canonizers)
 
 
-def _with_layers(
-    layer_map: Pairs | None, convolutions: Hook, linear: Hook, stabilizer: Any
-) -> dict[Any, Hook]:
+def _with_layers(layer_map: Pairs | None, convolutions: Hook, linear: Hook, stabilizer: Any) -> dict[Any, Hook]:
     given = _pairs(layer_map)
     layers: dict[Any, Hook] = {CONVOLUTIONS: convolutions, nn.Linear: linear}
-    return {**given, **{k: v for k, v in {**layers, **_functions(layers), **between_layers(stabilizer)}.items() if k not in given}}
+    return {
+        **given,
+        **{k: v for k, v in {**layers, **_functions(layers), **between_layers(stabilizer)}.items() if k not in given},
+    }
 
 
 class EpsilonPlus(Composite):
@@ -421,7 +419,12 @@ class AttnLRP(Composite):
         linear = Epsilon(epsilon, zero_params)
         convolutions = linear if gamma is None else Gamma(gamma, epsilon, zero_params)
         own = {torch.mul: Uniform(), F.softmax: Softmax(), nn.Softmax: Softmax()}
-        rules = _with_layers({**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}}, convolutions, linear, epsilon)
+        rules = _with_layers(
+            {**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}},
+            convolutions,
+            linear,
+            epsilon,
+        )
         super().__init__(rules, canonizers=canonizers)
 
 
@@ -443,5 +446,10 @@ class CPLRP(Composite):
     ) -> None:  # fmt: skip
         linear, norm = Epsilon(epsilon, zero_params), LayerNormRule(epsilon, zero_params)
         own = {NORMALISATIONS: norm, F.layer_norm: norm}
-        rules = _with_layers({**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}}, linear, linear, epsilon)
+        rules = _with_layers(
+            {**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}},
+            linear,
+            linear,
+            epsilon,
+        )
         super().__init__(rules, canonizers=canonizers)

@@ -234,8 +234,12 @@ class _OfTwo(Registration):
 
 
 def attach(
-    model: nn.Module, rules: Rules | Composite, ignore: Key | Iterable[Key] = (), unused: Key | Iterable[Key] = (),
-    *, strict: bool = False,
+    model: nn.Module,
+    rules: Rules | Composite,
+    ignore: Key | Iterable[Key] = (),
+    unused: Key | Iterable[Key] = (),
+    *,
+    strict: bool = False,
 ) -> Attachment:
     """Put rules on all modules of a model, and on the functions that are called between them.
 
@@ -363,7 +367,9 @@ def _chosen(
     if unmatched:
         many = sum(map(len, unmatched.values())) > NAMED
         listed = [
-            f"{len(own)} {kind} ({own[0]}, ...)" if many and len(own) > 1 else ", ".join(f"{one} ({kind})" for one in own)
+            f"{len(own)} {kind} ({own[0]}, ...)"
+            if many and len(own) > 1
+            else ", ".join(f"{one} ({kind})" for one in own)
             for kind, own in unmatched.items()
         ]
         msg = (

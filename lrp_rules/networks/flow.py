@@ -40,7 +40,13 @@ GATES = {"sigmoid", "hardsigmoid"}
 _GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
 
 #: Nodes of autograd that are there for other reasons than an operation, and hand relevance on.
-_TRANSPARENT = {"BackwardHookFunctionBackward", "CheckpointFunctionBackward", "torch::autograd::CopySlices", "CopySlices", "AsStridedBackward0"}
+_TRANSPARENT = {
+    "BackwardHookFunctionBackward",
+    "CheckpointFunctionBackward",
+    "torch::autograd::CopySlices",
+    "CopySlices",
+    "AsStridedBackward0",
+}
 
 
 class Inside(NamedTuple):
@@ -184,7 +190,7 @@ class Flow(TorchFunctionMode):
         if node is None:
             if id(tensor) in self._leaves:
                 return self._leaves[id(tensor)][1]
-            return CONSTANT if id(tensor) in self.between.parameters else REACHED
+            return CONSTANT if isinstance(tensor, nn.Parameter) or id(tensor) in self.between.parameters else REACHED
         found = self._seen.get(node)
         if found is None:
             found = self._seen[node] = REACHED
@@ -230,9 +236,12 @@ class Flow(TorchFunctionMode):
         written = [leaf for leaf in leaves if any(leaf is tensor for tensor in results)]
         others = [leaf for leaf in leaves if not any(leaf is tensor for tensor in written)]
         values = [self.value(leaf, _name(func)) for leaf in others]
-        for tensor in written:  # its node is a new one, and the one before is below that
-            below = [] if tensor.grad_fn is None else [node for node, _ in tensor.grad_fn.next_functions]
-            values += [self._seen[node] for node in below if node in self._seen]
+        for tensor in written:
+            node = tensor.grad_fn
+            if node is None or node in self._seen:  # it is returned as it was
+                values.append(self.value(tensor))
+            else:  # its node is a new one, and the one before is below that
+                values += [self._seen[below] for below, _ in node.next_functions if below in self._seen]
         value = RAW if func in LOOKUPS else min([value for value in values if value], default=CONSTANT)
         if value and func not in LOOKUPS and not routes(func, args, kwargs) and self._is_alive():
             self._unruled(_name(func), None)
@@ -288,7 +297,7 @@ class Flow(TorchFunctionMode):
     def _ruled(self, hook: Hook, module: nn.Module, inputs: list[Tensor]) -> Any:
         folds = getattr(hook, "fold", None)
         if folds is not None:
-            return folds(module, inputs[0], self)
+            return folds(module, inputs, self)
         registration = hook.register(module)
         try:
             result = module(*inputs)

@@ -17,7 +17,7 @@ from lrp_rules.modules import effective_parameters
 from lrp_rules.networks.layers import bare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from lrp_rules.networks.flow import Flow
 
@@ -60,11 +60,11 @@ class FoldBatchNorm(Hook):
         )
         raise TypeError(msg)
 
-    def fold(self, module: nn.Module, x: Tensor, flow: Flow) -> Tensor:
+    def fold(self, module: nn.Module, inputs: Sequence[Tensor], flow: Flow) -> Tensor:
         """Call a batch norm that is no module of the model, and fold it."""
         registration = Folding(self, module, lambda: flow)
         try:
-            return module(x)  # type: ignore[no-any-return]
+            return module(*inputs)  # type: ignore[no-any-return]
         finally:
             registration.remove()
 

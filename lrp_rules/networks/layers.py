@@ -60,9 +60,7 @@ def _signature(text: str) -> inspect.Signature:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> nn.Module | None:  # noqa: ARG001
     if weight.ndim != 2:
         return None
-    return bare(
-        nn.Linear, {"weight": weight, "bias": bias}, out_features=weight.shape[0], in_features=weight.shape[1]
-    )
+    return bare(nn.Linear, {"weight": weight, "bias": bias}, out_features=weight.shape[0], in_features=weight.shape[1])
 
 
 def _sizes(value: Any, dims: int) -> tuple[int, ...]:
@@ -80,7 +78,9 @@ def _convolution(kind: type[nn.Module], *, transposed: bool) -> Callable[..., nn
         # its constructor knows what padding is made of
         like: Any = kind(1, 1, 1, padding=padding if isinstance(padding, str) else _sizes(padding, dims), device="meta")
         module = bare(kind, {"weight": weight, "bias": bias})
-        attributes = {name: value for name, value in vars(like).items() if not name.startswith("_") or "reversed" in name}
+        attributes = {
+            name: value for name, value in vars(like).items() if not name.startswith("_") or "reversed" in name
+        }
         vars(module).update(
             {**attributes, "in_channels": channels[0], "out_channels": channels[1], "groups": groups,
              "kernel_size": tuple(weight.shape[2:]), "stride": _sizes(stride, dims),
@@ -105,7 +105,11 @@ def _batch_norm(
 
 
 def _layer_norm(
-    x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float  # noqa: ARG001
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,  # noqa: ARG001
 ) -> nn.Module:
     return bare(
         nn.LayerNorm, {"weight": weight, "bias": bias}, normalized_shape=tuple(normalized_shape), eps=eps,
@@ -135,7 +139,9 @@ _CONVOLVE = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
 _TRANSPOSED = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
 _MAKERS: dict[str, Callable[..., nn.Module | None]] = {
     "linear": _linear,
-    **{f"conv{n}d": _convolution(kind, transposed=False) for n, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)},
+    **{
+        f"conv{n}d": _convolution(kind, transposed=False) for n, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)
+    },
     **{
         f"conv_transpose{n}d": _convolution(kind, transposed=True)
         for n, kind in enumerate((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1)

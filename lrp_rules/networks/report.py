@@ -72,9 +72,7 @@ def table(model: nn.Module, registrations: Sequence[Registration], between: Betw
         where = places_of[0] if len(places_of) == 1 else f"{len(places_of)} places, from {places_of[0]}"
         rows.append((operation, rule, str(calls), where))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
-    ]
+    lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
     return f"Rules on {type(model).__name__}\n" + "\n".join(lines)
 
 

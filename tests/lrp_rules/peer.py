@@ -17,10 +17,18 @@ def load_zennit() -> Any:
     zennit imports torchvision, whose compiled operators a CPU build of torch cannot load. They are not needed here: it
     is enough that the two which torchvision looks for are declared.
     """
-    pytest.importorskip("torchvision", exc_type=ImportError) if "torchvision" in sys.modules else _torchvision()
+    load_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("zennit")
+
+
+def load_torchvision() -> Any:
+    """Import torchvision, or skip the tests that need it."""
+    if "torchvision" in sys.modules:
+        return pytest.importorskip("torchvision", exc_type=ImportError)
+    _torchvision()
+    return sys.modules["torchvision"]
 
 
 def _torchvision() -> None:
