@@ -13,7 +13,8 @@ from lrp_rules.evaluate.rewriting import without_rewriting
 from lrp_rules.hooks.hook import BasicHook, Hook
 from lrp_rules.hooks.registration import Registration
 from lrp_rules.network_rules import Bilinear, LayerNormRule, SignalTakesAll, Softmax, Stop, Uniform
-from lrp_rules.networks.attachment import Attachment, Composite, attach
+from lrp_rules.networks.attaching import Composite, attach
+from lrp_rules.networks.attachment import Attachment
 from lrp_rules.networks.folding import FoldBatchNorm
 from lrp_rules.networks.report import UnruledWarning
 from lrp_rules.params import ClampMod, GammaMod, NoMod, ParamMod, zero_bias

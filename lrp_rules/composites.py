@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lrp_rules.network_rules import Bilinear, LayerNormRule, SignalTakesAll, Softmax, Stop, Uniform
-from lrp_rules.networks.attachment import Composite
+from lrp_rules.networks.attaching import Composite
 from lrp_rules.networks.folding import FoldBatchNorm
 from lrp_rules.rules import (
     AlphaBeta,
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     Names = str | Iterable[str] | None
 
 __all__ = [
+    "CPLRP",
     "AttnLRP",
     "BetaSmooth",
-    "CPLRP",
     "Composite",
     "DeconvNet",
     "EpsilonAlpha2Beta1",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +20,8 @@ def bare(kind: type[nn.Module], tensors: dict[str, Tensor | None], **attributes:
     module = object.__new__(kind)
     nn.Module.__init__(module)
     vars(module).update(attributes)
-    module._parameters.update(tensors)  # type: ignore[arg-type]  a tensor that was computed does as well
+    for name, tensor in tensors.items():  # a tensor that was computed does as well
+        module._parameters[name] = tensor  # type: ignore[assignment]
     return module
 
 
@@ -46,18 +46,16 @@ def as_layer(function: Any, args: Any, kwargs: Any, reached: Reached) -> Found:
 
 
 def _signature(text: str) -> inspect.Signature:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    """Return the signature of a function of torch, which has none that Python knows."""
     parameters = []
     for part in text.split():
         name, _, default = part.partition("=")
-        value = inspect.Parameter.empty if not default else {"None": None, "True": True, "False": False}.get(default)
-        if default and value is None and default != "None":
-            value = float(default) if "." in default or "e" in default else int(default)
-        parameters.append(inspect.Parameter(name, kind, default=value))
+        value = ast.literal_eval(default) if default else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value))
     return inspect.Signature(parameters)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> nn.Module | None:  # noqa: ARG001
+def _linear(_x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     if weight.ndim != 2:
         return None
     return bare(nn.Linear, {"weight": weight, "bias": bias}, out_features=weight.shape[0], in_features=weight.shape[1])
@@ -67,11 +65,11 @@ def _sizes(value: Any, dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
 
 
-def _convolution(kind: type[nn.Module], *, transposed: bool) -> Callable[..., nn.Module]:
+def _convolution(kind: type[nn.Module], *, transposed: bool) -> Callable[..., Any]:
     def make(
-        x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
+        _x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int,
         output_padding: Any = 0,
-    ) -> nn.Module:  # fmt: skip
+    ) -> Any:  # fmt: skip
         dims = weight.ndim - 2
         first, second = weight.shape[:2]
         channels = (first, second * groups) if transposed else (second * groups, first)
@@ -94,50 +92,50 @@ def _convolution(kind: type[nn.Module], *, transposed: bool) -> Callable[..., nn
 def _batch_norm(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     training: bool, momentum: float, eps: float,
-) -> nn.Module:  # fmt: skip
+) -> Any:  # fmt: skip
     kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(x.ndim, nn.BatchNorm1d)
     module = bare(
         kind, {"weight": weight, "bias": bias}, num_features=x.shape[1], eps=eps, momentum=momentum,
         affine=weight is not None, track_running_stats=running_mean is not None, training=training,
     )  # fmt: skip
     module._buffers.update(running_mean=running_mean, running_var=running_var, num_batches_tracked=None)
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _layer_norm(
-    x: Tensor,
+    _x: Tensor,
     normalized_shape: Any,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,  # noqa: ARG001
-) -> nn.Module:
+    eps: float,
+) -> Any:
     return bare(
         nn.LayerNorm, {"weight": weight, "bias": bias}, normalized_shape=tuple(normalized_shape), eps=eps,
         elementwise_affine=weight is not None,
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
-def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float | None) -> nn.Module:  # noqa: ARG001
+def _rms_norm(_x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float | None) -> Any:
     return bare(
         nn.RMSNorm, {"weight": weight}, normalized_shape=tuple(normalized_shape), eps=eps,
         elementwise_affine=weight is not None,
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
-def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> nn.Module:
+def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
     return bare(
         nn.GroupNorm, {"weight": weight, "bias": bias}, num_groups=num_groups, num_channels=x.shape[1], eps=eps,
         affine=weight is not None,
-    )  # type: ignore[no-any-return]  # fmt: skip
+    )  # fmt: skip
 
 
-def _softmax(x: Tensor, dim: int | None, _stacklevel: int, dtype: Any) -> nn.Module | None:  # noqa: ARG001
+def _softmax(x: Tensor, dim: int | None, _stacklevel: int, dtype: Any) -> Any:
     return None if dim is None or dtype not in {None, x.dtype} else nn.Softmax(dim)
 
 
 _CONVOLVE = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
 _TRANSPOSED = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
-_MAKERS: dict[str, Callable[..., nn.Module | None]] = {
+_MAKERS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     **{
         f"conv{n}d": _convolution(kind, transposed=False) for n, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)

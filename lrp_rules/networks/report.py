@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from lrp_rules.hooks.hook import Hook
     from lrp_rules.hooks.registration import Registration
-    from lrp_rules.networks.flow import Between
 
 #: How many places are listed.
 LISTED = 8
@@ -44,13 +44,16 @@ def unruled(places: Mapping[Place, int]) -> str:
     more = f", and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
     return (
         f"no rule for {', '.join(listed[:LISTED])}{more}: relevance goes through by the plain gradient, which doubles "
-        "it at a sum and loses it in most other functions. Give a rule, as in attach(model, {torch.add: Norm()}), use a "
-        "composite of lrp_rules.composites, or name the function in ignore where its gradient is meant"
+        "it at a sum and loses it in most other functions. Give a rule, as in attach(model, {torch.add: Norm()}), use "
+        "a composite of lrp_rules.composites, or name the function in ignore where its gradient is meant"
         f"{see('between-the-layers')}"
     )
 
 
-def table(model: nn.Module, registrations: Sequence[Registration], between: Between) -> str:
+def table(
+    model: nn.Module, registrations: Sequence[Registration], calls_of: Mapping[Place, int],
+    rules_of: Mapping[Place, Hook], unruled_calls: Mapping[Place, int],
+) -> str:  # fmt: skip
     """Return a table of modules and functions, their rules and how often each was called."""
     names = {part: name for name, part in model.named_modules()}
     groups: dict[tuple[str, str], tuple[list[str], int]] = {}
@@ -62,14 +65,14 @@ def table(model: nn.Module, registrations: Sequence[Registration], between: Betw
     for (kind, rule), (modules, calls) in groups.items():
         where = modules[0] if len(modules) == 1 else f"{len(modules)} modules, from {modules[0]}"
         rows.append((kind, rule, str(calls), where))
-    functions: dict[tuple[str, str], tuple[list[str], int]] = {}
-    for places, rules in ((between.calls, between.ruled), (between.unruled, {})):
-        for place, count in places.items():
-            key = (place.operation, type(rules[place]).__name__ if place in rules else "none: its gradient")
-            where, calls = functions.get(key, ([], 0))
-            functions[key] = ([*where, place.shown], calls + count)
-    for (operation, rule), (places_of, calls) in functions.items():
-        where = places_of[0] if len(places_of) == 1 else f"{len(places_of)} places, from {places_of[0]}"
+    places: dict[tuple[str, str], tuple[list[str], int]] = {}
+    for counts, rules in ((calls_of, rules_of), (unruled_calls, {})):
+        for place, count in counts.items():
+            rule = type(rules[place]).__name__ if place in rules else "none: its gradient"
+            shown, calls = places.get((place.operation, rule), ([], 0))
+            places[place.operation, rule] = ([*shown, place.shown], calls + count)
+    for (operation, rule), (shown, calls) in places.items():
+        where = shown[0] if len(shown) == 1 else f"{len(shown)} places, from {shown[0]}"
         rows.append((operation, rule, str(calls), where))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]

@@ -44,8 +44,9 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.masked_fill(closed, -math.inf)
 
 
-def multi_head_attention_forward(  # noqa: C901, PLR0912  torch's own function has as many cases
-    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, in_proj_weight: Tensor | None,
+def multi_head_attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int,  # noqa: ARG001  as torch calls it
+    num_heads: int, in_proj_weight: Tensor | None,
     in_proj_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero_attn: bool, dropout_p: float,
     out_proj_weight: Tensor, out_proj_bias: Tensor | None, training: bool = True,
     key_padding_mask: Tensor | None = None, need_weights: bool = True, attn_mask: Tensor | None = None,
@@ -61,7 +62,7 @@ def multi_head_attention_forward(  # noqa: C901, PLR0912  torch's own function h
     if is_causal and attn_mask is None:
         msg = "need attn_mask if specifying the is_causal hint"
         raise RuntimeError(msg)
-    length, samples, width = query.shape
+    length, samples = query.shape[:2]
     if use_separate_proj_weight:
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 from tests.lrp_rules.peer import load_torchvision
 
@@ -88,6 +88,7 @@ class Graph(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.own, self.others, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.edges: Tensor
         self.register_buffer("edges", torch.tensor([[0, 1, 2, 3, 0], [1, 2, 3, 0, 2]]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +186,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (_torchvision("resnet18", num_classes=5), _BIG),
     "resnext": (_torchvision("resnext50_32x4d", num_classes=5), _BIG),
     "squeezenet": (_torchvision("squeezenet1_1", num_classes=5), _BIG),
-    "densenet": (_torchvision("DenseNet", growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=5), _BIG),
+    "densenet": (
+        _torchvision("DenseNet", growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=5), _BIG
+    ),
     "googlenet": (_torchvision("googlenet", num_classes=5, aux_logits=False, init_weights=False), _BIG),
     "inception": (_torchvision("inception_v3", num_classes=5, aux_logits=False, init_weights=False), (1, 3, 75, 75)),
     "shufflenet": (_torchvision("shufflenet_v2_x0_5", num_classes=5), _BIG),
@@ -196,13 +199,19 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "efficientnet": (_torchvision("efficientnet_b0", num_classes=5), _BIG),
     "convnext": (_convnext, _BIG),
     "vit": (
-        _torchvision("VisionTransformer", image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=5),
+        _torchvision(
+            "VisionTransformer", image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16,
+            num_classes=5,
+        ),
         (1, 3, 16, 16),
     ),
     "swin": (_swin("v1"), _BIG),
     "swin_v2": (_swin("v2"), _BIG),
     "maxvit": (
-        _torchvision("MaxVit", input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[8, 16], block_layers=[1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=5),
+        _torchvision(
+            "MaxVit", input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[8, 16],
+            block_layers=[1, 1], head_dim=4, stochastic_depth_prob=0.0, num_classes=5,
+        ),
         _BIG,
     ),
 }  # fmt: skip

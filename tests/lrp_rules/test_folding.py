@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from lrp_rules import AlphaBeta, Epsilon, FoldBatchNorm, Gamma, Norm, Pass, WSquare, ZPlus, attach
@@ -59,6 +59,8 @@ def pair(name: str) -> tuple[nn.Sequential, Tensor]:
 
 
 def fused(model: nn.Sequential) -> nn.Module:
+    layer: Any
+    norm: Any
     layer, norm = copy.deepcopy(model)
     if isinstance(layer, nn.ConvTranspose2d):  # torch fuses these without their groups
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -69,10 +71,12 @@ def fused(model: nn.Sequential) -> nn.Module:
                     layer.weight[i, o] *= scale[i // each * layer.weight.shape[1] + o]
             assert layer.bias is not None
             layer.bias.copy_((layer.bias - norm.running_mean) * scale + norm.bias)
-        return layer
-    if isinstance(layer, nn.Linear):
-        return fuse_linear_bn_eval(layer, norm)  # type: ignore[arg-type]
-    return fuse_conv_bn_eval(layer, norm, transpose="Transpose" in type(layer).__name__)  # type: ignore[type-var, arg-type]
+        one: nn.Module = layer
+    elif isinstance(layer, nn.Linear):
+        one = fuse_linear_bn_eval(layer, norm)
+    else:
+        one = fuse_conv_bn_eval(layer, norm, transpose="Transpose" in type(layer).__name__)
+    return one
 
 
 def relevance(output: Tensor, x: Tensor, **kwargs: Any) -> Tensor:
@@ -104,16 +108,25 @@ def test_derivatives_of_a_folded_pair_reach_the_parameters_of_both(name: str) ->
         r = relevance(model(x), x, create_graph=True)
     found = torch.autograd.grad(r.square().sum(), list(model.parameters()), allow_unused=True)
 
+    layer: Any
+    norm: Any
+    layer, norm = model
+
     def by_hand(*parameters: Tensor) -> Tensor:
         named = dict(zip((name for name, _ in model.named_parameters()), parameters, strict=True))
         output = torch.func.functional_call(model, named, (x,))
-        scale = named["1.weight"] / (model[1].running_var + model[1].eps).sqrt()  # type: ignore[operator]
+        scale = named["1.weight"] / (norm.running_var + norm.eps).sqrt()
         R = torch.randn(output.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
         s = R / (output + 0.5 * torch.where(output.detach() < 0, -1.0, 1.0))
         s = s * scale.view(-1, *[1] * (output.ndim - 2))
-        layer = model[0]
-        pull = F.linear(s, named["0.weight"].T) if name == "linear" else torch.nn.grad.conv2d_input(
-            x.shape, named["0.weight"], s, layer.stride, layer.padding)  # type: ignore[arg-type]  # fmt: skip
+        pull = (
+            F.linear(s, named["0.weight"].T)
+            if name == "linear"
+            else F.conv_transpose2d(
+                s, named["0.weight"], stride=layer.stride, padding=layer.padding, output_padding=(0, 0)
+            )
+        )
+        assert pull.shape == x.shape
         return (x * pull).square().sum()
 
     expected = torch.autograd.grad(by_hand(*model.parameters()), list(model.parameters()), allow_unused=True)

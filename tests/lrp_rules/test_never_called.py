@@ -42,8 +42,8 @@ class ByForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer.forward(x)  # type: ignore[operator]
-        return self.end.forward(nn.functional.linear(x, self.last.weight, self.last.bias))  # type: ignore[operator, no-any-return]
+            x = layer.forward(x)
+        return self.end.forward(nn.functional.linear(x, self.last.weight, self.last.bias))  # type: ignore[no-any-return]
 
 
 def test_modules_that_are_not_called_are_named_in_groups_with_a_cause() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrp_rules import Epsilon, Norm, Pass, ZPlus, UnruledWarning, attach
+from lrp_rules import Epsilon, Norm, Pass, UnruledWarning, ZPlus, attach
 from tests.lrp_rules.cases import integers, power_of_two
 
 if TYPE_CHECKING:

@@ -1,0 +1,210 @@
+"""Rules on a whole model: ``attach``, and composites, which are rules for any model."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from lrp_rules.hooks.calls import is_wrapper
+from lrp_rules.hooks.refusals import check_module, check_scripted
+from lrp_rules.hooks.registration import Registration
+from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
+from lrp_rules.layers.known import LinearLayer, layer_type
+from lrp_rules.networks.attachment import Attachment
+from lrp_rules.networks.between import Between
+from lrp_rules.networks.folding import FoldBatchNorm, Folding
+from lrp_rules.networks.keys import by_function, check_keys, check_rules, chosen, flat, listed, matches
+from lrp_rules.networks.watch import Watch, flow_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import nn
+
+    from lrp_rules.hooks.call import HookInterface
+    from lrp_rules.hooks.hook import Hook
+    from lrp_rules.networks.keys import Key
+
+    # the keys of a Mapping are invariant: a dict with names alone would be none of Key
+    Rules = Mapping[Any, Hook]
+
+
+class Composite:
+    """Rules for the modules and functions of any model, as :func:`attach` takes them; it knows no model.
+
+    Parameters
+    ----------
+    rules
+        As for :func:`attach`. Tuples of keys are allowed, too. Modules that match nothing are no error: the functions
+        that they call may have rules.
+    first
+        Rules for types of layers, where the model's input reaches them with no such layer between.
+    gradient
+        Whether everything else is meant to have its gradient, as in GuidedBackprop.
+    canonizers
+        Of zennit, applied to a model while the rules are on it.
+
+    """
+
+    def __init__(
+        self, rules: Mapping[Any, Hook], first: Mapping[Any, Hook] | None = None, *, gradient: bool = False,
+        canonizers: Iterable[Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.rules, self.first = flat(rules), flat(first or {})
+        self.gradient, self.canonizers = gradient, tuple(canonizers or ())
+
+    def register(self, model: nn.Module) -> Attachment:
+        """Attach the rules; what is returned has ``remove()``."""
+        return attach(model, self)
+
+    @contextmanager
+    def context(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Attach the rules for a ``with`` block, which gets the model."""
+        with attach(model, self):
+            yield model
+
+
+class _OfTwo(Registration):
+    """A rule for calls that the model's input reaches first, and another one for all others."""
+
+    def __init__(self, first: Hook, otherwise: Hook, module: nn.Module) -> None:
+        self._rules, self._here = (first, otherwise), threading.local()
+        super().__init__(otherwise, module)
+        check_module(first, module)
+
+    def choose(self, *, first: bool) -> None:
+        self._here.first = first
+
+    @property
+    def rule_name(self) -> str:
+        first, otherwise = (type(rule).__name__ for rule in self._rules)
+        return f"{otherwise}, or {first} where the input comes first"
+
+    @property
+    def hook(self) -> HookInterface:
+        first, otherwise = self._rules
+        return first if vars(self._here).get("first") else otherwise
+
+    @hook.setter
+    def hook(self, value: HookInterface) -> None:
+        """Both are known."""
+
+
+def attach(
+    model: nn.Module,
+    rules: Rules | Composite,
+    ignore: Key | Iterable[Key] = (),
+    unused: Key | Iterable[Key] = (),
+    *,
+    strict: bool = False,
+) -> Attachment:
+    """Put rules on all modules of a model, and on the functions that are called between them.
+
+    Parameters
+    ----------
+    model
+        Any module, and all modules below it.
+    rules
+        Maps types of modules, or names as in ``model.named_modules()``, to rules. Names may be glob patterns, where
+        ``*`` also spans dots. The first key that matches a module decides. A pattern or type that matches a module
+        takes the whole of it: modules below a matched one are left alone. Patterns with wildcards match only modules
+        that have nothing with parameters below them, so that ``'*'`` is every layer and not the containers.
+        Functions are keys, too: ``torch.add`` stands for ``+``, ``+=``, ``-`` and all their spellings. Or a composite
+        from ``lrp_rules.composites``.
+    ignore
+        Type, name or function, or several, of what keeps its gradient.
+    unused
+        Type or name, or several, of modules that a pass may leave out: branches that are not taken, auxiliary heads.
+        They have their rules where they are called, and it is no error where they are not.
+    strict
+        Whether it is an error, and no warning, if relevance goes through a function that has no rule.
+
+    Returns
+    -------
+    Attachment
+        A context manager; its ``remove()`` takes all rules off. Both raise a RuntimeError where the model was called
+        and a rule was not: by then, its module has had the plain gradient. ``print`` shows what got which rule, and
+        what had none.
+
+    Warns
+    -----
+    UnruledWarning
+        After the first call of the model, if relevance will go through functions that have no rule: by their plain
+        gradient, which doubles it at a sum.
+
+    Raises
+    ------
+    ValueError
+        If a module with parameters of its own, and none below it, matches nothing; if a name in ``rules`` or
+        ``ignore`` matches no module; if no rule can be given for a function.
+    TypeError
+        If a key is neither a type of module nor a name nor a function, or a rule is none, such as a class in place of
+        its object.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lrp_rules import Epsilon, Pass, ZPlus
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    >>> with attach(model, {nn.Conv2d: ZPlus(), nn.ReLU: Pass(), "3": Epsilon()}) as attached:
+    ...     output = model(torch.rand(1, 1, 4, 4, requires_grad=True))
+    ...     len(attached.registrations)
+    3
+    """
+    check_scripted("attach", model)
+    composite = rules if isinstance(rules, Composite) else None
+    given: dict[Any, Hook] = flat(rules.rules if isinstance(rules, Composite) else rules)
+    special: dict[Any, Hook] = {} if composite is None else composite.first
+    check_rules({**given, **special})
+    functions, table = by_function(given)
+    keeps, ignored = by_function(dict.fromkeys(listed(ignore)))
+    left_out = listed(unused)
+    canonized = [one for canonizer in (composite.canonizers if composite else ()) for one in canonizer.apply(model)]
+    quiet = composite is not None and composite.gradient
+    early, first = by_function(special)
+    between = Between(functions, early, keeps, strict=strict, quiet=quiet)
+    try:
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            names.setdefault(module, []).append(name)
+        check_keys([*table, *ignored, *left_out], names, any_model=composite is not None)
+        decided, taken = chosen(names, table, list(ignored), demands=composite is None)
+        roots = [module for module, own in names.items() if any(matches(key, module, own) for key in left_out)]
+        left = [module for module, own in names.items() if any(matches(key, module, own) for key in ignored)]
+    except BaseException:
+        for instance in reversed(canonized):
+            instance.remove()
+        raise
+    attachment = Attachment(model, between, [part for root in roots for part in root.modules()], left)
+    attachment._canonized = canonized
+    between.parameters = {id(parameter) for parameter in model.parameters()}
+    try:
+        for module, own in names.items():
+            rule = decided.get(module)
+            if (module in taken and rule is None and module not in left) or is_wrapper(module):
+                continue
+            registration = None
+            if rule is not None and functions and isinstance(module, NonDynamicallyQuantizableLinear):
+                # nn.MultiheadAttention uses its weight alone, in a function
+                between.by_weight[id(module.weight)] = (rule, None)
+            elif rule is not None:
+                at_first = next((first[key] for key in first if matches(key, module, own)), None)
+                registration = _registered(rule, at_first, module, between)
+                attachment.registrations.append(registration)
+                attachment._made.append(registration)
+                if layer_type(module) in {LinearLayer, ConvLayer, ConvTransposeLayer}:
+                    between.by_weight[id(module.weight)] = (rule, registration)
+            attachment._watches.append(Watch(between, own[0], module, registration, is_open=module not in taken))
+    except BaseException:
+        attachment._remove()
+        raise
+    return attachment
+
+
+def _registered(rule: Hook, at_first: Hook | None, module: nn.Module, between: Between) -> Registration:
+    if isinstance(rule, FoldBatchNorm):
+        return Folding(rule, module, lambda: flow_of(between))
+    return rule.register(module) if at_first is None else _OfTwo(at_first, rule, module)

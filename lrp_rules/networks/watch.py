@@ -1,0 +1,136 @@
+"""Hooks on every module of a model with rules, that tell the flow of a call where it is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules.hooks.calls import drop_hooks, opaque
+from lrp_rules.networks.between import Inside, here
+from lrp_rules.networks.flow import CONSTANT, GATE_MODULES, RAW, REACHED, Flow, Layer, wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lrp_rules.hooks.registration import Registration
+    from lrp_rules.networks.between import Between
+
+
+class Watch:
+    """Two hooks on a module: they tell the flow of a call where it is, and begin one where there is none."""
+
+    def __init__(
+        self, between: Between, name: str, module: nn.Module, registration: Registration | None, *, is_open: bool
+    ) -> None:
+        self.between, self.name, self.registration = between, name, registration
+        self.choose = getattr(registration, "choose", None)
+        enter, leave = (self._into, self._out_of) if is_open else (self._enter, self._leave)
+        self.handles = [
+            module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take both off."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        return _removed()
+
+    def __reduce__(self) -> tuple[Callable[[], Watch], tuple[()]]:
+        return _removed, ()
+
+    # a module with a rule
+
+    @opaque
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.handles:
+            drop_hooks(module, _is_removed)
+            return
+        flow = None if here.blocks(self.between) else flow_of(self.between)
+        value = REACHED
+        if flow is not None and torch.is_grad_enabled():
+            value = flow.reach(wanted((args, kwargs)), self.name)
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                value = RAW
+        if self.choose is not None:
+            first = module in self.between.first if flow is not None and flow.repeats else value == RAW
+            if first:
+                self.between.first.add(module)
+            self.choose(first=first)
+            value = min(value, REACHED)
+        here.inside.append(Inside(sys._getframe(1), value, module, self.between if self.registration is None else None))
+
+    @opaque
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # not where a hook of somebody else has raised before the call began
+        if not self.handles or not here.inside or here.inside[-1].module is not module:
+            return
+        value = here.inside.pop().value
+        flow = None if here.blocks(self.between) else flow_of(self.between)
+        if flow is None or output is None or not torch.is_grad_enabled():
+            return
+        hook = None if self.registration is None else self.registration.hook
+        flow.mark(output, CONSTANT if hook is not None and hook.is_constant else value)
+        if isinstance(module, GATE_MODULES):
+            flow.note_gate(output)
+        if hook is not None and len(args) == 1 and not kwargs and type(output) is Tensor and output.grad_fn is not None:
+            flow.layers[output.grad_fn] = Layer(hook, module, args[0])  # type: ignore[arg-type]
+
+    # a module without one
+
+    @opaque
+    def _into(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.handles:
+            drop_hooks(module, _is_removed)
+            return
+        flow = flow_of(self.between)
+        if here.inside or flow is None:
+            here.settle()
+            flow = flow_of(self.between)
+        if here.blocks(self.between) or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+            return
+        if flow is None:
+            flow = Flow(self.between, sys._getframe(1))
+            flow.begin((args, kwargs))
+            flow.start()
+        flow.path.append((self.name, module))
+
+    @opaque
+    def _out_of(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self.handles:
+            return
+        flow = flow_of(self.between)
+        if flow is None or not any(module is part for _, part in flow.path):
+            return
+        while flow.path.pop()[1] is not module:
+            pass
+        if not flow.path:
+            flow.end()
+            for tensor in wanted(output):
+                flow.value(tensor)
+            if output is not None:
+                self.between.say()
+
+
+def flow_of(between: Between) -> Flow | None:
+    """Return what sees the call under way of a model on this thread, if there is one."""
+    for flow in reversed(here.flows):
+        if flow.between is between:
+            return flow  # type: ignore[no-any-return]
+    return None
+
+
+def _is_removed(owner: Any) -> bool:
+    return isinstance(owner, Watch) and not owner.handles
+
+
+def _removed() -> Watch:
+    watch = object.__new__(Watch)
+    watch.handles = []
+    return watch
