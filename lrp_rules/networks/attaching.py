@@ -100,6 +100,7 @@ def attach(
     unused: Key | Iterable[Key] = (),
     *,
     strict: bool = False,
+    keep: str | Iterable[str] = (),
 ) -> Attachment:
     """Put rules on all modules of a model, and on the functions that are called between them.
 
@@ -121,6 +122,8 @@ def attach(
         They have their rules where they are called, and it is no error where they are not.
     strict
         Whether it is an error, and no warning, if relevance goes through a function that has no rule.
+    keep
+        Name or names of modules at whose outputs the relevance is wanted, too: see ``Attachment.kept``.
 
     Returns
     -------
@@ -147,6 +150,7 @@ def attach(
     Examples
     --------
     >>> import torch
+    >>> from torch import nn
     >>> from lrp_rules import Epsilon, Pass, ZPlus
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     >>> with attach(model, {nn.Conv2d: ZPlus(), nn.ReLU: Pass(), "3": Epsilon()}) as attached:
@@ -161,7 +165,7 @@ def attach(
     check_rules({**given, **special})
     functions, table = by_function(given)
     keeps, ignored = by_function(dict.fromkeys(listed(ignore)))
-    left_out = listed(unused)
+    left_out, kept = listed(unused), listed(keep)
     canonized = [one for canonizer in (composite.canonizers if composite else ()) for one in canonizer.apply(model)]
     quiet = composite is not None and composite.gradient
     early, first = by_function(special)
@@ -171,6 +175,7 @@ def attach(
         for name, module in model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         check_keys([*table, *ignored, *left_out], names, any_model=composite is not None)
+        check_keys(kept, names, any_model=False)
         decided, taken = chosen(names, table, list(ignored), demands=composite is None)
         roots = [module for module, own in names.items() if any(matches(key, module, own) for key in left_out)]
         left = [module for module, own in names.items() if any(matches(key, module, own) for key in ignored)]
@@ -183,20 +188,14 @@ def attach(
     between.parameters = {id(parameter) for parameter in model.parameters()}
     try:
         for module, own in names.items():
-            rule = decided.get(module)
-            if (module in taken and rule is None and module not in left) or is_wrapper(module):
+            if own[0] in kept:
+                attachment.keep(own[0], module)
+            if is_wrapper(module) or (module in taken and module not in decided and module not in left):
                 continue
             registration = None
-            if rule is not None and functions and isinstance(module, NonDynamicallyQuantizableLinear):
-                # nn.MultiheadAttention uses its weight alone, in a function
-                between.by_weight[id(module.weight)] = (rule, None)
-            elif rule is not None:
-                at_first = next((first[key] for key in first if matches(key, module, own)), None)
-                registration = _registered(rule, at_first, module, between)
-                attachment.registrations.append(registration)
-                attachment._made.append(registration)
-                if layer_type(module) in {LinearLayer, ConvLayer, ConvTransposeLayer}:
-                    between.by_weight[id(module.weight)] = (rule, registration)
+            if module in decided:
+                at_first = next((rule for key, rule in first.items() if matches(key, module, own)), None)
+                registration = _registered(attachment, decided[module], at_first, module)
             attachment._watches.append(Watch(between, own[0], module, registration, is_open=module not in taken))
     except BaseException:
         attachment._remove()
@@ -204,7 +203,18 @@ def attach(
     return attachment
 
 
-def _registered(rule: Hook, at_first: Hook | None, module: nn.Module, between: Between) -> Registration:
-    if isinstance(rule, FoldBatchNorm):
-        return Folding(rule, module, lambda: flow_of(between))
-    return rule.register(module) if at_first is None else _OfTwo(at_first, rule, module)
+def _registered(attachment: Attachment, rule: Hook, at_first: Hook | None, module: nn.Module) -> Registration | None:
+    """Put a rule on a module, and on the functions that use its weight."""
+    between = attachment.between
+    registration: Registration | None = None
+    # nn.MultiheadAttention does not call that part of it
+    if not (between.rules and isinstance(module, NonDynamicallyQuantizableLinear)):
+        if isinstance(rule, FoldBatchNorm):
+            registration = Folding(rule, module, lambda: flow_of(between))
+        else:
+            registration = rule.register(module) if at_first is None else _OfTwo(at_first, rule, module)
+        attachment.registrations.append(registration)
+        attachment._made.append(registration)
+    if layer_type(module) in {LinearLayer, ConvLayer, ConvTransposeLayer}:
+        between.by_weight[id(module.weight)] = (rule, registration)
+    return registration

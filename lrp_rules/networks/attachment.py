@@ -6,6 +6,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
 from lrp_rules.errors import see
 from lrp_rules.hooks.calls import Calls, is_compiled, never_called
 from lrp_rules.networks.report import table
@@ -35,6 +38,10 @@ class Attachment:
         self.between = between
         self._ignored, self._parts = set(ignored), set(model.modules())
         self._model, self._unused = model, set(unused)
+        #: For the modules named in ``keep``, where the relevance of their last output can be had: a GradientEdge, that
+        #: torch.autograd.grad takes beside or in place of an input.
+        self.kept: dict[str, GradientEdge] = {}
+        self._handles: list[Any] = []
         self._watches: list[Watch] = []
         self._made: list[Registration] = []
         self._canonized: list[Any] = []
@@ -43,6 +50,16 @@ class Attachment:
     def __repr__(self) -> str:
         between = self.between
         return table(self._model, self._made, between.calls, between.ruled, between.unruled)
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Note where the relevance of a module's output can be had, at each of its calls."""
+
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            # not the tensor itself: the next module may write into that
+            if self._calls.counts and isinstance(output, Tensor) and output.requires_grad:
+                self.kept[name] = get_gradient_edge(output)
+
+        self._handles.append(module.register_forward_hook(note))
 
     def remove(self) -> None:
         """Take all rules off the model.
@@ -62,8 +79,9 @@ class Attachment:
         complaint = self._complaint()
         taken, self.registrations[:] = self.registrations[:], []
         self._calls.remove()
-        for watch in self._watches:
-            watch.remove()
+        for handle in (*self._handles, *self._watches):
+            handle.remove()
+        self._handles.clear()
         self._watches.clear()
         for instance in reversed(self._canonized):
             instance.remove()

@@ -232,3 +232,17 @@ def test_rules_of_ones_own_come_first() -> None:
 def test_a_class_in_place_of_a_rule(create: Callable[[], Composite]) -> None:
     with pytest.raises(TypeError, match=r"expected an object of a rule, Epsilon\(\)"):
         attach(nn.Sequential(nn.Linear(2, 2)), create())
+
+
+def test_relevance_at_hidden_layers_comes_with_that_of_the_input() -> None:
+    model, x = prepared(residual, constants=False), some_input(IMAGE)
+    with attach(model, composites.CPLRP(TINY), keep=["2", "3.bn2", "5"]) as rules:
+        output = model(x)
+    R = F.one_hot(output.argmax(1), 5).double()
+    ends: Any = [x, *[rules.kept[name] for name in ("2", "3.bn2", "5")]]
+    at_input, after_relu, in_block, pooled = torch.autograd.grad(output, ends, R)
+    for relevance in (at_input, after_relu, pooled):  # no layer goes around these
+        assert bool(((relevance.flatten(1).sum(1) - 1).abs() < 1e-9).all())
+    assert in_block.shape == (2, 4, 6, 6)  # the ReLU behind has written into that output, the shortcut goes around it
+    with pytest.raises(ValueError, match="matches no module"):
+        attach(model, composites.CPLRP(), keep="nothing")
