@@ -401,7 +401,8 @@ class AttnLRP(Composite):
     """For transformers (Achtibat et al. 2024, arXiv:2402.05602): relevance goes through the weights of attention, too.
 
     Epsilon for linear layers; Bilinear for products of two signals, Uniform for gates; Softmax for the weights of
-    attention; Pass for normalisations and activations. Softmax does not conserve: its constant term keeps a share.
+    attention; LayerNormRule for normalisations (its proposition 3.4, and Epsilon for the centring), Pass for
+    activations. Softmax does not conserve: its constant term keeps a share.
 
     Parameters
     ----------
@@ -416,16 +417,11 @@ class AttnLRP(Composite):
         self, epsilon: Any = 1e-6, gamma: float | None = None, layer_map: Pairs | None = None,
         zero_params: Names = None, canonizers: Iterable[Any] | None = None,
     ) -> None:  # fmt: skip
-        linear = Epsilon(epsilon, zero_params)
+        linear, norm, softmax = Epsilon(epsilon, zero_params), LayerNormRule(epsilon, zero_params), Softmax()
         convolutions = linear if gamma is None else Gamma(gamma, epsilon, zero_params)
-        own = {torch.mul: Uniform(), F.softmax: Softmax(), nn.Softmax: Softmax()}
-        rules = _with_layers(
-            {**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}},
-            convolutions,
-            linear,
-            epsilon,
-        )
-        super().__init__(rules, canonizers=canonizers)
+        own = {torch.mul: Uniform(), F.softmax: softmax, nn.Softmax: softmax, NORMALISATIONS: norm, F.layer_norm: norm}
+        rules = _with_layers({**own, **_pairs(layer_map)}, convolutions, linear, epsilon)
+        super().__init__({**_pairs(layer_map), **rules}, canonizers=canonizers)
 
 
 class CPLRP(Composite):
@@ -445,11 +441,5 @@ class CPLRP(Composite):
         canonizers: Iterable[Any] | None = None,
     ) -> None:  # fmt: skip
         linear, norm = Epsilon(epsilon, zero_params), LayerNormRule(epsilon, zero_params)
-        own = {NORMALISATIONS: norm, F.layer_norm: norm}
-        rules = _with_layers(
-            {**_pairs(layer_map), **{k: v for k, v in own.items() if k not in _pairs(layer_map)}},
-            linear,
-            linear,
-            epsilon,
-        )
-        super().__init__(rules, canonizers=canonizers)
+        rules = _with_layers({NORMALISATIONS: norm, F.layer_norm: norm, **_pairs(layer_map)}, linear, linear, epsilon)
+        super().__init__({**_pairs(layer_map), **rules}, canonizers=canonizers)
