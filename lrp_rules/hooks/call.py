@@ -102,9 +102,7 @@ class Call:
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
     graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 
-    def run(
-        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
-    ) -> Tensors:
+    def run(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] = ()) -> Tensors:
         """Repeat the call with other parameters or inputs."""
         self.check_repeatable()
         # what is known as a matrix does not depend on train or eval mode, or is in eval mode
