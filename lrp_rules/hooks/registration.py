@@ -151,11 +151,10 @@ class Registration:
         if not torch.is_grad_enabled():
             return None
         leaves, structure = _leaves(args, kwargs)
-        if self.hook.may_rerun or self._comes_late(module):
-            first = next(filter(is_float, leaves), None)
-            entry.random = None if first is None else random_state(first.device)
         if not any(map(is_wanted, leaves)):
             return None
+        if self.hook.may_rerun or self._comes_late(module):
+            entry.random = random_state(next(filter(is_float, leaves)).device)
         in_place = bool(getattr(module, "inplace", False))
         entry.own = [_Own(leaf, in_place=in_place) if is_wanted(leaf) else None for leaf in leaves]
         given = [leaf if own is None else own.given for leaf, own in zip(leaves, entry.own, strict=True)]

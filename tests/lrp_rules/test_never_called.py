@@ -377,6 +377,28 @@ def test_an_exception_of_the_block_is_what_there_is_to_say() -> None:
     assert handles(module) == []
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 3), lambda: nn.LayerNorm(3)], ids=["known", "traced"])
+def test_a_call_that_fails_is_no_call(make: Callable[[], nn.Module]) -> None:
+    with Norm().register(module := make()) as registration:
+        with pytest.raises(RuntimeError):
+            module(torch.ones(2, 4))
+        assert registration.calls == 0
+        module(torch.ones(2, 3))
+        assert registration.calls == 1
+
+
+class Silent(nn.Module):
+    """Returns nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        assert x.requires_grad
+
+
+def test_a_module_that_returns_nothing_returns_nothing() -> None:
+    with Norm().register(module := Silent()):
+        assert module(some_input()) is None
+
+
 def test_a_copy_of_a_module_that_is_prepared_before_each_call_has_no_rule() -> None:
     module, x = nn.LayerNorm(3), some_input()
     (gradient,) = torch.autograd.grad(module(x).square().sum(), x)
