@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.errors import see
 from lrp_rules.hooks.call import Call, Watched
-from lrp_rules.hooks.calls import drop_hooks, opaque
+from lrp_rules.hooks.calls import drop_hooks, opaque, outermost, running
 from lrp_rules.hooks.node import FunctorchNode, Node
 from lrp_rules.hooks.refusals import (
     check_graph,
@@ -284,6 +284,8 @@ class Registration:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, parameters, keep = self.hook._record(call, inputs, outputs)
         call.parameters, call.used = len(parameters), None
+        if running:
+            call.within = outermost()
         for parameter in parameters:
             if parameter._backward_hooks is not None or parameter._post_accumulate_grad_hooks is not None:
                 call.to_parameters = [torch.zeros_like(p) if _is_hooked(p) else None for p in parameters]
