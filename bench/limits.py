@@ -68,9 +68,9 @@ def goal(cell: Cell, subject: str, baseline: str) -> float | None:
     """Return the ratio to reach, or None."""
     if subject != OURS or baseline != GRADIENT:
         return 1.0 if subject == OURS else None
-    if (cell.device, cell.dtype) != ("cpu", "float32") or cell.kind == "scaling":
+    if (cell.device, cell.dtype) != ("cpu", "float32") or cell.kind not in {"layer", "model"}:
         return None
-    if cell.kind == "model":
+    if cell.is_model:
         return _MODELS[cell.rule] if cell.workload in {"vgg16@224", "resnet18@224"} else None
     name = _name(cell)
     if cell.workload == "linear-16-16":

@@ -116,7 +116,8 @@ def _summary(subject: str, values: Sequence[float], write: Callable[[float | Non
 
 def where(row: Row) -> str:
     """Return the cell without its rule."""
-    words = (row["workload"], row["signs"], f"batch {row['batch']}", "scaling" if row["kind"] == "scaling" else "")
+    kind = {"scaling": "scaling", "classifier": "all classes"}.get(row["kind"], "")
+    words = (row["workload"], row["signs"], f"batch {row['batch']}", kind)
     return ", ".join(filter(None, words))
 
 

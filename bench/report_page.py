@@ -130,6 +130,10 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, MISSING if value is None else str(value))]
 
 
+#: Headings of what is no layer, by kind.
+_MODELS = {"model": "whole models", "classifier": "all classes of a classifier"}
+
+
 @dataclass(frozen=True)
 class Overview:
     """What each run is about, in all settings: under each heading lines of a label, and a cell a setting."""
@@ -144,12 +148,11 @@ def overview(settings: Sequence[Setting]) -> Overview:
     for place, setting in enumerate(settings):
         for row in setting.rows:
             if (row["subject"], row["baseline"]) == (setting.own, GRADIENT) and row["kind"] != "scaling":
-                model = row["kind"] == "model"
-                heading = "whole models" if model else REGIMES.get(row["regime"], row["regime"])
-                label = f"{row['layer']}, {row['rule']}" if model else f"{row['rule']}, {row['signs']}"
+                heading = _MODELS.get(row["kind"], REGIMES.get(row["regime"], row["regime"]))
+                label = f"{row['rule']}, {row['signs']}" if row["kind"] == "layer" else f"{row['layer']}, {row['rule']}"
                 found.setdefault((heading, label), [[] for _ in settings])[place].append(row)
     groups: dict[str, list[tuple[str, list[HeatCell]]]] = {}
-    for heading in ("whole models", *REGIMES.values(), *(heading for heading, _ in found)):
+    for heading in (*_MODELS.values(), *REGIMES.values(), *(heading for heading, _ in found)):
         lines = [
             (label, [HeatCell(rows) for rows in line]) for (place, label), line in found.items() if place == heading
         ]

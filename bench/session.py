@@ -21,9 +21,9 @@ from pebble import ProcessExpired, ProcessPool
 from bench import machine, worker
 from bench.measuring import FAILED, OUT_OF_MEMORY, Answer, Standing, Task, refused, settle
 from bench.pairing import Effort
-from bench.subjects import GRADIENT, OURS
+from bench.subjects import CLASS_BY_CLASS, GRADIENT, OURS
 from bench.table import SCHEMA_VERSION, TableError, loaded, read_json, write_json
-from bench.workloads import Cell
+from bench.workloads import CLASSIFIER, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,8 @@ class Plan:
         if cell.rule == GRADIENT:
             return ((GRADIENT, GRADIENT),)
         peers = [pair for peer in self.against for pair in ((peer, GRADIENT), (self.subject, peer))]
-        return ((self.subject, GRADIENT), *peers)
+        loop = [(self.subject, f"{self.subject}{CLASS_BY_CLASS}")] if cell.kind == CLASSIFIER else []
+        return ((self.subject, GRADIENT), *loop, *peers)
 
     def with_floor(self) -> list[Cell]:
         """Return the cells, each regime's first one preceded by the gradient against itself: the noise floor."""
@@ -61,8 +62,7 @@ class Plan:
         for cell in self.cells:
             if cell.regime not in seen:
                 seen.add(cell.regime)
-                kind = "model" if cell.kind == "model" else "layer"
-                cells.append(replace(cell, rule=GRADIENT, kind=kind, axis=""))
+                cells.append(replace(cell, rule=GRADIENT, kind="model" if cell.is_model else "layer", axis=""))
             cells.append(cell)
         return cells
 

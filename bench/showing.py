@@ -11,6 +11,7 @@ from rich.table import Table
 
 from bench.subjects import GRADIENT
 from bench.table import CELL
+from bench.workloads import CLASSIFIER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +62,8 @@ def shown(table: pd.DataFrame, facts: Mapping[str, Any], console: Console) -> No
     for row in own.to_dict("records"):
         key = tuple(row[name] for name in CELL)
         dtype = "" if row["dtype"] == "float32" else f" {row['dtype']}"
-        where = f"{row['workload']} batch {row['batch']} {row['signs']}{dtype}"
+        classes = ", all classes" if row["kind"] == CLASSIFIER else ""
+        where = f"{row['workload']} batch {row['batch']} {row['signs']}{dtype}{classes}"
         goal = "" if row["goal_met"] is None or row["status"] != "ok" else f"{row['goal']:g} {_MET[row['goal_met']]}"
         beside = [_ratio(against.get((*key, peer))) for peer in peers]
         lines.add_row(where, row["rule"], _milliseconds(row), _ratio(row), goal, *beside)

@@ -1,7 +1,8 @@
 """Whose calls are timed: the plain gradient, our rules, those of peers. What is a call, and what is outside of it.
 
 A call is forward and backward: ``torch.autograd.grad(module(x), x, R)``. A rule is put on the module beforehand. All
-subjects share the module's parameters, the input and the relevance.
+subjects share the module's parameters, the input and the relevance. Of a classifier, the relevances of all classes are
+one call, with ``is_grads_batched=True``; a subject that goes through them one by one is a subject of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from bench.agreement import Agreement, Reference, joined, layer_parts, module_part
 from bench.models import COMPOSITES, attached
-from bench.workloads import RULES
+from bench.workloads import CLASSIFIER, RULES
 from verify.subjects.loading import load
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 GRADIENT = "gradient"
 OURS = "lrp_rules"
+#: What stands behind the name of a subject that takes the classes of a classifier one by one.
+CLASS_BY_CLASS = "-class-by-class"
 #: Names of the table, and the modules that they stand for.
 SPECS = {"zennit": "zennit.rules", "captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}
 
@@ -42,6 +45,7 @@ class Contender:
 
     name: str
     subject: Subject | None
+    class_by_class: bool = False
 
     @property
     def version(self) -> str:
@@ -61,11 +65,16 @@ class Contender:
         module, x, R = _sharing(problem.module), problem.x, problem.relevance
 
         def call() -> Tensor:
-            return torch.autograd.grad(module(x), x, R)[0]
+            if cell.kind != CLASSIFIER:
+                return torch.autograd.grad(module(x), x, R)[0]
+            logits = module(x)
+            if not self.class_by_class:
+                return torch.autograd.grad(logits, x, R, is_grads_batched=True)[0]
+            return torch.stack([torch.autograd.grad(logits, x, one, retain_graph=True)[0] for one in R])
 
         if self.subject is None:
             yield call, module
-        elif cell.kind == "model":
+        elif cell.is_model:
             with attached(module, cell.rule, self.subject):
                 yield call, module
         else:
@@ -84,7 +93,8 @@ class Contender:
 @cache
 def contender(name: str) -> Contender:
     """Return a subject by name, or by MODULE[:ATTRIBUTE]; raise SubjectError if it cannot be imported."""
-    found = Contender(name, None if name == GRADIENT else load(SPECS.get(name, name)))
+    own = name.removesuffix(CLASS_BY_CLASS)
+    found = Contender(name, None if own == GRADIENT else load(SPECS.get(own, own)), class_by_class=own != name)
     gc.collect()
     gc.freeze()  # what was imported stays: the collections between cells need not look at it again
     return found
@@ -105,7 +115,7 @@ class Gate:
 
     def judge(self, call: Call, module: nn.Module) -> Agreement:
         """Compare with the reference."""
-        if self._cell.kind == "model":
+        if self._cell.is_model:
             return self._model(module)
         if self._layer is None:
             name, arguments = RULES[self._cell.rule]
@@ -121,13 +131,16 @@ class Gate:
         for index, (part, (rule, arguments)) in enumerate(composite.rules(module).items()):
             x = self._inputs[names[part]]
             draw = torch.Generator().manual_seed(index)
-            R, piece = module_part(part, x, draw)
+            batched = self._cell.kind == CLASSIFIER
+            Rs, pieces = zip(*(module_part(part, x, draw) for _ in range(1 + batched)), strict=True)
             x = x[:1].clone().requires_grad_()
-            (r,) = torch.autograd.grad(part(x), x, R)
-            agreement = Reference([piece], rule, arguments, self._cell.device).judge(r)
-            # what no entry speaks for is not right by the others' leave
-            ratio = agreement.ratio if agreement.entries else float("nan")
-            found.append(replace(agreement, ratio=ratio, reason=f"{names[part]}, {rule}: {agreement.reason}"))
+            R = torch.stack(Rs) if batched else Rs[0]
+            (r,) = torch.autograd.grad(part(x), x, R, is_grads_batched=batched)
+            for piece, one in zip(pieces, r if batched else (r,), strict=True):
+                agreement = Reference([piece], rule, arguments, self._cell.device).judge(one)
+                # what no entry speaks for is not right by the others' leave
+                ratio = agreement.ratio if agreement.entries else float("nan")
+                found.append(replace(agreement, ratio=ratio, reason=f"{names[part]}, {rule}: {agreement.reason}"))
         worst = joined(found)
         return worst if not worst.holds else replace(worst, reason="")
 

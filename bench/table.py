@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "dtype": ("str", "float32, float64, bfloat16"),
     "threads": ("int64", "threads of torch"),
     "workload": ("str", "the layer or model and its size, such as conv2d-64-64-3x3@56"),
-    "kind": ("str", "layer, model, scaling"),
+    "kind": ("str", "layer, model, scaling, classifier (all of its classes at once)"),
     "layer": ("str", "type of the layer, such as Conv2d; the name of a model"),
     "rule": ("str", "the rule with its parameters, such as AlphaBeta(2, 1); the composite of a model"),
     "signs": ("str", "of the input: 'x>=0' as behind a ReLU, or 'signed'"),

@@ -14,7 +14,7 @@ from bench.models import MODELS
 from bench.pairing import ORDER
 from bench.subjects import GRADIENT, SPECS
 from bench.table import SCHEMA_VERSION, frame, sample_frame
-from bench.workloads import HIGH, LAYERS, LOW, NONNEGATIVE, Cell, multiply_adds
+from bench.workloads import CLASSIFIER, HIGH, LAYERS, LOW, NONNEGATIVE, Cell, multiply_adds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -135,14 +135,17 @@ def command(cell: Cell, plan: Plan) -> str:
 
 def code(cell: Cell, subject: str) -> str:
     """Return Python that makes a cell: the call that is timed, for a subject."""
-    if cell.kind == "model":
+    batched = ", is_grads_batched=True" if cell.kind == CLASSIFIER else ""
+    if cell.is_model:
         lines = [
             "from bench.models import MODELS, attached",
             f'model = MODELS["{cell.workload}"].build().eval()',
             f"x = torch.randn({cell.batch}, *{MODELS[cell.workload].shape}).clamp({LOW}, {HIGH}).requires_grad_()",
-            "R = torch.nn.functional.one_hot(model(x).argmax(1), model(x).shape[1]).float()",
+            "R = torch.diag_embed(model(x).detach()).transpose(0, 1)"
+            if batched
+            else "R = torch.nn.functional.one_hot(model(x).argmax(1), model(x).shape[1]).float()",
         ]
-        call = "(relevance,) = torch.autograd.grad(model(x), x, R)"
+        call = f"(relevance,) = torch.autograd.grad(model(x), x, R{batched})"
     else:
         workload = LAYERS[cell.workload]
         shape = ", ".join(map(str, (cell.batch, *workload.shape)))
@@ -157,7 +160,7 @@ def code(cell: Cell, subject: str) -> str:
     if GRADIENT in {subject, cell.rule}:
         return "\n".join(["import torch", *lines, call, ""])
     spec = SPECS.get(subject, subject)
-    if cell.kind == "model":
+    if cell.is_model:
         load = f'from verify.subjects.loading import load\nwith attached(model, "{cell.rule}", load("{spec}")):'
         return "\n".join(["import torch", *lines, load, f"    {call}", ""])
     name = cell.rule.partition("(")[0]

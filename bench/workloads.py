@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OVERHEAD, COMPUTE, MEMORY = "overhead", "compute", "memory"
 NONNEGATIVE, SIGNED = "x>=0", "signed"
+#: The kind of cell that asks a model for the relevance of all of its classes, each in a batch of relevances.
+CLASSIFIER = "classifier"
 #: Bounds of every input that is drawn, and of ZBox.
 LOW, HIGH = -3.0, 3.0
 
@@ -128,12 +130,17 @@ class Cell:
     @property
     def family(self) -> str:
         """The type of the layer, or the model."""
-        return MODELS[self.workload].family if self.kind == "model" else LAYERS[self.workload].family
+        return (MODELS if self.is_model else LAYERS)[self.workload].family
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a whole model with a composite, and no layer with a rule."""
+        return self.workload in MODELS
 
     @property
     def regime(self) -> str:
         """What bounds the gradient's time."""
-        if self.kind == "model":
+        if self.is_model:
             return MODELS[self.workload].regime
         workload = LAYERS[self.workload]
         return {**workload.scaled, **workload.batches}.get(self.batch, COMPUTE)
@@ -151,11 +158,13 @@ def pose(cell: Cell, seed: int = 0) -> Problem:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         to = {"dtype": getattr(torch, cell.dtype), "device": cell.device}
-        if cell.kind == "model":
+        if cell.is_model:
             model = MODELS[cell.workload].build().eval().to(**to)
             x = torch.randn(cell.batch, *MODELS[cell.workload].shape).clamp(LOW, HIGH).to(**to).requires_grad_()
             with torch.no_grad():
                 logits = model(x)
+            if cell.kind == CLASSIFIER:
+                return Problem(model, x, torch.diag_embed(logits).transpose(0, 1).contiguous(), batched=True)
             top = logits.argmax(1, keepdim=True)
             return Problem(model, x, torch.zeros_like(logits).scatter(1, top, logits.gather(1, top)), batched=True)
         workload = LAYERS[cell.workload]
@@ -225,6 +234,8 @@ def _layers(
 
 GOALS = {("linear-512-512", 1024), ("linear-4096-4096", 64), ("conv2d-64-64-3x3@56", 4), ("conv2d-3-64-3x3@112", 4)}
 QUICK = {("linear-16-16", 4), ("linear-512-512", 64), ("conv2d-64-64-3x3@56", 1), ("relu-16", 4), ("relu-64@56", 16)}
+#: The models with few enough classes to ask for all of them.
+CLASSIFIERS = ("mlp", "audio-cnn")
 #: Rules whose growth with batch and size is followed.
 SCALED = ("Epsilon()", "ZPlus()", "AlphaBeta(2, 1)", "Gamma(0.25)")
 
@@ -232,7 +243,8 @@ SCALED = ("Epsilon()", "ZPlus()", "AlphaBeta(2, 1)", "Gamma(0.25)")
 def quick_cells() -> list[Cell]:
     """Return the cells of a few minutes: each rule, small to middling, and the small models."""
     cells = [*_layers(lambda workload, batch, _: (workload.name, batch) in QUICK)]
-    return [*cells, *(Cell(name, "EpsilonPlus", SIGNED, 4, kind="model") for name in ("mlp", "audio-cnn"))]
+    kinds = itertools.product(((4, "model"), (1, CLASSIFIER)), CLASSIFIERS)
+    return [*cells, *(Cell(name, "EpsilonPlus", SIGNED, batch, kind=kind) for (batch, kind), name in kinds)]
 
 
 def all_cells(device: str = "cpu") -> list[Cell]:
@@ -244,6 +256,12 @@ def all_cells(device: str = "cpu") -> list[Cell]:
         *(
             Cell(name, composite, SIGNED, model.batch, kind="model")
             for name, model in MODELS.items()
+            for composite in COMPOSITES
+        ),
+        *(
+            Cell(name, composite, SIGNED, batch, kind=CLASSIFIER)
+            for name in CLASSIFIERS
+            for batch in (1, MODELS[name].batch)
             for composite in COMPOSITES
         ),
         *_layers(lambda _w, batch, regime: regime != OVERHEAD and batch != 64, both),

@@ -10,11 +10,13 @@ from lrp_rules.errors import see
 from lrp_rules.hooks.rerun import Rerun
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
 
+    from lrp_rules.hooks.calls import Running
     from lrp_rules.layers.layer import Layer
 
     Tensors = tuple[Tensor, ...]
@@ -86,6 +88,8 @@ class Call:
     in_torch_func: bool = False
     #: Whether it was made inside a derivative, as by a reentrant checkpoint: then its backward pass is a part of it.
     in_derivative: bool = False
+    #: The call of a model with rules that it was made in, for as long as that is under way.
+    within: weakref.ref[Running] | None = None
     #: What was compared already of the numbers of this module, and found right.
     known_right: set[str] = field(default_factory=set)
     #: Parameters as the call used them, where the module does not have them under their names any more.
@@ -104,9 +108,7 @@ class Call:
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
     graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 
-    def run(
-        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
-    ) -> Tensors:
+    def run(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] = ()) -> Tensors:
         """Repeat the call with other parameters or inputs."""
         self.check_repeatable()
         # what is known as a matrix does not depend on train or eval mode, or is in eval mode

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from torch import nn
 from lrp_rules.errors import see
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import FrameType
 
     F = TypeVar("F", bound=Callable[..., Any])
@@ -42,40 +44,55 @@ def drop_hooks(module: nn.Module, gone: Callable[[Any], bool]) -> None:
                 table.pop(key, None)
 
 
-class Running(NamedTuple):
-    """A call under way of a model with rules: its thread, and the frame that calls the model."""
+@dataclass(eq=False)
+class Running:
+    """A call under way of a model with rules: its thread, and the frame that calls the model. It goes as it ends."""
 
+    calls: Calls
     thread: int
     frame: FrameType
-    calls: Calls
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is under way still: torch tells nobody of a call that was interrupted from the keyboard."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
 
 
 running: list[Running] = []
 
 
-def check_outside(hook: object, module: nn.Module) -> None:
-    """Refuse a backward pass inside the forward pass of a model with rules: the model's own output would change."""
+def outermost() -> weakref.ref[Running] | None:
+    """Return the first of the calls that this thread is inside of, for as long as it is under way."""
     thread = threading.get_ident()
-    mine = [call for call in running if call.thread == thread]
-    if mine and any(call.frame in _stack() for call in mine):
-        msg = (
-            f"{type(hook).__name__} on {module}: the model computes a gradient inside its own forward pass, and would "
-            "get a relevance there, so that its output would change; expected a forward pass without a backward pass "
-            "in it. Attach the rules to the part of the model that is to be explained, or, where that gradient is "
-            f"meant to be a relevance, to the part that it goes through{see('gradients-inside-the-forward-pass')}"
-        )
-        raise RuntimeError(msg)
-    # torch tells nobody of a call that was interrupted from the keyboard
-    running[:] = [call for call in running if call.thread != thread]
+    return next((weakref.ref(call) for call in running if call.thread == thread), None)
 
 
-def _stack() -> list[FrameType]:
-    frame: FrameType | None = sys._getframe()
-    found = []
-    while frame is not None:
-        found.append(frame)
-        frame = frame.f_back
-    return found
+def check_outside(hook: object, module: nn.Module, within: Running | None) -> None:
+    """Refuse a backward pass inside the forward pass of a model with rules: the model's own output would change.
+
+    ``within`` is the call of that model in which the module was called, if it has not ended. The thread of the backward
+    pass tells nothing: on an accelerator it is another one.
+    """
+    if within is None:
+        return
+    if not within.lasts:
+        _forget([within])
+        return
+    msg = (
+        f"{type(hook).__name__} on {module}: the model computes a gradient inside its own forward pass, and would "
+        "get a relevance there, so that its output would change; expected a forward pass without a backward pass "
+        "in it. Attach the rules to the part of the model that is to be explained, or, where that gradient is "
+        f"meant to be a relevance, to the part that it goes through{see('gradients-inside-the-forward-pass')}"
+    )
+    raise RuntimeError(msg)
+
+
+def _forget(calls: Iterable[Running]) -> None:
+    for call in calls:  # one by one, since other threads add theirs
+        running.remove(call)
 
 
 class Calls:
@@ -96,23 +113,24 @@ class Calls:
     def _begin(self, module: nn.Module, _args: Any) -> None:
         if self.counts:
             self.number += 1
-            running.append(Running(threading.get_ident(), sys._getframe(1), self))
+            thread = threading.get_ident()
+            _forget([call for call in running if call.thread == thread and not call.lasts])
+            running.append(Running(self, thread, sys._getframe(1)))
         else:
             drop_hooks(module, lambda owner: owner is self)
 
     @opaque
     def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         thread = threading.get_ident()
-        ended = [call for call in running if call.thread == thread and call.calls is self]
-        if ended:  # not where the rules were removed during the call
-            running.remove(ended[-1])
+        # none where the rules were removed during the call
+        _forget([call for call in running if call.thread == thread and call.calls is self][-1:])
 
     def remove(self) -> int:
         """Stop, and return how many there were."""
         number, self.number, self.counts, self.owner = self.number, 0, False, None
         for handle in self._handles:
             handle.remove()
-        running[:] = [call for call in running if call.calls is not self]
+        _forget([call for call in running if call.calls is self])
         return number
 
     def __deepcopy__(self, memo: Any) -> Calls:

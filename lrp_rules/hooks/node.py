@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from lrp_rules.errors import see
-from lrp_rules.hooks.calls import check_outside, running
+from lrp_rules.hooks.calls import check_outside
 from lrp_rules.hooks.rerun import autocast
 from lrp_rules.layers.blocks import VMAP, in_vmap, interpreters, is_plain, plainly
 from lrp_rules.layers.derivative import Derivative
@@ -38,8 +38,8 @@ class Node(torch.autograd.Function):
             with plainly():
                 return Node.backward(ctx, *relevance)
         call: Call = ctx.call
-        if running:
-            check_outside(call.hook, call.module)
+        if call.within is not None:
+            check_outside(call.hook, call.module, call.within())
         try:
             tensors = ctx.saved_tensors
         except CheckpointError as error:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.errors import see
 from lrp_rules.hooks.call import Call, Watched
-from lrp_rules.hooks.calls import drop_hooks, opaque
+from lrp_rules.hooks.calls import drop_hooks, opaque, outermost, running
 from lrp_rules.hooks.node import FunctorchNode, Node
 from lrp_rules.hooks.refusals import (
     check_graph,
@@ -156,11 +156,10 @@ class Registration:
         if not torch.is_grad_enabled():
             return None
         leaves, structure = _leaves(args, kwargs)
-        if self.hook.may_rerun or self._comes_late(module):
-            first = next(filter(is_float, leaves), None)
-            entry.random = None if first is None else random_state(first.device)
         if not any(map(is_wanted, leaves)):
             return None
+        if self.hook.may_rerun or self._comes_late(module):
+            entry.random = random_state(next(filter(is_float, leaves)).device)
         in_place = bool(getattr(module, "inplace", False))
         entry.own = [_Own(leaf, in_place=in_place) if is_wanted(leaf) else None for leaf in leaves]
         given = [leaf if own is None else own.given for leaf, own in zip(leaves, entry.own, strict=True)]
@@ -298,6 +297,8 @@ class Registration:
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, parameters, keep = call.hook._record(call, inputs, outputs)
         call.parameters, call.used = len(parameters), None
+        if running:
+            call.within = outermost()
         for parameter in parameters:
             if parameter._backward_hooks is not None or parameter._post_accumulate_grad_hooks is not None:
                 call.to_parameters = [torch.zeros_like(p) if _is_hooked(p) else None for p in parameters]

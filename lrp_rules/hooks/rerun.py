@@ -41,15 +41,15 @@ class Rerun:
     autocast: torch.dtype | None = None
 
     def __call__(
-        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] | None = None
+        self, parameters: Mapping[str, Tensor | None], *inputs: Tensor, below: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
         """Return the outputs of the call with these parameters and inputs.
 
         ``below`` stands for the parameters of the modules below, in their order.
         """
         like = inputs[0]
-        current = [] if below is None else parameters_below(self.module)
-        others = {} if below is None or len(below) != len(current) else dict(zip(map(id, current), below, strict=True))
+        current = parameters_below(self.module)
+        others = dict(zip(map(id, current), below, strict=True)) if len(below) == len(current) else {}
 
         def settle(copy: nn.Module, original: nn.Module) -> None:
             buffers, own = original._buffers.items(), original._parameters.items()
@@ -102,8 +102,6 @@ def autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager[A
 
 def parameters_below(module: nn.Module) -> list[Tensor]:
     """Return the parameters of the modules below one, of each child in turn."""
-    if not module._modules:
-        return []
     return [parameter for child in module.children() for parameter in child.parameters()]
 
 

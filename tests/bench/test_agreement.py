@@ -12,8 +12,8 @@ from torch import nn
 
 from bench.agreement import LARGEST_MATRIX, Agreement, Reference, joined, layer_parts, module_part
 from bench.models import COMPOSITES, MODELS, Residual
-from bench.subjects import Contender, Gate, contender
-from bench.workloads import LAYERS, NONNEGATIVE, SIGNED, Cell, pose, rules_of
+from bench.subjects import CLASS_BY_CLASS, Contender, Gate, contender
+from bench.workloads import CLASSIFIER, CLASSIFIERS, LAYERS, NONNEGATIVE, SIGNED, Cell, pose, rules_of
 from verify.model import Subject
 from verify.subjects.asking import relevance_of
 
@@ -132,6 +132,42 @@ def test_a_model_with_one_wrong_rule_is_refused_and_the_layer_named() -> None:
     found = ask(subject, Cell("audio-cnn", "EpsilonPlus", SIGNED, 2, kind="model"))
     assert not found.holds
     assert re.match(r"\d, ZPlus: .* times the bound", found.reason)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_composites_pass_on_all_classes_at_once(name: str) -> None:
+    found = ask(OURS, Cell(name, "EpsilonPlus", SIGNED, 1, kind=CLASSIFIER))
+    assert found.holds, found
+
+
+def test_all_classes_are_what_each_of_them_is_alone() -> None:
+    cell = Cell("mlp", "EpsilonPlus", SIGNED, 2, kind=CLASSIFIER)
+    problem = pose(cell)
+    with OURS.on(cell, problem) as (call, _), contender(f"lrp_rules{CLASS_BY_CLASS}").on(cell, problem) as (loop, _):
+        found, expected = call(), loop()
+    assert found.shape == (10, *problem.x.shape)
+    distances = (found[:, None] - expected).abs().amax((2, 3))
+    assert torch.equal(distances.argmin(1), torch.arange(10))  # apart from rounding, and that is for the gate
+    with OURS.on(replace(cell, kind="model"), problem) as (_, module):
+        for k, alone in enumerate(expected):
+            logits = module(problem.x)
+            of_class = logits.detach() * torch.eye(10)[k]
+            assert torch.equal(torch.autograd.grad(logits, problem.x, of_class)[0], alone)
+
+
+def test_a_rule_that_is_wrong_in_a_batch_of_relevances_alone_is_refused() -> None:
+    import lrp_rules  # noqa: PLC0415
+
+    class Epsilon(lrp_rules.Epsilon):
+        def relevance(self, layer: Any, R: Tensor) -> Tensor:
+            r = super().relevance(layer, R)
+            return r * 2 if torch._C._functorch.is_legacy_batchedtensor(R) else r
+
+    names = {"Epsilon": Epsilon, "Pass": lrp_rules.Pass}
+    subject = Contender("wrong", Subject("planted", type("namespace", (), names), "0"))
+    cell = Cell("mlp", "EpsilonPlus", SIGNED, 1, kind="model")
+    assert ask(subject, cell).holds
+    assert not ask(subject, replace(cell, kind=CLASSIFIER)).holds
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from bench import cuda, machine
 from bench.limits import goal, passes_limit
 from bench.memory import peak, peak_bytes
 from bench.session import Plan
-from bench.subjects import contender
+from bench.subjects import CLASS_BY_CLASS, contender
 from bench.tabulating import code, command
-from bench.workloads import LAYERS, RULES, SIGNED, Cell, all_cells, multiply_adds, pose
+from bench.workloads import CLASSIFIER, LAYERS, RULES, SIGNED, Cell, all_cells, multiply_adds, pose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +109,8 @@ def test_passes_limit(rule: str, signs: str, limit: float | None) -> None:
         ({"workload": "relu-64@56", "rule": "Pass()", "batch": 16}, "lrp_rules", "gradient", 1.2),
         ({"workload": "vgg16@224", "rule": "EpsilonPlus", "kind": "model"}, "lrp_rules", "gradient", 1.7),
         ({"workload": "mlp", "rule": "EpsilonPlus", "kind": "model"}, "lrp_rules", "gradient", None),
+        ({"workload": "mlp", "rule": "EpsilonPlus", "kind": CLASSIFIER}, "lrp_rules", "gradient", None),
+        ({"workload": "mlp", "kind": CLASSIFIER}, "lrp_rules", f"lrp_rules{CLASS_BY_CLASS}", 1.0),
         ({"workload": "linear-4096-4096", "batch": 1}, "lrp_rules", "gradient", None),
         ({"dtype": "bfloat16"}, "lrp_rules", "gradient", None),
         ({"device": "cuda"}, "lrp_rules", "gradient", None),
@@ -121,7 +123,7 @@ def test_goals(change: dict[str, Any], subject: str, baseline: str, expected: fl
 
 
 def test_every_cell_has_a_limit_or_no_passes() -> None:
-    without = {cell.rule for cell in all_cells() if passes_limit(cell) is None and cell.kind != "model"}
+    without = {cell.rule for cell in all_cells() if passes_limit(cell) is None and not cell.is_model}
     assert without == {"Pass()", "ReLUDeconvNet()", "ReLUGuidedBackprop()", "ReLUBetaSmooth()"}
 
 
@@ -252,14 +254,16 @@ def test_a_graph_is_warmed_on_a_stream_of_its_own_captured_once_and_replayed() -
         Cell("relu-16", "Pass()"),
         Cell("linear-16-16", "Epsilon(zero_params='bias')"),
         Cell("mlp", "EpsilonPlus", SIGNED, kind="model"),
+        Cell("mlp", "EpsilonPlus", SIGNED, kind=CLASSIFIER),
     ],
-    ids=lambda cell: f"{cell.workload}-{cell.rule}",
+    ids=lambda cell: f"{cell.workload}-{cell.rule}-{cell.kind}",
 )
 def test_the_code_of_a_cell_runs(cell: Cell, subject: str) -> None:
     contender(subject)  # imports zennit where torchvision needs help
     names: dict[str, Any] = {}
     exec(code(cell, subject), names)  # noqa: S102  our own text
-    assert names["relevance"].shape == names["x"].shape
+    classes = (10,) if cell.kind == CLASSIFIER else ()
+    assert names["relevance"].shape == (*classes, *names["x"].shape)
 
 
 def test_every_rule_is_written_as_it_is_made() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bench.report_charts import Axis, memory_chart, model_chart, panels, peer_chart, span
 from bench.report_data import load
+from bench.report_page import overview
 from bench.report_text import interval, number, ratio, seconds, size
 from bench.report_views import Headline, HeatCell, goals, headline, heats, peers
 from bench.statistics import Growth
@@ -47,6 +48,21 @@ def test_peers_are_compared_by_the_geometric_mean(example_run: Path) -> None:
     assert (peer.count("faster"), peer.count("slower")) == (2, 0)
     # zennit takes 4.1 and 6.4 gradients there, and the limits are 1.5 and 1
     assert ratio(peer.at_limit) == "4.18×"
+
+
+def test_all_classes_of_a_classifier_are_told_apart_from_layers_and_models(example_run: Path) -> None:
+    [setting] = load([example_run])
+    row = next(row for row in setting.rows if row["kind"] == "model" and row["status"] == "ok")
+    row = row | {"kind": "classifier", "layer": "MLP", "workload": "mlp", "goal": None, "goal_met": None}
+    loop = row | {"baseline": "lrp_rules-class-by-class", "ratio": 0.5, "goal": 1.0, "goal_met": True}
+    setting.rows.extend((row, loop))
+    groups = overview([setting]).groups
+    assert list(groups)[:2] == ["whole models", "all classes of a classifier"]
+    assert [label for label, _ in groups["all classes of a classifier"]] == ["MLP, EpsilonPlus"]
+    assert "lrp_rules-class-by-class, classifiers, every rule" in {goal.what for goal in goals(setting.rows)}
+    [line] = peer_chart(setting.rows, "lrp_rules-class-by-class").lines
+    assert line.parts[0].label.endswith("batch 2, all classes")
+    assert [ratio(peer.mean) for peer in peers(setting.rows) if "class" in peer.baseline] == ["2.00×"]
 
 
 def test_heat_map_tells_ambiguous_failed_and_absent_apart(example_run: Path) -> None:

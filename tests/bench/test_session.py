@@ -85,6 +85,21 @@ def test_comparisons_are_with_the_gradient_and_with_each_peer() -> None:
     )  # fmt: skip
 
 
+def test_all_classes_of_a_classifier_stand_beside_one_after_another() -> None:
+    cell = Cell("mlp", "EpsilonPlus", "signed", kind="classifier")
+    assert PLAN.comparisons(cell) == (
+        ("lrp_rules", "gradient"), ("lrp_rules", "lrp_rules-class-by-class"),
+        ("zennit", "gradient"), ("lrp_rules", "zennit"),
+    )  # fmt: skip
+    floor = Plan((cell,)).with_floor()[0]
+    assert (floor.rule, floor.kind) == ("gradient", "model")
+    result = measured(Plan((cell,), effort=EFFORT), cell, Here())
+    assert {name: one.status for name, one in result.standings.items()} == dict.fromkeys(
+        ("lrp_rules", "gradient", "lrp_rules-class-by-class"), OK
+    )
+    assert len(result.quads) == 2
+
+
 def test_one_process_is_gated_and_all_are_timed() -> None:
     fake = Fake()
     result = measured(PLAN, TINY, fake)

@@ -8,7 +8,7 @@ Parameters and inputs are small integers and denominators powers of two, so that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -124,3 +124,25 @@ def test_a_container_on_two_devices(inside: bool, create_graph: bool) -> None:
         (r,) = torch.autograd.grad(y, x, R, create_graph=create_graph)
         found.append(torch.autograd.grad((r * integers((2, 3), 9)).sum(), x)[0] if create_graph else r)
     assert torch.equal(*found)
+
+
+class AfterConstant(Between):
+    """Returns a constant before what it computes."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x.detach() * 2, super().forward(x)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["one-device", "two-devices"])
+def test_a_rule_inside_a_rule_beside_a_constant_output(elsewhere: bool) -> None:
+    found = []
+    for inside in (False, True):
+        model, x, R = AfterConstant(elsewhere=elsewhere), integers((2, 3), 7).requires_grad_(), integers((2, 3), 8)
+        inner = [ZPlus(0.5).register(model.middle)] if inside else []
+        with Norm(power_of_two).register(model):
+            outputs = model(x)
+        for registration in inner:
+            registration.remove()
+        found.append(torch.autograd.grad(outputs, x, (R, R))[0])
+    assert torch.equal(*found)
+    assert found[0].any()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from lrp_rules import Epsilon, Norm, Pass, Registration, UnruledWarning, ZPlus, attach
+from lrp_rules.hooks.calls import running
+from tests.lrp_rules import fake_device
 from tests.lrp_rules.cases import handles, integers, power_of_two
 
 if TYPE_CHECKING:
@@ -314,6 +316,62 @@ def test_a_model_that_differentiates_inside_its_forward_pass_is_refused() -> Non
     model(x)  # nothing is left of that call
 
 
+def test_it_is_refused_on_a_device_whose_backward_pass_has_a_thread_of_its_own() -> None:
+    if fake_device.unavailable():
+        pytest.skip(fake_device.unavailable())
+    fake_device.to_device(model := Forces())
+    x = fake_device.on_device(integers((2, 3), 1)).requires_grad_()
+    with attach(model, RULES), pytest.raises(RuntimeError, match="computes a gradient inside its own forward pass"):
+        model(x)
+    model(x)
+
+
+def test_it_is_refused_after_a_call_that_was_interrupted() -> None:
+    model, x = Forces(), some_input()
+    with attach(model, RULES):
+        handle = model.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        handle.remove()
+        with pytest.raises(RuntimeError, match="computes a gradient inside its own forward pass"):
+            model(x)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_call_that_was_interrupted_is_nothing_that_later_ones_are_in() -> None:
+    model, other, x = network(), nn.Linear(3, 3), some_input()
+    with attach(model, RULES, unused=""):
+        handle = model.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        handle.remove()
+        assert len(running) == 1
+        with Epsilon().register(other):
+            torch.autograd.grad(other(x).sum(), x)
+        assert not running
+
+
+def test_it_is_refused_behind_a_part_that_has_rules_of_its_own_attachment() -> None:
+    class Both(Forces):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.autograd.grad(self.last(self.energy(x)).sum(), x)[0]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 3)
+
+    model, x = Both(), some_input()
+    with (
+        attach(model, RULES, ignore="energy"),
+        attach(model.energy, RULES),
+        pytest.raises(RuntimeError, match=r"on Linear.*computes a gradient inside its own forward pass"),
+    ):
+        model(x)
+
+
 def test_rules_on_the_part_that_is_explained_inside_a_forward_pass_are_meant() -> None:
     model, x = Forces(), some_input()
     z = model.energy(x)
@@ -325,7 +383,11 @@ def test_rules_on_the_part_that_is_explained_inside_a_forward_pass_are_meant() -
 
 def test_a_backward_pass_on_another_thread_is_outside() -> None:
     model, x = network(), some_input()
-    found: list[Tensor] = []
+    other, found = nn.Linear(3, 3), list[Tensor]()
+
+    def explain() -> None:
+        found.extend(torch.autograd.grad(z.sum(), x0))
+        found.extend(torch.autograd.grad(other(x0).sum(), x0))
 
     class Waits(nn.Module):
         def __init__(self) -> None:
@@ -333,17 +395,17 @@ def test_a_backward_pass_on_another_thread_is_outside() -> None:
             self.inner = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            thread = threading.Thread(target=lambda: found.extend(torch.autograd.grad(z.sum(), x0)))
+            thread = threading.Thread(target=explain)
             thread.start()
             thread.join()
             z_inner: Tensor = self.inner(x)
             return z_inner
 
     x0 = x
-    with attach(model, RULES), attach(waiting := Waits(), RULES):
+    with attach(model, RULES), attach(waiting := Waits(), RULES), Epsilon().register(other):
         z = model(x0)
         waiting(x)
-    assert len(found) == 1
+    assert len(found) == 2
 
 
 def test_rules_that_are_removed_during_the_call_leave_nothing() -> None:
@@ -360,6 +422,7 @@ def test_rules_that_are_removed_during_the_call_leave_nothing() -> None:
     model, other, x = Removes(), network(), some_input()
     attached = attach(model, {nn.Linear: Epsilon()})
     model(x)
+    assert not running
     with attach(other, RULES):
         torch.autograd.grad(other(x).sum(), x)
 
@@ -388,6 +451,28 @@ def test_an_exception_of_the_block_is_what_there_is_to_say() -> None:
         _in_a_reentrant_checkpoint(module)
         raise ZeroDivisionError
     assert handles(module) == []
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 3), lambda: nn.LayerNorm(3)], ids=["known", "traced"])
+def test_a_call_that_fails_is_no_call(make: Callable[[], nn.Module]) -> None:
+    with Norm().register(module := make()) as registration:
+        with pytest.raises(RuntimeError):
+            module(torch.ones(2, 4))
+        assert registration.calls == 0
+        module(torch.ones(2, 3))
+        assert registration.calls == 1
+
+
+class Silent(nn.Module):
+    """Returns nothing."""
+
+    def forward(self, x: Tensor) -> None:
+        assert x.requires_grad
+
+
+def test_a_module_that_returns_nothing_returns_nothing() -> None:
+    with Norm().register(module := Silent()):
+        assert module(some_input()) is None
 
 
 def test_a_copy_of_a_module_that_is_prepared_before_each_call_has_no_rule() -> None:

@@ -115,6 +115,21 @@ def test_one_tensor_given_twice_by_position_and_by_keyword_gets_both_shares() ->
     assert torch.equal(got, 2 * x * (R / power_of_two(2 * x.detach())))
 
 
+class Appends(nn.Module):
+    """Leaves what it has computed in the list that it was called with."""
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        tensors.append(2 * tensors[0])
+        return tensors[-1]
+
+
+def test_a_list_is_the_callers_own_where_no_relevance_is_asked_for() -> None:
+    given = [integers((2, 3), 1)]
+    with Norm().register(module := Appends()):
+        z = module(given)
+    assert given[1] is z
+
+
 @pytest.mark.parametrize("rule", ["Norm", "ZPlus", "BasicHook", "Pass", "Hook"])
 def test_a_module_that_is_called_without_arguments_is_left_as_it_is(rule: str) -> None:
     module = Constant()

@@ -250,6 +250,51 @@ def test_parameters_below_a_container_that_is_called_twice() -> None:
         assert (a - b).abs().max() <= 2**-40 * a.abs().max()
 
 
+class Grows(nn.Module):
+    """Returns what it has computed on the way, too, once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.tells = nn.Linear(3, 2), False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        hidden = self.part(x)
+        return (hidden.tanh(), hidden) if self.tells else (hidden.tanh(),)
+
+
+def test_a_module_that_gives_another_number_of_outputs_now_is_refused() -> None:
+    module, x = Grows(), torch.randn(2, 3, requires_grad=True)
+    with Epsilon(0.5).register(module):
+        (z,) = module(x)
+    (r,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    module.tells = True
+    with pytest.raises(RuntimeError, match="has to run the module once more, and that gives another output"):
+        torch.autograd.grad(r.sum() + z.sum(), x)
+
+
+def test_a_part_that_was_replaced_by_one_of_fewer_parameters_is_refused() -> None:
+    module, x = nn.Sequential(nn.Linear(3, 2)), torch.randn(2, 3, requires_grad=True)
+    with Norm(0.5).register(module):
+        z = module(x)
+    (r,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    module[0] = nn.Linear(3, 2, bias=False)
+    with pytest.raises(RuntimeError, match="has to run the module once more, and that gives another output"):
+        torch.autograd.grad(r.sum() + z.sum(), x)
+
+
+@pytest.mark.parametrize("rule", [Epsilon(0.5), Norm(0.5)], ids=["Epsilon", "Norm"])
+@pytest.mark.parametrize("kind", [nn.Linear, Own], ids=["known", "traced"])
+def test_the_meta_device_has_shapes_for_derivatives_too(kind: type[nn.Linear], rule: Hook) -> None:
+    module, x = kind(3, 2).to("meta"), torch.randn(4, 3, device="meta", requires_grad=True)
+    with rule.register(module):
+        z = module(x)
+    (r,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+    ends = (x, module.weight)
+    for found, of in zip(torch.autograd.grad(r.sum() + z.sum(), ends), ends, strict=True):
+        assert found.is_meta
+        assert found.shape == of.shape
+
+
 class Scaled(nn.Module):
     """A layer with a part, and with a parameter of its own."""
 

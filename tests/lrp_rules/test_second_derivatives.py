@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -397,3 +398,16 @@ def test_what_is_known_of_a_pass_goes_with_it() -> None:
     torch.autograd.grad(value, chain.x)
     assert not derivative.Derivative.passes
     assert not derivative.Derivative.linearised
+
+
+def test_nothing_is_asked_of_the_engine_where_there_is_no_relevance_to_differentiate() -> None:
+    class Sees(Hook):
+        def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+            noted.append(dict(derivative.Derivative.passes))
+
+    noted: list[dict[int, bool]] = []
+    gc.collect()
+    assert not derivative.Derivative.alive
+    with Sees().register(module := nn.Linear(3, 2)):
+        module(torch.ones(2, 3, requires_grad=True)).sum().backward()
+    assert noted == [{}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,11 +157,16 @@ def test_a_second_run_of_the_module_under_torch_func_is_refused(rule: Hook) -> N
 
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
+WITH_COMPILER = [
+    pytest.mark.inductor,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++, and there is no g++"),
+]
 
-@pytest.fixture
-def compiled() -> Any:
+
+@pytest.fixture(params=["eager", "aot_eager", pytest.param("inductor", marks=WITH_COMPILER)])
+def compiled(request: pytest.FixtureRequest) -> Any:
     torch._dynamo.reset()
-    yield lambda model: torch.compile(model, backend="eager")
+    yield lambda model: torch.compile(model, backend=request.param)
     torch._dynamo.reset()
 
 

@@ -250,3 +250,13 @@ def test_a_random_module_behind_a_global_hook_is_repeated_as_it_was(arguments: s
     finally:
         handle.remove()
     assert torch.equal(torch.autograd.grad(z, x, R)[0], R)
+
+
+def test_a_hook_before_the_rule_that_puts_the_output_in_a_tuple() -> None:
+    module, x, R = nn.Linear(3, 2), leaf(), integers((2, 2), 2)
+    with Epsilon(power_of_two).register(module):
+        (expected,) = torch.autograd.grad(module(x), x, R)
+        handle = module.register_forward_hook(lambda _module, _args, output: (output,), prepend=True)
+        (z,) = module(x)
+        handle.remove()
+    assert torch.equal(torch.autograd.grad(z, x, R)[0], expected)
