@@ -151,7 +151,7 @@ class SignalTakesAll(_ProductRule):
                 raise ValueError(msg)
             return self.signal
         wanted = [place for place, factor in enumerate(self.factors) if factor.needs_grad]
-        for found in (wanted, [place for place, factor in enumerate(self.factors) if factor.shape == whole]):
+        for found in (wanted, [place for place in wanted if self.factors[place].shape == whole]):
             if len(found) == 1:
                 return found[0]
         msg = (
