@@ -127,7 +127,7 @@ class StopNone(Stop):
         return [None for _ in self.like]  # type: ignore[misc]
 
 
-@mutant("smallest-number")
+@mutant()
 class StopAlmost(Stop):
     """A millionth of the relevance is left."""
 
@@ -195,11 +195,10 @@ class LayerNormRuleWeightDropped(LayerNormRule):
 
 @mutant("epsilon-outside-the-root")
 class LayerNormRuleEpsOutside(LayerNormRule):
-    """The deviation is that of the input alone: eps is not in it, while it is in the output."""
+    """The deviation of what flows back is that of the input alone: eps is not in it, while it is in the output."""
 
-    def forward(self, module: nn.Module, input: Tensors, output: Tensors) -> None:
-        super().forward(module, input, output)
-        self.added = 0.0
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        return layer.x * (layer.but(eps=0.0).matrix().T @ (R / self.stabilizer(layer.linear_outputs[0])))
 
 
 @mutant()

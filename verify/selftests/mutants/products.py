@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_rules import Bilinear, SignalTakesAll, Uniform
-from verify.selftests.mutants.registry import mutant
+from verify.selftests.mutants.registry import Stabilized, mutant
 
 if TYPE_CHECKING:
     from lrp_rules.layers.layer import Layer
@@ -60,7 +60,7 @@ class UniformBroadcastAveraged(Uniform):
         return [None if r is None else r * (r.numel() / grad_output[0].numel()) for r in found]
 
 
-@mutant("gradient-times-input")
+@mutant("gradient")
 class UniformByGradient(Uniform):
     """The gradient stands in the place of the rule: each factor is multiplied by the others."""
 
@@ -196,15 +196,15 @@ class BilinearUndivided(_Shares):
 
 
 @mutant("epsilon-unsigned")
-class BilinearUnsigned(_Shares):
+class BilinearUnsigned(Stabilized, Bilinear):
     """The stabilizer is added without the sign of the denominator (LXT)."""
 
-    def s(self, layer: Layer, R: Tensor) -> Tensor:
-        d = len(layer.inputs) * layer.linear_outputs[0]
-        return R / (d + (self.stabilizer(d) - d).abs())
+    @staticmethod
+    def stabilize(d: Tensor, epsilon: float) -> Tensor:
+        return d + epsilon
 
 
-@mutant()
+@mutant("denominator-detached")
 class BilinearDenominatorDetached(_Shares):
     """The denominator is taken for a constant where a relevance is differentiated."""
 
