@@ -72,10 +72,10 @@ MATRIX_PRODUCTS = (
     _operands("matmul-unbatched", "MatMul", MatMul, ((2, 3), (4, 3, 2)), samples=0),
 )
 SOFTMAX = (
-    LayerCase("softmax-last", "Softmax", lambda: nn.Softmax(dim=-1), (2, 2, 3, 4), linear=False, weighted=False),
-    LayerCase("softmax-first", "Softmax", lambda: nn.Softmax(dim=1), (2, 3, 2), linear=False, weighted=False),
-    LayerCase("softmax-middle", "Softmax", lambda: nn.Softmax(dim=2), (2, 2, 3, 2), linear=False, weighted=False),
-    LayerCase("softmax-of-1", "Softmax", lambda: nn.Softmax(dim=-1), (2, 3, 1), linear=False, weighted=False),
+    LayerCase("softmax-last", "Activation", lambda: nn.Softmax(dim=-1), (2, 2, 3, 4), linear=False, weighted=False),
+    LayerCase("softmax-first", "Activation", lambda: nn.Softmax(dim=1), (2, 3, 2), linear=False, weighted=False),
+    LayerCase("softmax-middle", "Activation", lambda: nn.Softmax(dim=2), (2, 2, 3, 2), linear=False, weighted=False),
+    LayerCase("softmax-of-1", "Activation", lambda: nn.Softmax(dim=-1), (2, 3, 1), linear=False, weighted=False),
 )
 NORMS = (
     _norm("layernorm", lambda: nn.LayerNorm(5), 3, 5),
