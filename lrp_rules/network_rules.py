@@ -276,8 +276,8 @@ class Softmax(LayerHook):
 class Stop(Hook):
     """No relevance passes, r = 0: what comes out is taken for a constant.
 
-    For the softmax of attention in CP-LRP (Ali et al. 2022, section 4.1): all relevance goes through the values. Any
-    module.
+    For the softmax of attention in CP-LRP (Ali et al. 2022, section 4.1), with Norm on the product of its weights and
+    the values, which gives the values all relevance. Any module.
     """
 
     needs_grad_input: ClassVar[bool] = False
