@@ -151,7 +151,7 @@ class SignalTakesAll(_ProductRule):
                 raise ValueError(msg)
             return self.signal
         wanted = [place for place, factor in enumerate(self.factors) if factor.needs_grad]
-        for found in (wanted, [place for place, factor in enumerate(self.factors) if factor.shape == whole]):
+        for found in (wanted, [place for place in wanted if self.factors[place].shape == whole]):
             if len(found) == 1:
                 return found[0]
         msg = (
@@ -276,8 +276,8 @@ class Softmax(LayerHook):
 class Stop(Hook):
     """No relevance passes, r = 0: what comes out is taken for a constant.
 
-    For the softmax of attention in CP-LRP (Ali et al. 2022, section 4.1): all relevance goes through the values. Any
-    module.
+    For the softmax of attention in CP-LRP (Ali et al. 2022, section 4.1), with Norm on the product of its weights and
+    the values, which gives the values all relevance. Any module.
     """
 
     needs_grad_input: ClassVar[bool] = False

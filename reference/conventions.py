@@ -13,6 +13,7 @@ from reference.conventions_base import Answer, Batch, Convention, Question, Refu
 from reference.conventions_bias import BIAS
 from reference.conventions_gates import GATES
 from reference.conventions_layers import LAYERS
+from reference.conventions_networks import NETWORKS
 from reference.conventions_relevance import RELEVANCE
 from reference.conventions_split import SPLIT
 from reference.conventions_stabilizer import STABILIZER
@@ -20,7 +21,7 @@ from reference.conventions_stabilizer import STABILIZER
 __all__ = ["CONVENTIONS", "Answer", "Batch", "Convention", "Question", "RefusedError", "of_rule"]
 
 #: An entry for each way in which a variant is written; entries of the same name are the same variant.
-CONVENTIONS: tuple[Convention, ...] = (*BIAS, *SPLIT, *GATES, *STABILIZER, *RELEVANCE, *ARGUMENTS, *LAYERS)
+CONVENTIONS: tuple[Convention, ...] = (*BIAS, *SPLIT, *GATES, *STABILIZER, *RELEVANCE, *ARGUMENTS, *LAYERS, *NETWORKS)
 
 
 def of_rule(rule: str) -> tuple[Convention, ...]:

@@ -122,7 +122,7 @@ class Softmax(NonlinearLayer):
         position = np.arange(prod(self.input_shape)).reshape(self.input_shape)
         return np.moveaxis(position, self.axis, -1).reshape(-1, self.input_shape[self.axis])
 
-    def _blocks(self, values: Array) -> Array:
+    def blocks(self, values: Array) -> Array:
         """A square matrix with one block (length, length) for each group."""
         groups = self._groups
         matrix = np.zeros((groups.size, groups.size))
@@ -131,7 +131,7 @@ class Softmax(NonlinearLayer):
 
     def jacobian(self, x: Array) -> Array:
         y = self.value(x)
-        return np.diag(y) - self._blocks(y[self._groups][:, :, None] * y[self._groups][:, None, :])
+        return np.diag(y) - self.blocks(y[self._groups][:, :, None] * y[self._groups][:, None, :])
 
     def sizes(self, x: Array) -> tuple[Array, Array]:
         # x - max is rounded before exp amplifies it; the Jacobian subtracts y y^T from diag(y)
@@ -139,7 +139,7 @@ class Softmax(NonlinearLayer):
         x = x.reshape(self.input_shape)
         y_size = y * (1 + (x.max(self.axis, keepdims=True) - x).ravel())
         pairs = y_size[self._groups][:, :, None] * y[self._groups][:, None, :]
-        return y_size, np.diag(y_size) + self._blocks(pairs + pairs.swapaxes(1, 2))
+        return y_size, np.diag(y_size) + self.blocks(pairs + pairs.swapaxes(1, 2))
 
     @property
     def roundings(self) -> int:

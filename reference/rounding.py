@@ -291,6 +291,7 @@ def _bound(parts: Parts, R: Array, stabilize: Stabilizer | CallableStabilizer, a
             overflows |= ~(back[0] * np.maximum(1, size) * max(1.0, factor) <= analysis.model.huge / 2)
     # These sums are of nonnegative numbers in float64; the last factor covers their own rounding.
     total = (carried[:2] + carried[2]) * (1 + FLOAT64.gamma(len(R) + n + 64.0))
+    total[np.isnan(total)] = np.inf  # a relative error without a bound, of 0
     total[:, reached | overflows] = np.inf
     return Bound(total[0], total[1], tuple(flow.lost for flow in flows), overflows)
 

@@ -25,6 +25,8 @@ RULES = (
     "Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat",
     "Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth",
 )  # fmt: skip
+#: The rules for what lies between the layers of a network, which a subject may offer besides.
+NETWORK_RULES = ("Uniform", "SignalTakesAll", "Bilinear", "Softmax", "Stop", "LayerNormRule")
 
 
 class Verdict(StrEnum):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from facts import FUNCTIONS, GRADIENT, table
+from facts import FUNCTIONS, GRADIENT, NETWORKS, table
 
-from reference import layers, rules
+from reference import layers, network_rules, operations, rules
 from reference.ledger import ledger
 
 if TYPE_CHECKING:
@@ -39,6 +39,56 @@ def gradient(rule: str) -> Array:
     return found
 
 
+def network(rule: str) -> tuple[str, Parts, Array, Any]:
+    """Return what a rule for networks is shown on: in words, its parts, R, and its stabilizer."""
+    product = operations.Product((3,), ((2,), (1,)), (None, None))
+    matmul = operations.MatMul((4,), ((1, 2), (2, 1)), (None, None))
+    norm = operations.LayerNorm((2,), np.array([2.0, 4.0]), np.array([1.0, 2.0]), 0.75, axes=1)
+    softmax = layers.Softmax((2,), axis=0)
+    given: dict[str, tuple[str, Any, list[float], list[float], Any]] = {
+        "Uniform": ("The product of (2, 3) and 5", product, [2.0, 3.0, 5.0], [4.0, 6.0], network_rules.COUNTED),
+        "SignalTakesAll": (
+            "The product of (2, 3), the signal, and 5, its gate", product, [2.0, 3.0, 5.0], [4.0, 6.0],
+            network_rules.COUNTED,
+        ),
+        "Bilinear": (
+            f"A = (1, 2) times V = (3, 5): O = 13. The stabilizer is {_number(6.0)}", matmul, [1.0, 2.0, 3.0, 5.0],
+            [64.0], rules.Stabilizer(6.0),
+        ),
+        "Softmax": ("A softmax of (3, 3): s = (1/2, 1/2)", softmax, [3.0, 3.0], [4.0, 6.0], network_rules.UNDIVIDED),
+        "Stop": ("A softmax of (3, 3)", softmax, [3.0, 3.0], [4.0, 6.0], rules.Stabilizer(EPSILON)),
+        "LayerNormRule": (
+            "A LayerNorm with weight (2, 4), bias (1, 2) and eps = 3/4: sigma is 1. The stabilizer is 2", norm,
+            [2.0, 1.0], [4.0, 4.0], rules.Stabilizer(2.0),
+        ),
+    }  # fmt: skip
+    words, operation, x, R, stabilizer = given[rule]
+    layer = layers.affine(operation, np.array(x))
+    if rule == "SignalTakesAll":
+        return words, network_rules.signal_takes_all(layer, 0), np.array(R), stabilizer
+    return words, getattr(network_rules, NETWORKS[rule])(layer), np.array(R), stabilizer
+
+
+def _of_network(rule: str) -> str:
+    words, found, R, stabilizer = network(rule)
+    r = rules.relevance(found, R, stabilizer)
+    return "\n\n".join(
+        (
+            f"{words}. The relevance sent back is R = {_vector(R)}.",
+            f"Relevance of the inputs, one after the other: **r = {_vector(r)}**.",
+            "The [ledger](../mathematics/ledger.md), which says where R went:",
+            _sinks(found, R, stabilizer, r),
+        )
+    )
+
+
+def _sinks(found: Parts, R: Array, stabilizer: Any, r: Array) -> str:
+    book = ledger(found, R, stabilizer).total()
+    sinks = ("inputs: sum(r)", "bias", "stabilizer", "zero branch", "together: sum(R)")
+    numbers = (float(r.sum()), book.bias, book.stabilizer, book.zero_branch, float(R.sum()))
+    return table(("part", "relevance"), zip(sinks, map(_number, numbers), strict=True))
+
+
 def _number(value: float) -> str:
     return f"{value + 0.0:.10g}"
 
@@ -49,6 +99,8 @@ def _vector(values: Array) -> str:
 
 def example(rule: str) -> str:
     """Return the example in Markdown."""
+    if rule in NETWORKS:
+        return _of_network(rule)
     if rule in GRADIENT:
         rows = zip(map(_number, GIVEN), map(_number, SENT), map(_number, gradient(rule)), strict=True)
         return "A ReLU with three inputs:\n\n" + table(("x", "R", "r"), rows)
@@ -76,8 +128,5 @@ def example(rule: str) -> str:
         f"Relevance of the inputs: **r = {_vector(r)}**.",
         "The [ledger](../mathematics/ledger.md), which says where R went:",
     ]
-    book = ledger(found, R, EPSILON).total()
-    sinks = ("inputs: sum(r)", "bias", "stabilizer", "zero branch", "together: sum(R)")
-    numbers = (float(r.sum()), book.bias, book.stabilizer, book.zero_branch, float(R.sum()))
-    text.append(table(("part", "relevance"), zip(sinks, map(_number, numbers), strict=True)))
+    text.append(_sinks(found, R, EPSILON, r))
     return "\n\n".join(text)

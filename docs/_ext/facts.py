@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reference import network_rules
 from reference import rules as formulas
 from reference.conventions import of_rule
 
@@ -33,6 +34,15 @@ FUNCTIONS = {
     "ReLUGuidedBackprop": "relu_guided",
     "ReLUBetaSmooth": "relu_beta_smooth",
 }
+#: The rules for networks, and their functions in `reference.network_rules`.
+NETWORKS = {
+    "Uniform": "uniform",
+    "SignalTakesAll": "signal_takes_all",
+    "Bilinear": "bilinear",
+    "Softmax": "softmax",
+    "Stop": "stop",
+    "LayerNormRule": "layer_norm",
+}
 LIBRARIES = {
     "captum": "https://github.com/meta-pytorch/captum",
     "lxt": "https://github.com/rachtibat/LRP-eXplains-Transformers",
@@ -55,6 +65,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def reference(rule: str) -> str:
     """Return the rule's function and what it calls, included from the source."""
+    if rule in NETWORKS:
+        names = [NETWORKS[rule]]
+        if "_routed(" in inspect.getsource(getattr(network_rules, NETWORKS[rule])):
+            names.append("_routed")
+        return _included("network_rules", names)
     name = FUNCTIONS[rule]
     source = inspect.getsource(getattr(formulas, name))
     names = [name]
@@ -66,8 +81,12 @@ def reference(rule: str) -> str:
         names.append("box")
     if rule not in GRADIENT:
         names += ["relevance", "sign"]
+    return _included("rules", names)
+
+
+def _included(file: str, names: Sequence[str]) -> str:
     return "\n\n".join(
-        f"```{{literalinclude}} ../../reference/rules.py\n:pyobject: {one}\n:language: python\n```" for one in names
+        f"```{{literalinclude}} ../../reference/{file}.py\n:pyobject: {one}\n:language: python\n```" for one in names
     )
 
 

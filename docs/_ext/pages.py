@@ -12,7 +12,7 @@ import commands
 import figures
 from docutils import nodes
 from examples import example
-from facts import DOCS, FUNCTIONS, PARTS, ROOT, slug
+from facts import DOCS, FUNCTIONS, NETWORKS, PARTS, ROOT, slug
 from published import REGIMES, conformance, times
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PAGES = {
 }
 PAGES |= {f"ports/{name}/README.md": f"port-{name}.md" for name in ("javascript", "jax")}
 _LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
-_RULES = {slug(rule): rule for rule in FUNCTIONS}
+_RULES = {slug(rule): rule for rule in (*FUNCTIONS, *NETWORKS)}
 
 
 #: What any page may ask for, as `<<name>>`.

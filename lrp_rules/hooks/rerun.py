@@ -73,7 +73,7 @@ class Rerun:
     def _called(self, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
         assert self.arguments is not None
         leaves, structure, positions = self.arguments
-        filled = list(leaves)
+        filled = [_widened(leaf, inputs[0]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for position, x in zip(positions, inputs, strict=True):
             filled[position] = x
         args, kwargs = tree_unflatten(filled, structure)

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from verify.model import RULES
+from verify.model import NETWORK_RULES, RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -89,6 +89,23 @@ def test_example_of_epsilon_is_what_a_hand_computes(examples: ModuleType) -> Non
     # z = (2 - 1 - 1 + 0.5, -4 + 1 - 1) = (0.5, -4), S = (1, -4.5), s = (1, 4/9)
     assert "r = (0.2222222222, -0.5555555556, -1)" in examples.example("Epsilon")
     # 2 (1 - 8/9) = 2/9; -1 (1 - 4/9) = -5/9; 1 (-1) = -1
+
+
+@pytest.mark.parametrize("rule", NETWORK_RULES)
+def test_card_of_a_rule_for_networks(facts: ModuleType, examples: ModuleType, rule: str) -> None:
+    assert re.search(rf"^{rule.lower()}$", (DOCS / "rules/index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"<<(\w+)>>", card(rule))) == {"reference", "example", "differ", "papers"}
+    assert card(rule).startswith(f"# {rule}\n")
+    assert f":pyobject: {facts.NETWORKS[rule]}\n" in facts.reference(rule)
+    assert all(re.fullmatch(r"- \[.+ \d{4}\]\(https://\S+\)", line) for line in facts.papers(rule).splitlines())
+    assert facts.conventions(rule)
+    assert re.search(r"r = \([-0-9., ]+\)", examples.example(rule))
+
+
+def test_example_of_bilinear_is_what_a_hand_computes(examples: ModuleType) -> None:
+    # s = 64 / (26 + 6) = 2: 1 * 3 * 2, 2 * 5 * 2, and the same for V; 12 go to the stabilizer
+    assert "r = (6, 20, 6, 20)" in examples.example("Bilinear")
+    assert "| stabilizer | 12 |" in examples.example("Bilinear")
 
 
 def test_a_missing_table_is_an_error(facts: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reference import rules
+from reference import network_rules, rules
 from reference.conventions import CONVENTIONS, Batch, Convention, Question, RefusedError, of_rule
 from reference.layers import AvgPool, BatchNorm, Conv, Layer, Linear, MaxPool, affine
-from reference.nonlinear import Elementwise
+from reference.nonlinear import Elementwise, Softmax
+from reference.operations import GroupNorm, LayerNorm, MatMul, Product
 from reference.precision import model_for
 from reference.rounding import CallableStabilizer
 from reference.rules import Stabilizer
@@ -21,6 +22,14 @@ from reference.windows import Array
 
 RULES = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
 GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
+NETWORK_RULES: dict[str, tuple[Any, Any]] = {
+    "Uniform": (network_rules.uniform, network_rules.COUNTED),
+    "SignalTakesAll": (None, network_rules.COUNTED),
+    "Bilinear": (network_rules.bilinear, Stabilizer(1e-6)),
+    "Softmax": (network_rules.softmax, network_rules.UNDIVIDED),
+    "Stop": (network_rules.stop, Stabilizer(1e-6)),
+    "LayerNormRule": (network_rules.layer_norm, Stabilizer(1e-6)),
+}
 BARE = Stabilizer(0.0)
 
 
@@ -39,6 +48,8 @@ def _parts(rule: str, given: dict[str, Any], shape: tuple[int, ...], index: int)
         "ZBox": lambda layer: rules.zbox(layer, bound("low"), bound("high")),
         "WSquare": rules.wsquare,
         "Flat": rules.flat,
+        "SignalTakesAll": lambda layer: network_rules.signal_takes_all(layer, given["signal"]),
+        **{name: parts for name, (parts, _) in NETWORK_RULES.items() if parts},
     }.get(rule)
 
 
@@ -132,7 +143,7 @@ def test_the_table_names_what_it_knows() -> None:
     for one in CONVENTIONS:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", one.name), one.name
         assert one.rules
-        assert set(one.rules) <= {*RULES, *GRADIENT_RULES}
+        assert set(one.rules) <= {*RULES, *GRADIENT_RULES, *NETWORK_RULES}
         assert one.sentence
         assert not one.sentence.endswith(".")
 
@@ -155,6 +166,8 @@ def _layers(*, integers: bool) -> Iterator[Layer]:
     yield MaxPool((2, 6), (2,), (2,), (0,), (1,))
 
 
+#: Rules for networks that divide by what they stabilize.
+WEIGHED = ("Bilinear", "LayerNormRule")
 UNSIGNED = CallableStabilizer(lambda d: np.sqrt(d * d + 4.0))
 
 
@@ -170,10 +183,56 @@ def _settings(rule: str) -> Iterator[dict[str, Any]]:
         yield from ({"alpha": 1.0, "beta": 0.0}, {"alpha": 4.0, "beta": 3.0})
 
 
+def _networks(rule: str, *, integers: bool) -> Iterator[tuple[Layer, dict[str, Any]]]:
+    """What the rules for networks are tried on, with their arguments."""
+
+    def random(*shape: int) -> Array:
+        return _random(shape, 7 * len(shape) + sum(shape), integers=integers)
+
+    def product(*shapes: tuple[int, ...], constants: tuple[Array | None, ...] = ()) -> Product:
+        given = constants or (None,) * len(shapes)
+        count = sum(int(np.prod(shape)) for shape, constant in zip(shapes, given, strict=True) if constant is None)
+        return Product((count,), shapes, given)
+
+    if rule in {"Uniform", "SignalTakesAll", "Bilinear"}:
+        layers: list[Layer] = [
+            product((2, 3), (1, 3)),
+            product((2, 3), (2, 1), (2, 3)),
+            product((2, 3), (2, 3), constants=(None, random(2, 3) + 2)),
+        ]
+        if rule == "Bilinear":
+            layers.append(MatMul((18,), ((2, 3), (3, 4)), (None, None)))
+        for layer in layers:
+            yield layer, {"signal": 0} if rule == "SignalTakesAll" else {}
+    elif rule in {"Softmax", "Stop"}:
+        yield Softmax((2, 3), axis=0), {}
+        yield Softmax((2, 3), axis=-1), {}
+    else:
+        for zero in ("", "bias", "weight"):
+            yield LayerNorm((3, 4), random(4) + 3, random(4), 0.5, axes=1), {"zero_params": zero}
+        yield GroupNorm((4, 3), random(4) + 3, random(4) + 1, 1e-3, num_groups=2), {}
+
+
+def _network_panel(rule: str) -> Iterator[Batch]:
+    stabilizers: tuple[Any, ...] = (Stabilizer(1e-6), Stabilizer(0.3), UNSIGNED)
+    for integers in (False, True):
+        for layer, given in _networks(rule, integers=integers):
+            n, m = int(np.prod(layer.input_shape)), int(np.prod(layer.output_shape))
+            x, R = _random((2, n), 3, integers=integers), _random((2, m), 4)
+            R[0, 1], R[0, -1], R[1, 0] = 250.0, 0.0, 5e-4
+            for stabilize in stabilizers if rule in WEIGHED else (NETWORK_RULES[rule][1],):
+                yield ask(rule, layer, x, R, stabilize, **given)
+    if rule == "Bilinear":  # 1 - 1 = 0
+        layer = MatMul((4,), ((1, 2), (2, 1)), (None, None))
+        yield ask(rule, layer, np.array([[1.0, 1, 1, -1], [2, 1, 1, 3]]), np.array([[3.0], [1]]), Stabilizer(0.3))
+
+
 @cache
 def panel(rule: str) -> tuple[Batch, ...]:
     """What every variant of a rule is tried on: two samples each, relevance of all sizes, exact zeros among them."""
     batches: list[Batch] = []
+    if rule in NETWORK_RULES:
+        return tuple(_network_panel(rule))
     for integers in (False, True):
         if rule in GRADIENT_RULES:
             for function in ("relu", "tanh"):
@@ -254,7 +313,7 @@ def test_a_coarser_result_has_fewer_digits_and_more_room(name: str, dtype: str, 
 ONE = {("Flat", "epsilon-clip", "epsilon-only-at-zero")}
 
 
-@pytest.mark.parametrize("rule", [*RULES, *GRADIENT_RULES])
+@pytest.mark.parametrize("rule", [*RULES, *GRADIENT_RULES, *NETWORK_RULES])
 def test_no_two_names_stand_for_the_same_numbers(rule: str) -> None:
     known = [(one.name, _all(one, rule)) for one in of_rule(rule)]
     known = [(name, r) for name, r in known if not _same(r, _itself(rule))]
@@ -264,7 +323,7 @@ def test_no_two_names_stand_for_the_same_numbers(rule: str) -> None:
         assert not _same(a, b), f"{first} and {second} are the same for {rule}"
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *NETWORK_RULES])
 def test_without_a_second_half_or_a_sample_nothing_breaks(rule: str) -> None:
     for batch in panel(rule)[:2]:
         for convention in of_rule(rule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from verify.checks import agreement, api, errors, examples, laws, network, second_order, second_order_chain
+from verify.checks import agreement, api, errors, examples, laws, network, networks, second_order, second_order_chain
 from verify.checks.conduct import topics as conduct
 from verify.model import Case, Level, Problem
 from verify.questions.drawing import draw
@@ -46,6 +46,7 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
         [(rule, arguments, layer) for rule, layer, choices in gradient_grid() for arguments in choices],
     )
     yield from second_order_chain.cases(drawn)
+    yield from networks.cases(seed=seed, dtypes=dtypes, device=device)
 
 
 def _comparisons(

@@ -60,7 +60,7 @@ def _of_one_rule(draw: Draw, layer: LayerCase, dtype: str) -> Iterator[Case]:
     problem = partial(draw, layer, "signed", dtype)
     nonnegative = partial(draw, layer, "nonnegative", dtype)
     for name, rule, run in (
-        *(("additive-in-relevance", rule, partial(_additive, problem, layer, variant(rule))) for rule in ALL),
+        *(("additive-in-relevance", rule, partial(additive, problem, layer, variant(rule))) for rule in ALL),
         (
             "equals-alphabeta-1-0",
             "ZPlus",
@@ -96,10 +96,10 @@ def _case(name: str, rule: str, layer: LayerCase, dtype: str, run: Callable[[Sub
 def _compare(law: Any, problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
     problem = problem_of()
     first, second, back = law(layer, problem, of)
-    return _near(first, second, back, layer, subject)
+    return near(first, second, back, layer, subject)
 
 
-def _near(first: Side, second: Side, back: Callable[[Tensor], Tensor], layer: LayerCase, subject: Subject) -> Finding:
+def near(first: Side, second: Side, back: Callable[[Tensor], Tensor], layer: LayerCase, subject: Subject) -> Finding:
     """Check that ``back`` of the second relevance is the first, within what rounding explains of both."""
     got, wanted = first.run(subject), second.run(subject)
     expected = first.expected(layer), second.expected(layer)
@@ -112,10 +112,10 @@ def _same(
     problem_of: Callable[[], Problem], layer: LayerCase, one: Variant, other: Variant, subject: Subject
 ) -> Finding:
     problem = problem_of()
-    return _near(Side(problem, one), Side(problem, other), identity, layer, subject)
+    return near(Side(problem, one), Side(problem, other), identity, layer, subject)
 
 
-def _additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+def additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
     """Check that r(R1) + r(R2) = r(R1 + R2), for R1 and R2 whose sum is exact, with signs of their own."""
     problem = problem_of()
     first = (problem.relevance * 64).round() / 64
@@ -134,7 +134,7 @@ def _scaled(problem_of: Callable[[], Problem], rule: str, k: int, subject: Subje
     problem = problem_of()
     large = replace(problem, relevance=problem.relevance * 2.0**k)
     one, other = (_run(subject, rule, side) for side in (large, problem))
-    return _bits(one, other * 2.0**k, f"a relevance 2^{k} times as large does not give one 2^{k} times as large")
+    return bits(one, other * 2.0**k, f"a relevance 2^{k} times as large does not give one 2^{k} times as large")
 
 
 def _run(subject: Subject, rule: str, problem: Problem) -> Tensor:
@@ -170,7 +170,7 @@ def _independent_of_input(problem_of: Callable[[], Problem], rule: str, subject:
     make = subject.get(rule)
     first = relevance_of(make(), problem.module, problem.x, problem.relevance)
     other = relevance_of(make(), problem.module, -3 * problem.x.flip(0) + 1, problem.relevance)
-    return _bits(first, other, "another input gives another relevance")
+    return bits(first, other, "another input gives another relevance")
 
 
 def _independent_of_weights(problem_of: Callable[[], Problem], subject: Subject) -> Finding:
@@ -178,14 +178,15 @@ def _independent_of_weights(problem_of: Callable[[], Problem], subject: Subject)
     other = changed(problem, weight=lambda w: w.flip(0).exp() - 2, bias=lambda b: b - 7)
     make = subject.get("Flat")
     first = relevance_of(make(), problem.module, problem.x, problem.relevance)
-    return _bits(
+    return bits(
         first,
         relevance_of(make(), other.module, problem.x, problem.relevance),
         "other parameters give another relevance",
     )
 
 
-def _bits(first: Tensor, other: Tensor, reason: str) -> Finding:
+def bits(first: Tensor, other: Tensor, reason: str) -> Finding:
+    """Check that two relevances agree in every bit."""
     return Finding(Verdict.PASS, 0.0) if torch.equal(first, other) else Finding(Verdict.FAIL, reason=reason)
 
 

@@ -15,10 +15,12 @@ import torch
 
 from reference import rules as ref
 from reference.layers import Weighted, affine
+from reference.operations import Normalization
 from reference.precision import model_for
 from reference.rounding import bound
 from verify.checks.agreement import gradient_rule, judge, rows
 from verify.checks.differences import Value, differentiate, pattern, signs
+from verify.formats.operands import ruled
 from verify.formats.torch_layers import array, describe
 from verify.model import Case, Finding
 from verify.questions.variants import Sample, Variant, level, variant
@@ -67,9 +69,9 @@ def cases(
         if not layer.linear and rule not in {"Epsilon", "Norm"}:
             continue
         of = variant(rule, name)
-        yield _case(name, rule, layer, partial(_by_input, draw, layer, of))
+        yield _case(name, rule, layer, partial(by_input, draw, layer, of))
         if layer.weighted:
-            yield _case(f"{name}/parameters", rule, layer, partial(_by_parameters, draw, layer, of))
+            yield _case(f"{name}/parameters", rule, layer, partial(by_parameters, draw, layer, of))
     for rule, arguments, layer in gradient:
         name = "-".join(f"{key}={value:g}" for key, value in arguments.items()) or "default"
         yield _case(name, rule, layer, partial(_of_gradient_rule, draw, layer, rule, arguments))
@@ -82,7 +84,8 @@ def _case(name: str, rule: str, layer: LayerCase, run: Callable[[Subject], Findi
     )  # fmt: skip
 
 
-def _by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+def by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+    """Check the derivative of a relevance by the input."""
     problem = away_from_zero(draw(layer, "signed", "float64"))
     rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
     (got,) = derivatives([(rule, problem.module)], problem, lambda x: [x])
@@ -91,7 +94,8 @@ def _by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Fi
     return finding(rows(got, batched=problem.batched), wanted, room)
 
 
-def _by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+def by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+    """Check the derivative of a relevance by the parameters of the layer."""
     problem = away_from_zero(draw(layer, "signed", "float64"))
     module: Any = problem.module
     with torch.no_grad():
@@ -103,7 +107,7 @@ def _by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) 
     names = [name for name, _ in module.named_parameters()]
     gradients = derivatives([(rule, module)], problem, lambda _: list(module.parameters()))
     described = describe(module, layer.sample_shape)
-    assert isinstance(described, Weighted)
+    assert isinstance(described, Weighted | Normalization)
     data = samples(problem)
 
     def value(name: str, at: Array) -> Value:
@@ -180,7 +184,7 @@ def derivatives(
     x = problem.x.detach().requires_grad_()
     handles: list[Any] = []
     try:
-        handles.extend(rule.register(module) for rule, module in rules)
+        handles.extend(rule.register(ruled(module)) for rule, module in rules)
         (r,) = torch.autograd.grad(problem.module(x), x, problem.relevance, create_graph=True)
         value, of = (r * _weights(x)).sum(), by(x)
         found = torch.autograd.grad(value, of, allow_unused=True) if value.requires_grad else [None] * len(of)

@@ -4,7 +4,9 @@
 
 with the tensors `weight` and `bias` (absent where the layer has none). Every option is written out, none has a default;
 names and meanings are torch's, but that a convolution's padding is (before, after) for each axis, and that the axis of
-Softmax counts the axes of one sample, without that of the batch. Linear acts on the last axis.
+Softmax counts the axes of one sample, without that of the batch. Linear acts on the last axis. An operation has the
+shapes of its operands; those that are constant are the tensors `constant_0`, `constant_1`, ..., and the input has the
+others side by side.
 
 >>> import numpy as np
 >>> layer = layer_of({"type": "Linear"}, {"weight": np.array([[1.0, -2.0]])}, (2,))
@@ -19,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from reference import layers as ref
+from reference import operations as ops
 from reference.base import Layer
 from reference.pointwise import FUNCTIONS
 
 #: Names of the tensors that a layer may have, in the order in which they are written.
 TENSORS = ("weight", "bias", "running_mean", "running_var")
+_CONSTANT = "constant_{}"
 
 #: The options of each type, in the order in which they are written; `...d` stands for 1d, 2d and 3d.
 OPTIONS = {
@@ -35,6 +39,12 @@ OPTIONS = {
     "MaxPool...d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "BatchNorm": ("eps",),
     "Softmax": ("axis",),
+    "LayerNorm": ("axes", "eps"),
+    "RMSNorm": ("axes", "eps"),
+    "GroupNorm": ("num_groups", "eps"),
+    "Sum": ("shapes",),
+    "Product": ("shapes",),
+    "MatMul": ("shapes",),
 }
 #: The options of each elementwise function beside its name.
 ELEMENTWISE: dict[str, tuple[str, ...]] = {
@@ -53,10 +63,18 @@ _CLASSES: dict[str, Callable[..., Layer]] = {
     "MaxPool...d": ref.MaxPool,
     "BatchNorm": ref.BatchNorm,
     "Softmax": ref.Softmax,
+    "LayerNorm": ops.LayerNorm,
+    "RMSNorm": ops.RMSNorm,
+    "GroupNorm": ops.GroupNorm,
+    "Sum": ops.Sum,
+    "Product": ops.Product,
+    "MatMul": ops.MatMul,
     "Elementwise": ref.Elementwise,
 }
 _PARAMETERS = {
-    **dict.fromkeys(("Linear", "Conv...d", "ConvTranspose...d"), ("weight", "bias")),
+    **dict.fromkeys(
+        ("Linear", "Conv...d", "ConvTranspose...d", "LayerNorm", "RMSNorm", "GroupNorm"), ("weight", "bias")
+    ),
     "BatchNorm": TENSORS,
 }
 
@@ -87,11 +105,12 @@ def layer_of(layer: Mapping[str, Any], tensors: Mapping[str, Any], input_shape: 
         message = f"layer: given {sorted(layer)}, expected {['type', *names]} for {layer['type']}"
         raise ValueError(message)
     stem = _stem(layer["type"])
-    own = _PARAMETERS.get(stem, ())
+    own = _PARAMETERS.get(stem, tuple(_CONSTANT.format(k) for k in range(len(layer.get("shapes", ())))))
     if unknown := set(tensors) - set(own):
         message = f"layer: given the tensors {sorted(unknown)}, expected {list(own)} for {layer['type']}"
         raise ValueError(message)
-    given = {name: np.asarray(tensors[name], np.float64) if name in tensors else None for name in own}
+    given: dict[str, Any] = {name: np.asarray(tensors[name], np.float64) if name in tensors else None for name in own}
+    given = given if stem in _PARAMETERS or not given else {"constants": tuple(given.values())}
     return _CLASSES[stem](input_shape, **given, **{name: _tuple(layer[name]) for name in names})
 
 
@@ -108,6 +127,8 @@ def describe(layer: Layer) -> dict[str, Any]:
 
 def tensors_of(layer: Layer) -> dict[str, Any]:
     """Return the tensors that a layer of the reference has, by name."""
+    if isinstance(layer, ops.Operation):
+        return {_CONSTANT.format(k): value for k, value in enumerate(layer.constants) if value is not None}
     known = {field.name for field in fields(layer)}
     return {name: getattr(layer, name) for name in TENSORS if name in known and getattr(layer, name) is not None}
 
@@ -117,6 +138,8 @@ def family(layer: Mapping[str, Any]) -> str:
     kind = str(layer["type"])
     if kind in {"Elementwise", "Softmax"}:
         return "Activation"
+    if kind in {"LayerNorm", "RMSNorm", "GroupNorm"}:
+        return "Normalization"
     return kind[:-2] if "Pool" in kind else kind
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from reference import layers as ref
+from reference import operations as ops
+from verify.formats.operands import Add, MatMul, Multiply, Operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,6 +141,35 @@ def _flatten(_module: nn.Flatten, shape: Shape) -> Layer:
     return ref.Elementwise((prod(shape),), "identity")
 
 
+def _layer_norm(kind: type[ops.LayerNorm]) -> Callable[[Any, Shape], Layer]:
+    def build(module: Any, shape: Shape) -> Layer:
+        if module.eps is None:
+            msg = f"the eps of {module} depends on the dtype of its input; expected a number"
+            raise TypeError(msg)
+        bias = array(getattr(module, "bias", None))
+        return kind(shape, array(module.weight), bias, module.eps, axes=len(module.normalized_shape))
+
+    return build
+
+
+def _group_norm(module: nn.GroupNorm, shape: Shape) -> Layer:
+    return ops.GroupNorm(shape, array(module.weight), array(module.bias), module.eps, num_groups=module.num_groups)
+
+
+def _instance_norm(module: Any, shape: Shape) -> Layer:
+    if module.running_mean is not None and not module.training:
+        msg = f"the reference knows {module} by the statistics of its input alone; expected track_running_stats=False"
+        raise TypeError(msg)
+    return ops.GroupNorm(shape, array(module.weight), array(module.bias), module.eps, num_groups=shape[0])
+
+
+def _operands(module: Operands, shape: Shape) -> Layer:
+    kind = next(kind for operation, kind in _OPERATIONS.items() if isinstance(module.operation, operation))
+    constants = tuple(array(module.constant(position)) for position in range(len(module.shapes)))
+    return kind(shape, module.shapes, constants)
+
+
+_OPERATIONS: dict[type[nn.Module], type[ops.Operation]] = {Add: ops.Sum, Multiply: ops.Product, MatMul: ops.MatMul}
 _BUILDERS: dict[type[nn.Module], Callable[[Any, Shape], Layer]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
@@ -170,4 +201,11 @@ _BUILDERS: dict[type[nn.Module], Callable[[Any, Shape], Layer]] = {
     nn.Identity: _elementwise("identity"),
     nn.Flatten: _flatten,
     nn.Softmax: _softmax,
+    nn.LayerNorm: _layer_norm(ops.LayerNorm),
+    nn.RMSNorm: _layer_norm(ops.RMSNorm),
+    nn.GroupNorm: _group_norm,
+    nn.InstanceNorm1d: _instance_norm,
+    nn.InstanceNorm2d: _instance_norm,
+    nn.InstanceNorm3d: _instance_norm,
+    Operands: _operands,
 }

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from verify.formats.operands import ruled
 from verify.model import RULES, NotOfferedError, Subject
 
 _ARGUMENTS: dict[str, dict[str, float]] = {"AlphaBeta": {"alpha": 1.0, "beta": 0.0}, "ZBox": {"low": 0.0, "high": 4.0}}
 
 
 def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
-    """Return what a rule makes of a relevance: register, run forward and backward, remove."""
-    handle = rule.register(module)
+    """Return what a rule makes of a relevance: register, run forward and backward, remove.
+
+    On an operation of several tensors, the rule is put on that, and x has them side by side.
+    """
+    handle = rule.register(ruled(module))
     try:
         x = x.detach().requires_grad_()
         (r,) = torch.autograd.grad(module(x), x, relevance)

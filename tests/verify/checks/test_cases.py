@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from verify.checks.cases import all_cases
+from verify.model import NETWORK_RULES
+from verify.questions import networks
 from verify.questions.drawing import KINDS, LAYOUTS, ONE_SIGN, draw
 from verify.questions.layers import CORE, FAMILIES, LAYERS
 
@@ -23,7 +25,13 @@ def test_every_rule_meets_every_family_of_linear_layers() -> None:
     linear = {layer.family for layer in LAYERS if layer.linear}
     for rule in ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat"):
         assert linear <= {family for name, family in met if name == rule}
-    assert set(FAMILIES) == {family for _, family in met}
+    assert {*FAMILIES, *(layer.family for layer in networks.LAYERS)} == {family for _, family in met}
+
+
+@pytest.mark.parametrize("rule", NETWORK_RULES)
+def test_every_rule_for_networks_is_asked_in_every_check(rule: str) -> None:
+    checks = {case.check for case in CASES if case.rule == rule}
+    assert checks == {"agreement", "conservation", "laws", "second-order", "errors", "conduct"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from verify.checks import second_order_chain
 from verify.checks.cases import all_cases
 from verify.checks.second_order import VARIANTS
-from verify.model import Case, Verdict
+from verify.model import NETWORK_RULES, RULES, Case, Verdict
 from verify.questions.drawing import draw
 from verify.selftests.mutants import MUTANTS
 from verify.subjects.loading import load
@@ -46,7 +46,7 @@ def test_a_mistake_that_shows_only_below_another_layer(name: str) -> None:
 
 
 def test_every_rule_has_a_chain() -> None:
-    assert {case.rule for case in CHAINS.values()} == {case.rule for case in SINGLE}
+    assert {case.rule for case in CHAINS.values()} == set(RULES) == {case.rule for case in SINGLE} - {*NETWORK_RULES}
 
 
 def test_the_ids_are_apart_from_those_of_single_layers() -> None:

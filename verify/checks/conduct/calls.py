@@ -182,6 +182,12 @@ UNUSUAL: dict[str, tuple[dict[str, Any], ...]] = {
     "ReLUDeconvNet": ({},),
     "ReLUGuidedBackprop": ({},),
     "ReLUBetaSmooth": ({"beta_smooth": 3.0},),
+    "Uniform": ({},),
+    "SignalTakesAll": ({"signal": 0},),
+    "Bilinear": (_NUMBER, _CALLABLE),
+    "Softmax": ({"dim": 1},),
+    "Stop": ({},),
+    "LayerNormRule": (_NUMBER, _CALLABLE, _ZERO),
 }
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GRADIENT = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
 WEIGHED = tuple(rule for rule in RULES if rule not in GRADIENT)
+_WITHOUT_STABILIZER = ("Uniform", "SignalTakesAll", "Softmax", "Stop")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def power(d: Tensor) -> Tensor:
 
 def arguments(rule: str, stabilizer: Any = power) -> dict[str, Any]:
     """Return arguments under which a rule computes exactly; but for ReLUBetaSmooth, whose sigmoid cannot."""
-    if rule in GRADIENT:
+    if rule in GRADIENT or rule in _WITHOUT_STABILIZER:
         return {}
     box = {"low": -4.0, "high": 3.0} if rule == "ZBox" else {}
     return box | {"epsilon" if rule == "Epsilon" else "stabilizer": stabilizer}
@@ -141,8 +142,29 @@ def batch_norm() -> nn.BatchNorm1d:
     return module
 
 
+class Scaled(nn.Module):
+    """A product of its input and constants."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("factors", scale * tensor([0.5, -1.0, 2.0]))
+
+    factors: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.factors
+
+
 def layer(rule: str, scale: float = 1.0) -> nn.Module:
     """Return a small layer that suits a rule, for X and R."""
+    if rule in {"Uniform", "SignalTakesAll", "Bilinear"}:
+        return Scaled(scale)
+    if rule in {"Softmax", "Stop"}:
+        return nn.Softmax(dim=-1)
+    if rule == "LayerNormRule":
+        norm = nn.LayerNorm(3, dtype=torch.float64)
+        fill(norm, weight=scale * tensor([0.5, -1.0, 2.0]), bias=[0.75, -1.25, 0.5])
+        return norm
     return nn.ReLU() if rule in GRADIENT else linear(scale=scale)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from verify.selftests.mutants import (  # noqa: F401  importing them fills the registry, in the order of the report
+    attention,
     bias,
     boxes,
     calls,
@@ -23,6 +24,7 @@ from verify.selftests.mutants import (  # noqa: F401  importing them fills the r
     modifiers,
     parameters,
     passing,
+    products,
     refusals,
     splitting,
     stabilizer,
