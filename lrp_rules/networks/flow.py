@@ -208,7 +208,9 @@ class Flow(TorchFunctionMode):
         elif operation in between.early:
             value = REACHED
         self.mark(result, value)
-        if getattr(func, "__name__", "").rstrip("_") in GATES:
+        # 1 - gate is a gate, too
+        one_minus = operation == "add" and len(tensors) == 1 and tensors[0].grad_fn in self._gates
+        if one_minus or getattr(func, "__name__", "").rstrip("_") in GATES:
             self.note_gate(result)
         if in_place(func, args, kwargs):
             result = args[0].copy_(result)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrp_rules.networks.layers import as_layer
+from lrp_rules.networks.written_out import RECURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ SPELLINGS = {
     "glu": "glu",
     "scaled_dot_product_attention": "scaled_dot_product_attention",
     "multi_head_attention": "multi_head_attention_forward",
-    "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+    **{name: name for name in RECURRENT},
 }
 
 #: Functions that hand each relevance to the entries that it belongs to, or drop what is constant, so that their
@@ -199,8 +200,9 @@ def routes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
     """Whether the gradient of this call is a rule already."""
     function = getattr(function, "overloadpacket", function)
     if function in _DROPS:
+        share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
         training = kwargs.get("training", args[2] if len(args) > 2 else function not in vars(F).values())
-        return not training
+        return not training or share == 0
     return function in ROUTES
 
 

@@ -9,8 +9,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from lrp_rules.networks.layers import bare
+from lrp_rules.recurrent import written_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +127,48 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, o
     return found if out is None else out.copy_(found)
 
 
+#: The functions that recurrent layers and cells call, and the modules that call them.
+RECURRENT: dict[str, type[nn.Module]] = {
+    "lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN,
+    "lstm_cell": nn.LSTMCell, "gru_cell": nn.GRUCell, "rnn_tanh_cell": nn.RNNCell, "rnn_relu_cell": nn.RNNCell,
+}  # fmt: skip
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def _recurrent(name: str) -> Callable[..., Any]:
+    nonlinearity = "relu" if "relu" in name else "tanh"
+
+    def cell(x: Tensor, hx: Any, *weights: Tensor | None) -> Any:
+        given = dict(zip(_NAMES, (*weights, None, None), strict=False))
+        module = bare(RECURRENT[name], given, hidden_size=weights[1].shape[1], nonlinearity=nonlinearity)  # type: ignore[union-attr]
+        return written_out(module)(x, hx)
+
+    def layers(x: Tensor, *args: Any) -> Any:
+        packed = isinstance(args[0], Tensor) and not args[0].is_floating_point()
+        sizes, hx, flat, biases, count, dropout, training, bidirectional, first = (
+            (*args, False) if packed else (None, *args)
+        )
+        each = len(flat) // (count * (1 + bidirectional))
+        names = [*_NAMES[:2], *(_NAMES[2:4] if biases else ()), *_NAMES[4:]][:each]
+        suffixes = [
+            f"_l{layer}{way}" for layer in range(count) for way in ("", "_reverse")[: 2 if bidirectional else 1]
+        ]
+        given = dict(zip([name + suffix for suffix in suffixes for name in names], flat, strict=True))
+        module = bare(
+            RECURRENT[name], given, bidirectional=bidirectional, batch_first=first, num_layers=count, training=training,
+            dropout=dropout, nonlinearity=nonlinearity, hidden_size=flat[0].shape[0] // _GATES.get(name, 1),
+            proj_size=flat[each - 1].shape[0] if "weight_hr" in names else 0,
+        )  # fmt: skip
+        output, state = written_out(module)(x if sizes is None else PackedSequence(x, sizes), hx)
+        states = state if isinstance(state, tuple) else (state,)
+        return (output if sizes is None else output.data, *states)
+
+    return cell if name.endswith("cell") else layers
+
+
+#: How many parts the weights of a layer have.
+_GATES = {"lstm": 4, "gru": 3}
+
 #: By the names of operations.
 WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
@@ -130,4 +176,5 @@ WRITTEN_OUT: dict[str, Callable[..., Any]] = {
     "addmm": addmm,
     "glu": glu,
     "normalize": normalize,
+    **{name: _recurrent(name) for name in RECURRENT},
 }

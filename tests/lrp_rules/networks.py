@@ -113,6 +113,19 @@ class Audio(nn.Module):
         return found
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, of which the last step is classified."""
+
+    def __init__(self, kind: type[nn.RNNBase], **kwargs: Any) -> None:
+        super().__init__()
+        self.layer = kind(8, 4, batch_first=True, **kwargs)  # type: ignore[arg-type]
+        self.out = nn.Linear(4 * (1 + self.layer.bidirectional), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(self.layer(x)[0][:, -1])
+        return found
+
+
 def residual() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), Residual(4), Residual(4),
@@ -132,7 +145,9 @@ def encoder() -> nn.Module:
 IMAGE, SEQUENCE = (2, 3, 8, 8), (2, 5, 8)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (residual, IMAGE), "gated": (gated, IMAGE), "u-net": (UNet, IMAGE), "encoder": (encoder, SEQUENCE),
-    "decoder": (Decoder, SEQUENCE), "graph": (Graph, (2, 4, 4)), "audio": (Audio, (2, 1, 40)),
+    "decoder": (Decoder, SEQUENCE), "lstm": (lambda: Recurrent(nn.LSTM, num_layers=2), SEQUENCE),
+    "gru": (lambda: Recurrent(nn.GRU, bidirectional=True), SEQUENCE), "rnn": (lambda: Recurrent(nn.RNN), SEQUENCE),
+    "graph": (Graph, (2, 4, 4)), "audio": (Audio, (2, 1, 40)),
 }  # fmt: skip
 
 
@@ -229,7 +244,7 @@ def prepared(make: Callable[[], nn.Module], *, constants: bool) -> nn.Module:
                 drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
                 if name == "running_var":
                     value.copy_(drawn.abs() + 0.5)
-                elif name.endswith("weight") and value.ndim > 1:
+                elif (name.endswith("weight") or name.startswith("weight_")) and value.ndim > 1:
                     value.copy_(drawn / value[0].numel() ** 0.5)
                 elif name == "weight" or "scale" in name:
                     value.copy_(1 + drawn / 4)

@@ -51,7 +51,7 @@ def test_networks_conserve_relevance(name: str, composite: str) -> None:
     r, output, attached = explained(model, rules, x, strict=True)
     # what is written out, attention, is the same but for rounding
     assert agree(output, plain)
-    assert torch.equal(output, plain) or name in {"encoder", "decoder", "vit"}
+    assert torch.equal(output, plain) or name in {"encoder", "decoder", "vit", "lstm", "gru", "rnn"}
     # the one unit of relevance of each sample
     assert bool(((r.flatten(1).sum(1) - 1).abs() < 1e-9).all())
     assert attached.between.unruled == {}
@@ -246,3 +246,41 @@ def test_relevance_at_hidden_layers_comes_with_that_of_the_input() -> None:
     assert in_block.shape == (2, 4, 6, 6)  # the ReLU behind has written into that output, the shortcut goes around it
     with pytest.raises(ValueError, match="matches no module"):
         attach(model, composites.CPLRP(), keep="nothing")
+
+
+RECURRENT: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "lstm": (nn.LSTM, {}),
+    "lstm-deep": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+    "lstm-projected": (nn.LSTM, {"proj_size": 2}),
+    "lstm-no-bias": (nn.LSTM, {"bias": False}),
+    "gru": (nn.GRU, {"bidirectional": True}),
+    "rnn": (nn.RNN, {"nonlinearity": "relu"}),
+    "lstm-cell": (nn.LSTMCell, {}),
+    "gru-cell": (nn.GRUCell, {}),
+    "rnn-cell": (nn.RNNCell, {}),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_written_out_as_they_are_called(name: str, packed: bool) -> None:
+    kind, kwargs = RECURRENT[name]
+    model = prepared(lambda: nn.Sequential(kind(8, 4, **kwargs)), constants=False)
+    x = some_input((2, 8) if name.endswith("cell") else (5, 2, 8))
+    given: Any = x
+    if packed and not name.endswith("cell"):
+        first = kwargs.get("batch_first", False)
+        given = nn.utils.rnn.pack_padded_sequence(x, [2, 2, 2, 1, 1] if first else [5, 3], batch_first=first)
+
+    def output() -> Tensor:
+        found: Any = model(given)
+        found = found[0] if isinstance(found, tuple) and not isinstance(found, nn.utils.rnn.PackedSequence) else found
+        return found.data if isinstance(found, nn.utils.rnn.PackedSequence) else found
+
+    plain = output()
+    with attach(model, composites.CPLRP(TINY), strict=True):
+        explained = output()
+    assert agree(explained, plain)
+    R = torch.randn(plain.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    r = torch.autograd.grad(explained, x, R)[0]
+    assert abs(float(r.sum() - R.sum())) < 1e-9
