@@ -177,7 +177,7 @@ class Flow(TorchFunctionMode):
     def _operation(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         """Call a function that a rule can be given for."""
         between = self.between
-        tensors = [tensor for tensor in wanted((args, kwargs)) if tensor.is_floating_point()]
+        tensors = wanted((args, kwargs))
         value = self.reach(tensors, _name(func))
         if value == CONSTANT:
             result = func(*args, **kwargs)
@@ -194,13 +194,15 @@ class Flow(TorchFunctionMode):
             self.mark(result, value)
             return result
         if isinstance(hook, SignalTakesAll) and hook.signal is None:
-            hook = self._gated(hook, tensors)
+            hook = self._gated(hook, [tensor for tensor in tensors if self.value(tensor)])
         place = self._place(_name(func), None)
         between.note(place, hook, registration)
         module, inputs = as_module(func, operation, args, kwargs, self.value, f"{place.operation} at {place.where}")
         here.inside.append(Inside(sys._getframe(), value, module, None))
         try:
             result = self._ruled(hook, module, inputs)
+        except TypeError as error:
+            raise ValueError(*error.args) from error  # a TypeError of `a * b` means to Python that there is no such *
         finally:
             here.inside.pop()
         if hook.is_constant:
@@ -208,9 +210,9 @@ class Flow(TorchFunctionMode):
         elif operation in between.early:
             value = REACHED
         self.mark(result, value)
-        # 1 - gate is a gate, too
-        one_minus = operation == "add" and len(tensors) == 1 and tensors[0].grad_fn in self._gates
-        if one_minus or getattr(func, "__name__", "").rstrip("_") in GATES:
+        # 1 - gate is a gate, too, and a gate by a constant
+        alone = operation in {"add", "mul", "div"} and len(inputs) == 1 and inputs[0].grad_fn in self._gates
+        if alone or getattr(func, "__name__", "").rstrip("_") in GATES:
             self.note_gate(result)
         if in_place(func, args, kwargs):
             result = args[0].copy_(result)

@@ -164,6 +164,22 @@ def test_gates_are_told_by_what_has_made_them() -> None:
     assert torch.equal(rb, leaf((2, 4), 9).detach())
 
 
+def test_gates_that_are_parameters_are_told_too() -> None:
+    model, x = (
+        Calls(lambda scale, x: scale.weight * torch.sigmoid(x) * x, nn.LayerNorm((2, 4), bias=False).double()),
+        leaf(),
+    )
+    with attach(model, {torch.mul: SignalTakesAll(), torch.sigmoid: Pass()}, ignore=nn.LayerNorm):
+        (r,) = relevances(model, (x,))
+    assert torch.equal(r, leaf((2, 4), 9).detach())
+
+
+def test_complex_numbers_are_refused() -> None:
+    model = Calls(lambda x: torch.view_as_real(torch.view_as_complex(x.view(2, 2, 2)) * (2 + 1j)))
+    with pytest.raises(ValueError, match="complex numbers"), attach(model, {torch.mul: Uniform()}):
+        model(leaf())
+
+
 def test_a_product_of_two_signals_is_refused_at_its_place() -> None:
     model = Calls(lambda a, b: a * b)
     with (
