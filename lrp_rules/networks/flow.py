@@ -193,31 +193,36 @@ class Flow(TorchFunctionMode):
                 self._unruled(_name(func), None)
             self.mark(result, value)
             return result
-        if isinstance(hook, SignalTakesAll) and hook.signal is None:
-            hook = self._gated(hook, [tensor for tensor in tensors if self.value(tensor)])
         place = self._place(_name(func), None)
         between.note(place, hook, registration)
         module, inputs = as_module(func, operation, args, kwargs, self.value, f"{place.operation} at {place.where}")
-        here.inside.append(Inside(sys._getframe(), value, module, None))
-        try:
-            result = self._ruled(hook, module, inputs)
-        except TypeError as error:
-            raise ValueError(*error.args) from error  # a TypeError of `a * b` means to Python that there is no such *
-        finally:
-            here.inside.pop()
+        result = self._as_module(hook, module, inputs, value)
         if hook.is_constant:
             value = CONSTANT
         elif operation in between.early:
             value = REACHED
-        self.mark(result, value)
-        # 1 - gate is a gate, too, and a gate by a constant
+        # a gate by a constant is a gate, and so is 1 - gate
         alone = operation in {"add", "mul", "div"} and len(inputs) == 1 and inputs[0].grad_fn in self._gates
         if alone or getattr(func, "__name__", "").rstrip("_") in GATES:
             self.note_gate(result)
         if in_place(func, args, kwargs):
             result = args[0].copy_(result)
-            self.mark(result, value)
+        self.mark(result, value)
         return result
+
+    def _as_module(self, hook: Hook, module: nn.Module, inputs: list[Tensor], value: int) -> Any:
+        """Call a module that stands for a function, with its rule."""
+        if isinstance(hook, SignalTakesAll) and hook.signal is None:
+            # signal and gate may be told apart by what has made them
+            signals = [place for place, factor in enumerate(inputs) if factor.grad_fn not in self._gates]
+            hook = SignalTakesAll(signals[0]) if len(inputs) > 1 and len(signals) == 1 else hook
+        here.inside.append(Inside(sys._getframe(), value, module, None))
+        try:
+            return self._ruled(hook, module, inputs)
+        except TypeError as error:
+            raise ValueError(*error.args) from error  # a TypeError of `a * b` means to Python that there is no such *
+        finally:
+            here.inside.pop()
 
     def _ruled(self, hook: Hook, module: nn.Module, inputs: list[Tensor]) -> Any:
         folds = getattr(hook, "fold", None)
@@ -248,11 +253,6 @@ class Flow(TorchFunctionMode):
         """Note a result that is between 0 and 1."""
         if isinstance(result, Tensor) and result.grad_fn is not None:
             self._gates.add(result.grad_fn)
-
-    def _gated(self, hook: SignalTakesAll, factors: list[Tensor]) -> SignalTakesAll:
-        """Tell signal and gate apart by what has made them, if that can be done."""
-        signals = [place for place, factor in enumerate(factors) if factor.grad_fn not in self._gates]
-        return SignalTakesAll(signals[0]) if len(factors) > 1 and len(signals) == 1 else hook
 
     # what is said
 
