@@ -233,7 +233,7 @@ class Grid:
         used = {cell.mark for cell in cells}
         words = [f"{m.ascii if ascii_only else m.sign} {m.meaning}" for name, m in MARKS.items() if name in used]
         if any(cell.failed for cell in cells):
-            words.append("n/m: n of m cases")
+            words.append("n/m: n of m cases failed")
         if any(cell.ratio is not None and not cell.failed for cell in cells):
             words.append("number: largest |got - expected| / bound, correct up to 1")
         if any(cell.undecided for cell in cells):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from verify.runs.worker import SubjectInfo
 
 _SHOWN = 3  # cases of a group of failures
-_LEVELS = {Level.MUST: "must: required", Level.SHOULD: "should: recommended"}
+_LEVELS = {Level.MUST: "must (required)", Level.SHOULD: "should (recommended)"}
 _DETAILS = {"model": "rounding as in"}
 _ADVICE = "Failed recommendations: they fail the run only with --strict"
 
@@ -156,7 +156,7 @@ def show_case(report: Report, outcome: Outcome, console: Console, without: Colle
     say(console, outcome.id, "bold")
     say(console, _verdict(outcome), style)
     facts = {name: getattr(outcome, name) for name in ("rule", "layer", "check", "dtype")}
-    facts["level"] = _LEVELS[outcome.level] if report.decides(outcome) else f"{_LEVELS[outcome.level]} (no effect)"
+    facts["level"] = _LEVELS[outcome.level] if report.decides(outcome) else f"{_LEVELS[outcome.level]}; does not fail the run"
     facts["specification"] = cited([outcome]).removeprefix("specification ") or None
     facts |= {"ratio": _ratio(outcome.ratio, "largest |got - expected| / bound; correct up to 1")}
     facts |= {"probable ratio": _ratio(outcome.probable, "the same with a bound that rounding very rarely exceeds")}

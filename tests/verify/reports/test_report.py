@@ -254,7 +254,7 @@ def test_one_case() -> None:
     text = target.getvalue()
     for expected in (
         "failed: far [bold]off[/bold]\n",
-        "should: recommended (no effect)",
+        "should (recommended); does not fail the run",
         "0.333333333",
         "2, 3",
         "zero branch",
