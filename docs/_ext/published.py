@@ -7,8 +7,8 @@ import re
 from facts import DOCS, library, table, turned
 
 _HEADS = {
-    "other convention": "≠",
-    "recommended only": "(✗)",
+    "other convention": "≠ convention",
+    "recommended only": "(✗) recommended",
 }
 
 
