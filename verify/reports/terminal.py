@@ -156,7 +156,9 @@ def show_case(report: Report, outcome: Outcome, console: Console, without: Colle
     say(console, outcome.id, "bold")
     say(console, _verdict(outcome), style)
     facts = {name: getattr(outcome, name) for name in ("rule", "layer", "check", "dtype")}
-    facts["level"] = _LEVELS[outcome.level] if report.decides(outcome) else f"{_LEVELS[outcome.level]}; does not fail the run"
+    facts["level"] = (
+        _LEVELS[outcome.level] if report.decides(outcome) else f"{_LEVELS[outcome.level]}; does not fail the run"
+    )
     facts["specification"] = cited([outcome]).removeprefix("specification ") or None
     facts |= {"ratio": _ratio(outcome.ratio, "largest |got - expected| / bound; correct up to 1")}
     facts |= {"probable ratio": _ratio(outcome.probable, "the same with a bound that rounding very rarely exceeds")}
