@@ -37,8 +37,21 @@ app = typer.Typer(
 _MANY = "Several: repeat it, or use commas; * stands for anything."
 
 
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        from verify.formats.environment import version  # noqa: PLC0415  see the top
+
+        typer.echo(f"lrp-bench {version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def lrp_bench() -> None:
+def lrp_bench(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
     """Measure how fast LRP rules are, in units of the plain gradient and beside other libraries."""
 
 

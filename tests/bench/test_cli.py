@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from bench import cli, table
 from bench.measuring import Answer, Standing, Task, measure
 from bench.selecting import UnusableError, select
+from verify.formats.environment import version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +99,10 @@ def test_interrupted_and_resumed_is_the_same_run(here: Path, monkeypatch: pytest
     assert whole.table.seconds[0] == kept.table.seconds[0]  # not measured again
     assert whole.facts["left_out"] == []
     assert run(here, *words).exit_code == 2  # without --resume, nothing is overwritten
+
+
+def test_version() -> None:
+    assert invoke("--version").output == f"lrp-bench {version()}\n"
 
 
 def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

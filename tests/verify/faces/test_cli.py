@@ -125,6 +125,23 @@ def test_unknown_option(words: list[str], command: Command) -> None:
     assert command(*words).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["my_rules"], "no command is named 'my_rules'; to test a module, write --subject my_rules"),
+        (["my_rules.py"], "to test a module, write --subject my_rules"),
+        (["--subject", "my_rules.py"], "expected the name of a module, without .py: my_rules"),
+        (["--subject", "captum.no_such"], "tested through an adapter, verify.subjects.captum"),
+        (["--rule", "Flatt"], "--rule 'Flatt' is unknown (did you mean Flat?)"),
+        (["--case", "passes/*"], "expected the id of one case; for several, use --rule, --layer"),
+    ],
+)
+def test_a_likely_mistake_is_answered_by_what_to_do(words: list[str], says: str, command: Command) -> None:
+    result = command(*words)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(("workers", "subject"), [(0, "no_such_module"), (0, "math"), (1, "dying")])
 def test_unusable_subject(workers: int, subject: str, command: Command, tmp_path: Path) -> None:
     result = command("--json", tmp_path / "run.json", subject=subject, workers=workers)

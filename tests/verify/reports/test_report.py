@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from verify.explaining.deviations import KNOWN
+from verify.explaining.diagnoses import Diagnosis, Known
 from verify.formats.text import percent
 from verify.model import Level, Outcome, Verdict
 from verify.reports import terminal
@@ -169,6 +170,38 @@ def test_cell(rule: str, family: str, lines: list[str]) -> None:
     assert grid(WIDE).cells[rule, family].lines() == lines
 
 
+CONVENTION = Diagnosis("Gamma", Level.MUST, (Known("other", "another formula", published=True),), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("mark", "diagnosis", "fields"),
+    [
+        ("≠", CONVENTION, {}),
+        ("✗", replace(CONVENTION, variants=(Known("mistake", "a mistake"),)), {}),
+        ("✗", replace(CONVENTION, rule="ZPlus"), {}),
+        ("✗", CONVENTION, {"check": "laws"}),
+        ("✗", CONVENTION, {"verdict": Verdict.ERROR}),
+        ("✗", replace(CONVENTION, default=True), {"id": "agreement/Gamma/linear/gamma=1/signed/float64"}),
+        ("≠", replace(CONVENTION, default=True), {"id": "agreement/Gamma/linear/default/signed/float64"}),
+    ],
+    ids=[
+        "published",
+        "a mistake",
+        "another rule",
+        "another check",
+        "an error",
+        "other parameters",
+        "default parameters",
+    ],
+)
+def test_another_published_convention_is_not_marked_as_a_mistake(
+    mark: str, diagnosis: Diagnosis, fields: dict[str, Any]
+) -> None:
+    given = report(outcome(), outcome(**({"verdict": Verdict.FAIL} | fields)), diagnoses=(diagnosis,))
+    assert grid(given).cells["Gamma", "Linear"].lines() == [f"{mark} 1/2"]
+    assert not given.passed
+
+
 def test_what_needs_no_layer_comes_last() -> None:
     assert grid(WIDE).families == [*FAMILIES[:-1], "no layer"]
     assert grid(WIDE).rules[-1] == "Hook"
@@ -225,6 +258,14 @@ def test_failures_are_grouped_and_each_group_is_reproduced_by_one_line() -> None
     lines = [shlex.split(line)[1:] for line in text.splitlines() if line.strip().startswith("Reproduce: lrp-verify")]
     same = ["lrp-verify", "--subject", "their.rules", "--seed", "3", "--device", "cuda", "--case"]
     assert lines == [[*same, gamma[4].id], [*same, errors[0].id]]
+
+
+def test_the_clearest_failure_of_a_group_is_reproduced() -> None:
+    ratios = [(7.0, "float32"), (3.0, "float64"), (5.0, "float64"), (None, "float64"), (9.0, "float32")]
+    failures = [outcome(Verdict.FAIL, ratio=ratio, dtype=dtype) for ratio, dtype in ratios]
+    assert f"Reproduce: lrp-verify --subject their.rules --case {failures[2].id}\n" in shown(report(*failures))
+    worst = outcome(Verdict.FAIL, ratio=NAN)
+    assert f"--case {worst.id}\n" in shown(report(*failures, worst))
 
 
 def test_an_id_is_quoted_for_the_shell() -> None:
