@@ -220,7 +220,8 @@ class Cases:
             if "lrp_known" not in told
         ]
         with _own_state():
-            yield from map(str, diagnose(outcomes, cases, asking(load(self._spec))))
+            for one in diagnose(outcomes, cases, asking(load(self._spec))):
+                yield f"Diagnosis: {one}"
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Exit as the command would."""

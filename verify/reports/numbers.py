@@ -100,8 +100,8 @@ def ledger(
     for sample, row in list(enumerate(rows))[:most]:
         values = [*([] if sums is None else [sums[sample]]), *row, sum(row)]
         table.add_row(str(sample), *(f"{value:.6g}" for value in values))
-    if sums is not None:
-        say(console, "\nWhere the relevance went: sum(got) must equal what the inputs get", "bold")
+    must = "" if sums is None else ": sum(got) must equal what the inputs get"
+    say(console, f"\nWhere the relevance goes (the ledger){must}", "bold")
     _print(console, table)
     if most is not None and len(rows) > most:
         say(console, f"  ... the first {most} of {len(rows)} samples", "dim")

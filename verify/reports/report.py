@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from verify.explaining.deviations import is_known
 from verify.formats.clauses import clauses
@@ -33,6 +33,8 @@ class Call:
     workers: int = 0
     time_limit: float = 0.0
     strict: bool = False
+    #: What the line of `reproduce` does.
+    reproduces: ClassVar[str] = "Reproduce"
 
     def reproduce(self, subject: SubjectInfo, outcome: Outcome) -> str:
         """Return the one line that asks this case alone."""

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jsonschema
 import numpy as np
@@ -40,6 +40,8 @@ _ADVISED = {"ConstantOfBatchNorm"}
 @dataclass(frozen=True)
 class VectorCall(Call):
     """A run on answers in a file."""
+
+    reproduces: ClassVar[str] = "Show the case"
 
     def reproduce(self, subject: SubjectInfo, outcome: Outcome) -> str:  # noqa: ARG002  there is nothing to ask again
         """Return the line that shows the case."""

@@ -370,7 +370,7 @@ def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path:
     assert (
         done.stdout.count("stale known deviation: known.toml, deviation 2: agreement/Pass/identity/*/*/* matches") == 1
     )
-    assert done.stdout.count("lrp-verify: Pass matches `gradient`: the rule is not applied") == 1
+    assert done.stdout.count("lrp-verify: Diagnosis: Pass matches `gradient`: the rule is not applied") == 1
 
 
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_failure_names_case_and_next_step(answered: Path, command: Command) ->
     assert result.exit_code == 1
     id_ = "reludeconvnet-default-relu-zeros-float64"
     assert f"    {id_}: raised an error: no answer" in result.stdout
-    assert f"    Reproduce: lrp-vectors show {id_}\n" in result.stdout
+    assert f"    Show the case: lrp-vectors show {id_}\n" in result.stdout
 
 
 def test_json_and_markdown(answered: Path, command: Command, tmp_path: Path) -> None:
