@@ -288,9 +288,9 @@ def test_a_port_that_behaves_holds() -> None:
         pytest.param(
             ["--command", "no-such-program"], "the command 'no-such-program' cannot be started", id="no program"
         ),
-        pytest.param(["--command", "node", "--subject", "zennit.rules"], "two subjects", id="two subjects"),
-        pytest.param(["--command", "node", "--figure", "a.png"], "needs a subject in Python", id="figure"),
-        pytest.param(["--command", "node", "--check", "search"], "needs a subject in Python", id="search"),
+        pytest.param(["--command", "node", "--subject", "zennit.rules"], "both name an", id="two subjects"),
+        pytest.param(["--command", "node", "--figure", "a.png"], "needs an implementation in Python", id="figure"),
+        pytest.param(["--command", "node", "--check", "search"], "needs an implementation in Python", id="search"),
     ],
 )
 def test_an_unusable_call(arguments: list[str], said: str) -> None:
