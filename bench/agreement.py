@@ -1,4 +1,4 @@
-"""The gate: no time is published of a rule that is wrong on the data that was timed. It asks :mod:`verify`.
+"""The gate: no time is published of a relevance that disagrees with the reference. It asks :mod:`verify`.
 
 What it proves. For one layer, the relevance that the timed call returned is compared with the reference, within what
 rounding explains. An explicit matrix of a large layer would not fit, so the comparison is exact on parts: whole samples
@@ -116,7 +116,7 @@ def joined(found: list[Agreement]) -> Agreement:
     # NaN is the worst of all
     worst = max(found, key=lambda one: float("inf") if np.isnan(one.ratio) else one.ratio)
     entries = sum(one.entries for one in found)
-    reason = worst.reason if not worst.ratio <= 1 or entries else "rounding leaves every entry undecided"
+    reason = worst.reason if not worst.ratio <= 1 or entries else "rounding leaves every value inconclusive"
     return Agreement(worst.ratio, entries, reason)
 
 

@@ -31,39 +31,66 @@ class Status(IntEnum):
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 good, 1 found something (wrong or failed, or slower than before), 2 the call is unusable, "
-    "130 interrupted: what is finished is kept, and --resume goes on.",
+    epilog="Exit status: 0 good; 1 a relevance disagrees with the reference, a measurement failed, or became slower; 2 "
+    "wrong options; 130 interrupted: finished measurements are kept, and --resume continues.",
 )  # fmt: skip
-_MANY = "repeatable, or separated by commas; patterns such as 'Conv*' are welcome."
+_MANY = "Several: repeat it, or use commas; * stands for anything."
+
+
+def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
+    if value:
+        from verify.formats.environment import version  # noqa: PLC0415  see the top
+
+        typer.echo(f"lrp-bench {version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def lrp_bench() -> None:
-    """Measure how fast the rules are, beside the plain gradient and other libraries."""
+def lrp_bench(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Measure how fast LRP rules are, in units of the plain gradient and beside other libraries."""
 
 
 @app.command()
 def run(
     *,
-    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules or composites; {_MANY}")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Only these types of layers, models, or workloads.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Only these dtypes.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of torch; repeatable.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Peers: zennit, captum, lxt, MODULE[:ATTRIBUTE].")] = None,
-    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Whose rules are timed.")] = "lrp_rules",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run.")] = Path("bench-results"),
-    time_budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Begin no cell that would end later: 90, 10m, 2h. Quick: 4m.")
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="RULE", help=f"Only these rules or composites. {_MANY}")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Each rule on a few layers, with wider intervals.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    cell: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this cell; repeatable.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the ids of the cells and stop.")] = False,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the table as JSON; - is stdout.")] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the test data.")] = 0,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Only these types of layers, models or sizes, see --list.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(metavar="DTYPE", help="Only these dtypes.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Device to compute on: cpu, cuda.")] = "cpu",
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads of torch. Several: repeat it.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Libraries to compare with: zennit, captum, lxt, or MODULE[:ATTRIBUTE]."),
+    ] = None,
+    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Implementation to time.")] = "lrp_rules",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("bench-results"),
+    time_budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop after about this time: 90, 10m, 2h. Default: none; with --quick 4m."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Each rule on a few layers only, with wider intervals.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    cell: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this measurement. Several: repeat it.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the ids of the measurements and stop.")] = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the table as JSON; - is standard output.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the test data.")] = 0,
 ) -> None:
-    """Measure, the most important cells first. Every finished cell is kept."""
+    """Measure, the most important measurements first. Each is kept as soon as it is finished."""
 
     def measure() -> Status:
         from bench.selecting import select  # noqa: PLC0415  see the top
@@ -86,10 +113,16 @@ def run(
 
 def _importable(plan: Plan) -> None:
     """Raise SubjectError where a subject that was named cannot be imported: better now than in every cell."""
-    from bench.subjects import contender  # noqa: PLC0415
+    from bench.subjects import SPECS, contender  # noqa: PLC0415
+    from verify.model import SubjectError  # noqa: PLC0415
+    from verify.runs.selection import meant  # noqa: PLC0415
 
     for name in (plan.subject, *plan.against):
-        contender(name)
+        try:
+            contender(name)
+        except SubjectError as error:
+            msg = f"{error}{'' if name in SPECS else meant(name, SPECS)}"
+            raise SubjectError(msg) from error
 
 
 def _measured(session: Session, plan: Plan, budget: float | None, json: str | None) -> Status:
@@ -115,22 +148,22 @@ def _measured(session: Session, plan: Plan, budget: float | None, json: str | No
         rows = json_.dumps(json_.loads(found.to_json(orient="records")), indent=1)
         typer.echo(rows) if json == "-" else Path(json).write_text(rows + "\n")
     if session.left_out:
-        console.print(f"{len(session.left_out)} cells are not measured; the same call with --resume goes on")
-    console.print(f"{session.folder}: table.parquet, table.csv, samples.parquet, run.json")
+        console.print(f"{len(session.left_out)} measurements are left; the same command with --resume continues")
+    console.print(f"Written to {session.folder}: table.parquet, table.csv, samples.parquet, run.json")
     if interrupted:
         return Status.INTERRUPTED
     own = found[(found.subject == plan.subject) & (found.baseline == "gradient")]
-    return Status.FOUND if own.status.isin(["wrong", "failed", "out-of-memory"]).any() else Status.GOOD
+    return Status.FOUND if own.status.isin(["disagrees", "failed", "out-of-memory"]).any() else Status.GOOD
 
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of a run.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of a later run.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of the first run.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the later run.")],
     *,
-    other_machine: Annotated[bool, typer.Option("--other-machine", help="Compare different machines.")] = False,
+    other_machine: Annotated[bool, typer.Option("--other-machine", help="Allow runs of different machines.")] = False,
 ) -> None:
-    """Say which cells have become slower or faster, in gradients of the same run. Exit 1 on a regression."""
+    """Compare two runs: which measurements became slower or faster, beyond noise. Exit status 1 if any is slower."""
 
     def comparison() -> Status:
         from bench.comparing import compared  # noqa: PLC0415  see the top
@@ -147,19 +180,23 @@ def compare(
 @app.command(name="false-alarms")
 def false_alarms(
     *,
-    runs: Annotated[int, typer.Option(min=1, help="How many runs are compared with the one before.")] = 20,
-    rule: Annotated[list[str] | None, typer.Option(help=f"Only these rules; {_MANY}")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Only these types of layers, models, or workloads.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Peers to measure beside, as in a run.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs to compare, each with the one before.")] = 20,
+    rule: Annotated[list[str] | None, typer.Option(metavar="RULE", help=f"Only these rules. {_MANY}")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Only these types of layers, models or sizes.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Libraries to compare with, as in a run.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs; those that are there count.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs; runs in it are used again.")] = Path(
         "bench-false-alarms"
     ),
 ) -> None:
-    """Run the same code again and again, and say how often it is called slower or faster. Exit 1 if it ever is.
+    """Count false alarms: run the same code again and again, and see how often it is called slower or faster.
 
-    By default of three cells, Epsilon and ZPlus on the smallest linear layer: the rate of a machine that is at rest.
-    --rule '*' --layer '*' asks all cells of a quick run. An interrupted call, made again, goes on.
+    Exit status 1 if it ever is. The default is three measurements: Epsilon and ZPlus on the smallest linear layer.
+    --rule '*' --layer '*' takes all of a quick run. After an interruption, the same command continues.
     """
 
     def ask() -> Status:
@@ -188,11 +225,11 @@ def false_alarms(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of the runs.")],
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the report.")] = Path("bench-report"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("bench-report"),
 ) -> None:
-    """Write a page, Markdown, plots and the table of one run or several."""
+    """Write a report of one or several runs: a page in HTML, Markdown, plots, and the table."""
 
     def reported() -> Status:
         from bench.report import write  # noqa: PLC0415  see the top

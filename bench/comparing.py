@@ -65,12 +65,12 @@ def compared(old: Run, new: Run, *, other_machine: bool = False) -> list[Change]
         if old.facts.get(what) != new.facts.get(what) and not allowed:
             msg = (
                 f"{old.folder} is of the {what} {old.facts.get(what)!r} and {new.folder} of {new.facts.get(what)!r}; "
-                f"expected the same" + (", or --other-machine to compare all the same" if what == "machine" else "")
+                f"expected the same" + (", or --other-machine to compare them anyway" if what == "machine" else "")
             )
             raise TableError(msg)
     found = list(_changes(old, new))
     if not found:
-        msg = f"{old.folder} and {new.folder} have no cell in common; expected two runs of the same cells"
+        msg = f"{old.folder} and {new.folder} have no measurement in common; expected two runs of the same measurements"
         raise TableError(msg)
     return found
 
@@ -90,7 +90,7 @@ def _changes(old: Run, new: Run) -> Iterator[Change]:
         floor, moved = max(float(was["floor"]), float(row["floor"])), moves.get(cell, 0.0)
         says = verdict(found, floor)
         if says in (Verdict.SLOWER, Verdict.FASTER) and verdict(found, max(floor, moved)) is not says:
-            note = f"ambiguous: the gradient or a peer has changed by {100 * moved:.2g} %"
+            note = f"ambiguous: the gradient or another library changed by {100 * moved:.2g} %"
             yield Change(cell, found, Verdict.AMBIGUOUS, note)
         else:
             yield Change(cell, found, says)

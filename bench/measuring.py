@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bench.agreement import Agreement
     from verify.model import Problem
 
-OK, UNSUPPORTED, WRONG, OUT_OF_MEMORY, FAILED = "ok", "unsupported", "wrong", "out-of-memory", "failed"
+#: DISAGREES: with the reference, by a mistake or by another published convention; there is no telling here.
+OK, UNSUPPORTED, DISAGREES, OUT_OF_MEMORY, FAILED = "ok", "unsupported", "disagrees", "out-of-memory", "failed"
 _LONGEST_REASON = 300
 #: The most that glibc's malloc learns from, see mallopt(3): 32 MiB, with what it needs itself.
 _LEARNT_FROM = 2**25 - 2**13
@@ -131,7 +132,7 @@ def _gated(task: Task, subject: Contender, problem: Problem, gate: Gate) -> Stan
             found: Agreement = gate.judge(call, module)
             standing.agreement_ratio, standing.agreement_entries = found.ratio, found.entries
             if not found.holds:
-                standing.status, standing.reason = WRONG, _shortened(found.reason)
+                standing.status, standing.reason = DISAGREES, _shortened(found.reason)
                 return standing
         standing.peak_bytes = peak_bytes(call, task.cell.device)
         if task.cell.device.startswith("cuda"):

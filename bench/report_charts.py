@@ -42,7 +42,6 @@ class Line:
     label: str
     marks: list[Mark]
     note: str = ""
-    goal: float | None = None
     missing: list[str] = field(default_factory=list)
     parts: list[Line] = field(default_factory=list)
 
@@ -86,10 +85,10 @@ class Chart:
 
     @cached_property
     def axis(self) -> Axis:
-        """The axis that holds every mark and goal."""
+        """The axis that holds every mark."""
         lines = [part for line in self.lines for part in (line, *line.parts)]
         marks = [value for line in lines for mark in line.marks for value in (mark.value, mark.low, mark.high) if value]
-        return span([1.0, *marks, *(line.goal for line in lines if line.goal)])
+        return span([1.0, *marks])
 
     @property
     def subjects(self) -> list[str]:
@@ -110,7 +109,7 @@ def _summary(subject: str, values: Sequence[float], write: Callable[[float | Non
     mean = geometric_mean(values)
     assert mean is not None
     text = f"{subject}: {write(mean)}"
-    text += f", {write(min(values))} to {write(max(values))} over {len(values)} cells" if len(values) > 1 else ""
+    text += f", {write(min(values))} to {write(max(values))} over {len(values)} measurements" if len(values) > 1 else ""
     return Mark(subject, mean, min(values), max(values), text)
 
 
@@ -126,12 +125,12 @@ def peer_chart(rows: Iterable[Row], baseline: str) -> Chart:
     ours = [row for row in rows if row["baseline"] == baseline and measured(row)]
     lines = []
     for rule, group in _by(ours, "rule"):
-        parts = [Line(where(row), [_mark(row)], goal=row["goal"]) for row in group]
+        parts = [Line(where(row), [_mark(row)]) for row in group]
         lines.append(
             Line(
                 rule,
                 [_summary(group[0]["subject"], [row["ratio"] for row in group])],
-                plural(len(group), "cell"),
+                plural(len(group), "measurement"),
                 parts=parts,
             )
         )
@@ -145,10 +144,7 @@ def model_chart(rows: Iterable[Row]) -> Chart:
     for label, group in _by(ours, "layer", "rule", "batch"):
         marks = [_mark(row) for row in group if measured(row)]
         missing = [f"{row['subject']}: {row['status']}" for row in group if not measured(row)]
-        goal = next((row["goal"] for row in group if row["goal"]), None)
-        lines.append(
-            Line(label.removesuffix(f", {group[0]['batch']}"), marks, f"batch {group[0]['batch']}", goal, missing)
-        )
+        lines.append(Line(label.removesuffix(f", {group[0]['batch']}"), marks, f"batch {group[0]['batch']}", missing))
     return Chart(lines)
 
 

@@ -116,7 +116,7 @@ def _check(run: Run) -> None:
         msg = f"{run.folder}/run.json lacks {', '.join(absent)}; expected what `lrp-bench run --out` writes"
         raise TableError(msg)
     if run.table.empty:
-        msg = f"{run.folder} has no cells; finish it with `lrp-bench run --resume --out {run.folder}`"
+        msg = f"{run.folder} has no measurements; finish it with `lrp-bench run --resume --out {run.folder}`"
         raise TableError(msg)
 
 
@@ -132,7 +132,7 @@ def _published(row: Row) -> Row:
     """Return the row as it may be shown. A second look at the gate: what disagrees has no time, whatever wrote it."""
     agreement = row["agreement_ratio"]
     if row["status"] == "ok" and agreement is not None and not agreement <= 1:
-        row |= {"status": "wrong", "reason": f"{agreement:.3g} times what rounding can explain"}
+        row |= {"status": "disagrees", "reason": f"{agreement:.3g} times what rounding can explain"}
     if row["status"] != "ok":
         row |= dict.fromkeys(_TIMED)
     return row
@@ -170,6 +170,8 @@ def measured(row: Row) -> bool:
 def problems(rows: Iterable[Row]) -> list[tuple[Row, list[Row]]]:
     """Return what has no time: one row of each subject, rule, status and reason, and all rows that it stands for.
 
+    What disagrees with the reference does so by other numbers each time: that is one reason, told by the largest.
+
     A pair of which one was refused beside the gradient too is not told again.
     """
     rows = [row for row in rows if not measured(row)]
@@ -178,12 +180,19 @@ def problems(rows: Iterable[Row]) -> list[tuple[Row, list[Row]]]:
     for found in rows:
         if found["baseline"] == GRADIENT or (_cell(found), found["refused"]) not in told:
             row = found if found["status"] != "ok" else {**found, "status": "failed", "reason": "no ratio was recorded"}
-            groups.setdefault(tuple(row[name] for name in ("subject", "status", "rule", "reason")), []).append(row)
-    order = ("wrong", "failed", "out-of-memory", "unsupported")
+            reason = "" if row["status"] == "disagrees" else row["reason"]
+            groups.setdefault((row["subject"], row["status"], row["rule"], reason), []).append(row)
+    order = ("disagrees", "failed", "out-of-memory", "unsupported")
     ranked = sorted(
         groups.values(), key=lambda group: order.index(status) if (status := group[0]["status"]) in order else -1
     )
-    return [(group[0], group) for group in ranked]
+    return [(max(group, key=_apart), group) for group in ranked]
+
+
+def _apart(row: Row) -> float:
+    """How far a row is from the reference; the first of those that say nothing of it."""
+    ratio = row["agreement_ratio"] if row["status"] == "disagrees" else None
+    return -1.0 if ratio is None else math.inf if math.isnan(ratio) else float(ratio)
 
 
 def strips(setting: Setting) -> dict[tuple[Any, ...], dict[str, list[float]]]:

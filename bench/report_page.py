@@ -15,7 +15,7 @@ import jinja2
 from bench.report_charts import Chart, Panel, memory_chart, model_chart, panels, peer_chart, plain
 from bench.report_data import GRADIENT, problems, strips, unique
 from bench.report_text import MARKS, MISSING, interval, number, percent, plural, ratio, seconds, size
-from bench.report_views import REGIMES, Goal, Headline, Heat, HeatCell, Peer, goals, headline, heats, peers
+from bench.report_views import REGIMES, Headline, Heat, HeatCell, Peer, headline, heats, peers
 from bench.table import COLUMNS, ROW
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class View:
 
     setting: Setting
     headline: Headline | None
-    goals: list[Goal]
     peers: list[Peer]
     peer_charts: dict[str, Chart]
     heats: dict[str, list[Heat]]
@@ -62,7 +61,6 @@ def view(setting: Setting) -> View:
     return View(
         setting,
         headline(rows, setting.own),
-        goals(rows),
         beside,
         {peer.baseline: peer_chart(rows, peer.baseline) for peer in beside},
         {subject: found for subject, found in maps.items() if found},
@@ -100,8 +98,10 @@ def card(number_: int, setting: Setting) -> Card:
                 f"{row['device']}, {row['dtype']}, {plural(row['threads'], 'thread')}" for row in _records(run.table)
             )
         ),
-        "noise floor": f"{floors} (the gradient beside itself, in this run)" if floors else f"{MISSING} not measured",
-        "not measured": f"{plural(len(left_out), 'cell')}: the run ended before them" if left_out else "",
+        "noise floor": f"{floors} (the gradient measured against itself, in this run)"
+        if floors
+        else f"{MISSING} not measured",
+        "not measured": f"{plural(len(left_out), 'measurement')}: the run ended before them" if left_out else "",
         "GPU": ", driver ".join(flat[name] for name in ("facts.cuda.card", "facts.cuda.driver_version") if name in flat)
         or MISSING,
     }
@@ -180,7 +180,7 @@ _CELLS = (
     Column("batch", "batch", "wide num"),
     Column("regime", "regime", "wide"),
     Column("subject", "subject"),
-    Column("baseline", "beside", "wide"),
+    Column("baseline", "compared with", "wide"),
     Column("seconds", "time", "num wide"),
     Column("ratio", "ratio", "num"),
     Column("ratio_low", "95 %", "num wide"),
@@ -295,7 +295,7 @@ def _code(value: object) -> str:
 def html(settings: Sequence[Setting], filled: Mapping[str, Any]) -> str:
     """Return the page. It asks for nothing from anywhere, and says so in its security policy."""
     columns = ("setting", *_MENUS) if len(settings) > 1 else _MENUS
-    choices = {name: name.replace("setting", "run").replace("baseline", "beside") for name in columns}
+    choices = {name: name.replace("setting", "run").replace("baseline", "compared with") for name in columns}
     return _environment().get_template("report.html.j2").render(**filled, cells=cells(settings), choices=choices)
 
 

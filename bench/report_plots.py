@@ -45,14 +45,12 @@ def draw(view: View, folder: Path) -> list[Path]:
         drawn: list[tuple[str, Figure]] = []
         legend = ", ".join(f"{mark} {state}" for state, mark in MARKS.items())
         for subject, heats in view.heats.items():
-            drawn.append((f"heat-{subject}", _heat(heats, f"{subject}, in gradients ({legend})\n{title}")))
+            drawn.append((f"heat-{subject}", _heat(heats, f"{subject}, in gradient times ({legend})\n{title}")))
         for peer, chart in view.peer_charts.items():
-            text = (
-                f"{view.setting.own} beside {peer}: time / {peer}'s, mean and range over the cells of a rule\n{title}"
-            )
+            text = f"{view.setting.own} compared with {peer}: time / {peer}'s, mean and range for each rule\n{title}"
             drawn.append((f"beside-{peer}", _chart(chart, view, text)))
         if view.models.lines:
-            drawn.append(("models", _chart(view.models, view, f"Whole models, in gradients (dashed: goal)\n{title}")))
+            drawn.append(("models", _chart(view.models, view, f"Whole models, in gradient times\n{title}")))
         if view.memory.lines:
             drawn.append(("memory", _chart(view.memory, view, f"Peak memory, in units of the gradient's\n{title}")))
         if shown := [panel for panel in view.panels if panel.plot]:
@@ -116,8 +114,6 @@ def _series(view: View, subject: str) -> tuple[str, str]:
 def _chart(chart: Chart, view: View, title: str) -> Figure:
     figure, [[ax]] = _figure(7.5, 1.4 + 0.3 * len(chart.lines), title)
     for y, line in enumerate(chart.lines):
-        if line.goal:
-            ax.plot([line.goal] * 2, [y - 0.4, y + 0.4], color="#111111", linestyle=(0, (2, 1)))
         for place, mark in enumerate(line.marks):
             color, shape = _series(view, mark.subject)
             height = y + 0.22 * (place - (len(line.marks) - 1) / 2)
@@ -151,7 +147,7 @@ def _panel(panel: Panel, view: View, ax: Axes) -> None:
     for curve in panel.curves:
         x, y = zip(*curve.points, strict=True)
         if curve.subject == LIMIT:
-            ax.plot(x, y, "--", color="#111111", label="pass-count limit", linewidth=1)
+            ax.plot(x, y, "--", color="#111111", label="pass count", linewidth=1)
         else:
             color, shape = _series(view, curve.subject) if curve.subject != GRADIENT else _SERIES[3]
             ax.plot(x, y, color=color, marker=shape, markersize=4, label=curve.subject)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MISSING = "—"
 
 #: What stands for a cell without a time, by its status; 'absent' where the run has no such cell.
-MARKS = {"wrong": "✗", "failed": "!", "out-of-memory": "▣", "unsupported": "-", "absent": "·"}
+MARKS = {"disagrees": "≠", "failed": "!", "out-of-memory": "▣", "unsupported": "-", "absent": "·"}
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))

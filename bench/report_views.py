@@ -1,4 +1,4 @@
-"""What the report says: goals and how they were met, how we stand beside peers, the heat map. Plain numbers."""
+"""What the report says: how we stand beside peers, the most important cells, the heat map. Plain numbers."""
 
 from __future__ import annotations
 
@@ -23,72 +23,7 @@ REGIMES = {
 }
 
 
-# --- goals ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A goal and all rows it is set for."""
-
-    where: tuple[int, str]
-    what: str
-    goal: float
-    rows: list[Row]
-
-    @cached_property
-    def timed(self) -> list[Row]:
-        """The rows with a ratio, slowest last."""
-        return sorted((row for row in self.rows if measured(row)), key=lambda row: float(row["ratio"]))
-
-    @property
-    def mean(self) -> float | None:
-        """The geometric mean of the ratios."""
-        return geometric_mean(row["ratio"] for row in self.timed)
-
-    @property
-    def worst(self) -> Row | None:
-        """The slowest."""
-        return self.timed[-1] if self.timed else None
-
-    @property
-    def limit(self) -> float | None:
-        """The pass-count limit, where it is the same for all."""
-        limits = {row["passes_limit"] for row in self.rows}
-        return limits.pop() if len(limits) == 1 else None
-
-    @property
-    def met(self) -> int:
-        """How many rows meet it."""
-        return sum(bool(row["goal_met"]) for row in self.timed)
-
-    @property
-    def unsure(self) -> bool:
-        """Whether the interval of a row holds the goal."""
-        ends = ((row["ratio_low"], row["ratio_high"]) for row in self.timed)
-        return any(low is not None and high is not None and low <= self.goal <= high for low, high in ends)
-
-    @property
-    def held(self) -> bool:
-        """Whether every row that it is set for was measured and meets it."""
-        return self.met == len(self.rows)
-
-
-def goals(rows: Iterable[Row]) -> list[Goal]:
-    """Return the goals of the table, peers and models first: for each rule, kind of input and regime, and each peer."""
-    groups: dict[tuple[tuple[int, str], str, float], list[Row]] = {}
-    for row in rows:
-        if row["goal"] is None or row["refused"] not in {"", row["subject"]}:
-            continue  # there is no telling whether we are faster than what does not work
-        if row["baseline"] != GRADIENT:
-            where, what = (0, "beside others"), f"{row['baseline']}, {row['kind']}s, every rule"
-        elif row["kind"] == "model":
-            where, what = (1, "whole models, in gradients"), f"{row['layer']}, {row['rule']}"
-        else:
-            regimes = [*REGIMES, row["regime"]]
-            where = (2 + regimes.index(row["regime"]), f"{REGIMES.get(row['regime'], row['regime'])}, in gradients")
-            what = f"{row['rule']}, {row['signs']}"
-        groups.setdefault((where, what, row["goal"]), []).append(row)
-    return sorted((Goal(*key, group) for key, group in groups.items()), key=lambda goal: goal.where[0])
+# --- peers ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,7 +177,7 @@ class HeatCell:
         if not self.timed:
             return f"{self.state}: {self.rows[0]['reason']}"
         ratios = [row["ratio"] for row in self.timed]
-        words = [plural(len(ratios), "cell")]
+        words = [plural(len(ratios), "measurement")]
         words += [f"{ratio(min(ratios))} to {ratio(max(ratios))}"] if len(ratios) > 1 else []
         for verdict in ("faster", "same", "ambiguous"):
             if count := sum(row["verdict"] == verdict for row in self.timed):

@@ -11,6 +11,7 @@ import torch
 from bench.cuda import full_precision
 from bench.session import FULL, QUICK, Plan
 from bench.workloads import Cell, all_cells, quick_cells
+from verify.runs.selection import meant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +62,8 @@ def select(
             continue
         for pattern in patterns:
             if not any(_matches(value, [pattern]) for cell in cells for value in values(cell)):
-                known = ", ".join(dict.fromkeys(value for cell in cells for value in values(cell)))
-                msg = f"{name} {pattern} matches nothing; there are {known}"
+                known = list(dict.fromkeys(value for cell in cells for value in values(cell)))
+                msg = f"{name} {pattern!r} is unknown{meant(pattern, known)}; expected one of {', '.join(known)}"
                 raise UnusableError(msg)
         if patterns:
             cells = [cell for cell in cells if any(_matches(value, patterns) for value in values(cell))]
@@ -100,7 +101,8 @@ def _by_id(cells: Sequence[Cell], ids: Sequence[str], device: str, threads: Sequ
     }
     if unknown := [id_ for id_ in ids if id_ not in known]:
         msg = (
-            f"no cell has the id {unknown[0]}; expected one of `lrp-bench run --list`, for these --device and --threads"
+            f"no measurement has the id {unknown[0]}; expected one that `lrp-bench run --list` prints with this "
+            "--device and --threads"
         )
         raise UnusableError(msg)
     return [known[id_] for id_ in ids]

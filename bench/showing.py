@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from bench.comparing import Change
     from bench.false_alarms import Alarms
 
-_MET = {True: "✓", False: "✗"}
-
 
 class Bar:
     """A progress bar with the time that is left, on a terminal; a line a cell elsewhere."""
@@ -50,7 +48,7 @@ class Bar:
 
 
 def shown(table: pd.DataFrame, facts: Mapping[str, Any], console: Console) -> None:
-    """Print one line a cell: the subject in gradients, and beside each peer."""
+    """Print one line a cell: the subject in gradient times, and beside each peer; then why there is no time."""
     subject = facts.get("subject")
     own = table[(table.subject == subject) & (table.baseline == GRADIENT)]
     peers = list(dict.fromkeys(table[(table.subject == subject) & (table.baseline != GRADIENT)].baseline))
@@ -58,23 +56,29 @@ def shown(table: pd.DataFrame, facts: Mapping[str, Any], console: Console) -> No
         (*(row[name] for name in CELL), row["baseline"]): row
         for row in table[table.subject == subject].to_dict("records")
     }
-    lines = Table("cell", "rule", "gradient", "in gradients", "goal", *(f"over {p}" for p in peers), box=SIMPLE_HEAD)
+    heads = ("measurement", "rule", "gradient", "in gradient times", *(f"in times of {peer}" for peer in peers))
+    lines = Table(*heads, box=SIMPLE_HEAD)
     for row in own.to_dict("records"):
         key = tuple(row[name] for name in CELL)
         dtype = "" if row["dtype"] == "float32" else f" {row['dtype']}"
         classes = ", all classes" if row["kind"] == CLASSIFIER else ""
         where = f"{row['workload']} batch {row['batch']} {row['signs']}{dtype}{classes}"
-        goal = "" if row["goal_met"] is None or row["status"] != "ok" else f"{row['goal']:g} {_MET[row['goal_met']]}"
         beside = [_ratio(against.get((*key, peer))) for peer in peers]
-        lines.add_row(where, row["rule"], _milliseconds(row), _ratio(row), goal, *beside)
+        lines.add_row(where, row["rule"], _milliseconds(row), _ratio(row), *beside)
     console.print(lines)
     for peer in peers:
         ratios = table[(table.subject == subject) & (table.baseline == peer)].ratio.dropna()
         if len(ratios):
             mean = float(np.exp(np.log(ratios).mean()))
-            console.print(f"over {peer}: {mean:.3g} times its time, geometric mean of {len(ratios)} cells")
+            console.print(f"{mean:.3g} times the time of {peer}: geometric mean of {len(ratios)} measurements")
     floor = ", ".join(f"{regime} {100 * value:.2g} %" for regime, value in facts.get("floor", {}).items())
-    console.print(f"{facts['machine']}; noise floor: {floor or 'not measured'}; * is ambiguous", highlight=False)
+    console.print(
+        f"{facts['machine']}; noise floor: {floor or 'not measured'}; brackets: 95 % intervals; *: no clear difference",
+        highlight=False,
+    )
+    for reason in dict.fromkeys(f"{row['status']}, {row['rule']}: {row['reason']}" for row in own.to_dict("records")):
+        if not reason.startswith("ok, "):
+            console.print(reason, highlight=False, soft_wrap=True)
 
 
 def _milliseconds(row: Mapping[Any, Any]) -> str:
@@ -90,7 +94,7 @@ def _ratio(row: Mapping[Any, Any] | None) -> str:
 
 def changes_shown(changes: Sequence[Change], console: Console) -> None:
     """Print the verdict of each cell that has changed, and how many have not."""
-    lines = Table("cell", "new / old", "verdict", box=SIMPLE_HEAD)
+    lines = Table("measurement", "new / old", "verdict", box=SIMPLE_HEAD)
     counts: dict[str, int] = {}
     for change in changes:
         word = change.note or str(change.verdict or "no time in either")
@@ -111,7 +115,8 @@ def alarms_shown(found: Alarms, runs: int, console: Console) -> None:
         changes_shown(found.alarms, console)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found.verdicts.items())
     console.print(
-        f"{runs} runs beside the one before: {len(found.alarms)} false alarms in {found.verdicts.total()} comparisons "
-        f"of {len(found.cells)} cells ({100 * found.rate:.2g} %); {verdicts or 'nothing compared'}",
+        f"{runs} runs, each compared with the one before: {len(found.alarms)} false alarms in "
+        f"{found.verdicts.total()} comparisons of {len(found.cells)} measurements "
+        f"({100 * found.rate:.2g} %); {verdicts or 'nothing compared'}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

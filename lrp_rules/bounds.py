@@ -1,4 +1,4 @@
-"""Bounds of an input, such as those of a pixel, and the vectors that are made of them."""
+"""Bounds of an input, such as those of pixels, and the vectors that ZBox makes from them."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Bound:
 
     @classmethod
     def of(cls, value: float | Tensor, name: str) -> Bound:
-        """Return a bound; a number keeps all its digits until it meets the input."""
+        """Return a bound. A number keeps all its digits until the dtype of the input is known."""
         return cls(value if isinstance(value, torch.Tensor) else torch.as_tensor(value, dtype=torch.float64), name)
 
     @property
     def shared(self) -> bool:
-        """Whether it is the same for all samples."""
+        """Whether the bound is the same for all samples."""
         return self.value.ndim == 0 or len(self.value) == 1
 
     def at(self, layer: Layer) -> Tensor:
-        """Return it in a shape that broadcasts to x.
+        """Return the bound in a shape that broadcasts to x.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If it does not broadcast.
 
         """
         value, x = self.value, layer.x

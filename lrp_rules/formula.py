@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class FormulaRule(BasicHook):
-    """A rule that says in ``declare`` of what parts it is made; how they are computed is not its concern."""
+    """A rule that is declared by its parts. Subclasses write ``declare``; everything else follows from the parts."""
 
     def __init__(self, stabilizer: Stabilizing = 1e-6, zero_params: Names = None) -> None:
         super().__init__(stabilizer=stabilizer)
@@ -37,14 +37,14 @@ class FormulaRule(BasicHook):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        vars(self)["_made"] = None  # it followed from what was there before
+        vars(self)["_made"] = None  # made from the arguments that were there before
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_made": None}
 
     @property
     def parts(self) -> Parts:
-        """The parts of the rule, made once for its arguments."""
+        """The parts of the rule, made once."""
         return self._of_arguments().parts
 
     @property
@@ -54,12 +54,12 @@ class FormulaRule(BasicHook):
 
     @property
     def uses_output(self) -> bool:  # type: ignore[override]
-        """Whether a denominator may be taken from the output of the forward pass, so that it is to be kept."""
+        """Whether the output of the forward pass must be kept, because a denominator may be taken from it."""
         return self._of_arguments().uses_output
 
     @property
     def changed_parameters(self) -> frozenset[str] | None:  # type: ignore[override]
-        """Names of the parameters that the rule changes, none of them for all; None where it changes none."""
+        """Names of the parameters that the rule changes; empty for all of them, None for none."""
         return frozenset() if self.changes_weights else frozenset(self.zero_params) or None
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class FormulaRule(BasicHook):
 
 
 class _Made(NamedTuple):
-    """What follows from the arguments of a rule alone."""
+    """What depends on the arguments of a rule only, and is made once."""
 
     parts: Parts
     uses_output: bool

@@ -1,7 +1,7 @@
 """A module's parameters as its forward pass uses them, and twins of modules that use others.
 
-Nothing here writes to the module: a changed parameter lives in a twin of the module, so that an optimizer's
-references, tied weights and other threads never see it.
+A *twin* of a module shares everything with it but the parameters. A changed parameter is in a twin, and nothing here
+writes to the module itself: references of an optimizer, tied weights and other threads never see the change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _properties: dict[int, frozenset[str]] = {}
 
 
 def properties(kind: type[nn.Module]) -> frozenset[str]:
-    """Return the names for which a class has a property: that hides a parameter, and may give anything."""
+    """Return the names of a class's properties. A property hides a parameter of its name, and may return anything."""
     found = _properties.get(id(kind))
     if found is None:
         members = (member for part in kind.__mro__ for member in vars(part).items())
@@ -41,15 +41,16 @@ def effective_parameters(
 ) -> dict[str, Tensor | None]:
     """Return the parameters that the module's forward pass uses, by the names under which it uses them.
 
-    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``, where
-    weights are buffers or plain attributes, and in replicas. ``known`` are names that the forward pass is known to use,
-    ``used`` what it was seen to use: a parametrization may draw random numbers, or depend on the mode. What was not
-    seen is evaluated once more, after the forward pass and in eval mode, so that no state is moved.
+    They differ from ``module.named_parameters()`` under a parametrization, ``weight_norm`` or ``spectral_norm``, in
+    replicas, and where weights are buffers or plain attributes. ``known`` are names that the forward pass is known to
+    use. ``used`` are the values that it was seen to use, since a parametrization may draw random numbers or depend on
+    the mode. Values that were not seen are evaluated again after the forward pass, in eval mode, which changes no
+    state.
     """
     own = module._parameters
     simple = not module._forward_pre_hooks and not module._modules and own.keys().isdisjoint(module.__dict__)
     if simple and own.keys().isdisjoint(properties(type(module))):
-        # nothing makes other parameters of these, nor hides them
+        # nothing computes other parameters from these, or hides them
         values: dict[str, Tensor | None] = dict(own)
         for name in known:
             if name not in own:
@@ -83,14 +84,14 @@ def _parametrized(module: nn.Module, used: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def is_seen(module: nn.Module, known: Iterable[str], used: Mapping[str, Tensor]) -> bool:
-    """Whether each parameter is one tensor that is there, or was seen when it was used; a property may be anything."""
+    """Whether the value of each parameter is known: it is a plain tensor, or was seen when it was used."""
     there = (module._parameters, module._buffers, module.__dict__, used)
     hidden = properties(type(module)) - used.keys()
     return all(name not in hidden and any(name in place for place in there) for name in known)
 
 
 def _settled(parametrization: nn.Module) -> nn.Module:
-    """Return a twin in eval mode: evaluating it moves no state."""
+    """Return a twin in eval mode, which changes no state when it is evaluated."""
 
     def settle(copy: nn.Module, _original: nn.Module) -> None:
         copy.training = False
@@ -99,7 +100,7 @@ def _settled(parametrization: nn.Module) -> nn.Module:
 
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
-    """Return a module and all below it, without torch's walk where nothing is: that takes as long as an operation."""
+    """Return a module and all modules in it. If it has none, torch's own walk would take as long as an operation."""
     return list(module.modules()) if module._modules else [module]
 
 
@@ -108,7 +109,7 @@ def tree(
     change: Callable[[nn.Module, nn.Module], None],
     made: dict[nn.Module, nn.Module] | None = None,
 ) -> nn.Module:
-    """Return twins of a module and of all below it, each changed in place by ``change(twin, original)``."""
+    """Return twins of a module and of all modules in it, each changed in place by ``change(twin, original)``."""
     made = {} if made is None else made
     if module not in made:
         made[module] = copy = twin(module, {})
@@ -120,14 +121,14 @@ def tree(
 def twin(module: nn.Module, values: Mapping[str, Tensor | None]) -> nn.Module:
     """Return a module that computes what ``module`` does, without its hooks, with ``values`` as its parameters.
 
-    It shares everything else, and lives as long as the caller needs it; ``module`` is not touched.
+    It shares everything else. ``module`` is not touched.
     """
     parametrized = parametrize.is_parametrized(module) and bool(values)
     other: nn.Module = object.__new__(type(module).__mro__[1] if parametrized else type(module))
     state = dict(module.__dict__)
     state.update({name: OrderedDict() for name in state if name.endswith("_hooks")})
     state["_buffers"] = dict(module._buffers)
-    # an attribute comes before a parameter of that name, and is free to be any tensor
+    # an attribute is found before a parameter of its name, and may be any tensor
     state["_parameters"] = {name: value for name, value in module._parameters.items() if name not in values}
     state.update(values)
     own = state.get("forward")

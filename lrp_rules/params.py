@@ -1,4 +1,4 @@
-"""Changes of parameters, as objects: what a rule made of modifiers computes with."""
+"""Changes of parameters as objects, for rules that are built from modifiers (:class:`BasicHook`)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def zeroed(values: Mapping[str, Tensor | None], names: Iterable[str]) -> dict[st
 
 
 class ParamMod:
-    """Change the parameters of a module for a while, without touching the module.
+    """Compute with changed parameters of a module, without touching the module.
 
     ``with mod(module) as modified:`` gives a module that computes with the changed parameters.
 

@@ -1,10 +1,10 @@
-"""What a rule is: parts, each with one denominator and one way back.
+"""What a rule is made of: parts. Each has one denominator, through which its relevance flows back.
 
     d = sum A(change(w)) v + bias(b)        s = R / S(d)
     r = sum over parts of  coefficient * sum v * A(change(w))^T s
 
-A term is a change of the parameters and a vector v made of the input. Where a part has a gate, s is 0 at the outputs
-where the gate is closed.
+A term is a pair: a change of the parameters, and a vector v that is made from the input. If a part has a gate, s is 0
+at outputs where the gate is closed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     Parts = tuple["Part", ...]
     Term = tuple["Change", "Change | Vector"]
 
-#: Of a tensor, to one of its shape: a weight, a bias, or the input.
+#: Maps a tensor (a weight, a bias, or the input) to one of the same shape.
 Change = Callable[..., "Tensor"]
 
 
 class Vector(Protocol):
-    """A vector that is not just a change of the input."""
+    """A vector that needs more than the input, such as bounds."""
 
     def at(self, layer: Layer) -> Tensor:
         """Return v for one call of the layer."""
 
 
 class Part(NamedTuple):
-    """One denominator and what flows back through it."""
+    """One denominator, and the relevance that flows back through it."""
 
     terms: tuple[Term, ...]
-    #: Of the bias, in the denominator; None where the bias has no share in it.
+    #: Change of the bias in the denominator; None if the bias is not in it.
     bias: Change | None = None
     coefficient: float = 1.0
-    #: 1: open where the layer's real output z > 0; -1: where z < 0; 0: open everywhere.
+    #: 1: open where the layer's real output z > 0. -1: open where z < 0. 0: open everywhere.
     gate: int = 0
 
     @property
@@ -75,7 +75,7 @@ def one(v: Tensor, out: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Increased:
-    """v + g v+ or v + g v-, as a change that is known by its g: what was changed so once is not changed again."""
+    """The change v + g v+ or v + g v-. Two with equal fields are equal, so a changed weight can be reused."""
 
     g: float
     part: Change
@@ -85,7 +85,7 @@ class Increased:
 
 
 def gamma(g: float) -> Parts:
-    """Return the parts of Gamma: here, since the rule declares them and a faster way of it has to know them."""
+    """Return the parts of Gamma. Both the rule and a rewriting (``two_maps``) need them."""
     up, down = Increased(g, positive), Increased(g, negative)
     above = Part(((up, positive), (down, negative)), bias=up, gate=+1)
     below = Part(((down, positive), (up, negative)), bias=down, gate=-1)

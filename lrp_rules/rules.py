@@ -2,8 +2,8 @@
 
 Notation, as everywhere in this project: z = A(w) x + b is the output of the layer, R the relevance at its output, r
 the relevance at its input, S(d) a stabilized denominator (:class:`Stabilizer`), v+ = max(v, 0), v- = min(v, 0), and
-products of vectors are elementwise. A layer that is not linear has its Jacobian at x as A, and what the linearisation
-leaves over as b. Shapes: R is like the output of the layer, r like its input; the first dimension holds samples.
+products of vectors are elementwise. For a layer that is not linear, z = f(x), A is its Jacobian at x, and
+b = f(x) - A x. Shapes: R is like the output of the layer, r like its input; the first dimension holds samples.
 
 References (cited by the classes)
     Bach et al. 2015, doi:10.1371/journal.pone.0130140. Zeiler and Fergus 2014, arXiv:1311.2901. Springenberg et al.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Epsilon(FormulaRule):
     """LRP-Epsilon (Bach et al. 2015): relevance in proportion to the contributions to the output.
 
-    Used in middle layers; ``epsilon=0`` is LRP-0, used in upper layers; a large epsilon absorbs what is weak.
+    Use it in middle layers. ``epsilon=0`` is LRP-0, for upper layers. A large epsilon absorbs weak contributions.
 
         d = A(w) x + b        r = x * A(w)^T (R / S(d))
 
@@ -46,7 +46,7 @@ class Epsilon(FormulaRule):
     Parameters
     ----------
     epsilon
-        Added to the denominator with its sign; or a callable d -> S(d).
+        Number that is added to the denominator with the denominator's sign; or a callable d -> S(d).
     zero_params
         Name or names of parameters that are set to zero, such as 'bias'.
 
@@ -73,13 +73,14 @@ class Epsilon(FormulaRule):
 
 
 class Norm(Epsilon):
-    """Normalise by the output, weigh by the contribution: Epsilon for any module, also without parameters.
+    """Epsilon for any module, also one without parameters: relevance in proportion to the contributions to the output.
 
         d = f(x)        r = x * J^T (R / S(d)),  J the Jacobian of f at x
 
-    For sums, means, poolings, and modules with several inputs, each of which gets its share. Not for normalisations
-    such as nn.LayerNorm, nor for softmax: their outputs do not grow with their inputs, so that J x is about 0, and
-    what they are given nearly vanishes. Use :class:`LayerNormRule` or Pass, and :class:`Softmax` or :class:`Stop`.
+    Use it for sums, means and poolings. A module may have several inputs: each gets its share. Do not use it for
+    normalisations such as nn.LayerNorm, nor for softmax: their outputs do not grow with their inputs, so that J x is
+    about 0, and nearly all relevance vanishes. Use :class:`LayerNormRule` or Pass there, and :class:`Softmax` or
+    :class:`Stop`.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class Norm(Epsilon):
 class ZPlus(FormulaRule):
     """LRP-ZPlus (Bach et al. 2015; Montavon et al. 2017): relevance to positive contributions alone.
 
-    For convolutions below the middle of a network; r is not negative where R is not. The same as AlphaBeta(1, 0).
+    Use it for convolutions in the lower half of a network. r is never negative if R is not. Same as AlphaBeta(1, 0).
 
         d = A(w+) x+ + A(w-) x- + b+        s = R / S(d)
         r = x+ * A(w+)^T s + x- * A(w-)^T s
@@ -116,7 +117,7 @@ class ZPlus(FormulaRule):
 class AlphaBeta(FormulaRule):
     """LRP-AlphaBeta (Bach et al. 2015): alpha times the positive share minus beta times the negative.
 
-    For lower layers, mostly with (1, 0) or (2, 1).
+    Use it in lower layers, mostly with (alpha, beta) = (1, 0) or (2, 1).
 
         da = A(w+) x+ + A(w-) x- + b+        sa = R / S(da)
         db = A(w-) x+ + A(w+) x- + b-        sb = R / S(db)
@@ -145,7 +146,7 @@ class AlphaBeta(FormulaRule):
             if not 0 <= value < math.inf:
                 msg = f"{name} is {value!r}; expected a finite number that is not negative"
                 raise ValueError(msg)
-        # written in decimals, both carry an error of half a unit in the last place, and so does their difference
+        # alpha and beta written as decimals are each off by half a unit in the last place, and so is their difference
         if not abs(alpha - beta - 1) <= math.ulp(1.0) + math.ulp(alpha) / 2 + math.ulp(beta) / 2:
             msg = f"alpha - beta is {alpha!r} - {beta!r} = {alpha - beta!r}; expected 1, as in (2, 1) or (1, 0)"
             raise ValueError(msg)
@@ -159,16 +160,16 @@ class AlphaBeta(FormulaRule):
 
 
 class Gamma(FormulaRule):
-    """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon that favours the output's sign.
+    """Generalised LRP-Gamma (Montavon et al. 2019; Andeol et al. 2021): Epsilon with more weight on the output's sign.
 
-    For convolutions in the middle of a network; from Epsilon at gamma = 0 towards ZPlus as gamma grows.
+    Use it for convolutions in the middle of a network. It is Epsilon for gamma = 0, and tends to ZPlus as gamma grows.
 
         where z > 0:  d = A(w + g w+) x+ + A(w + g w-) x- + (b + g b+)
                       r = x+ * A(w + g w+)^T s + x- * A(w + g w-)^T s
         where z < 0:  d = A(w + g w-) x+ + A(w + g w+) x- + (b + g b-)
                       r = x+ * A(w + g w-)^T s + x- * A(w + g w+)^T s
 
-    with s = R / S(d) and z the real output of the layer, bias and weights in. Where z = 0, the relevance goes nowhere.
+    with s = R / S(d). z is the real output of the layer, with its weights and its bias. Where z = 0, R goes nowhere.
 
     Parameters
     ----------
@@ -198,7 +199,7 @@ class Gamma(FormulaRule):
 
 
 class ZBox(FormulaRule):
-    """LRP-ZBox (Montavon et al. 2017): for the first layer, when inputs such as pixels are bounded.
+    """LRP-ZBox (Montavon et al. 2017): for a first layer whose inputs, such as pixels, have bounds.
 
         d = A(w) x - A(w+) l - A(w-) h        s = R / S(d)
         r = x * A(w)^T s - l * A(w+)^T s - h * A(w-)^T s
@@ -228,7 +229,7 @@ class ZBox(FormulaRule):
         super().__init__(stabilizer, zero_params)
         self.low, self.high = Bound.of(low, "low").value, Bound.of(high, "high").value
         if self.low.ndim == 0 or self.high.ndim == 0 or self.low.shape == self.high.shape:
-            self._check_order(self.low, self.high)  # bounds of different shapes meet only at the input
+            self._check_order(self.low, self.high)  # bounds of different shapes can only be compared at the input
 
     def declare(self) -> Parts:
         low, high = Bound(self.low, "low"), Bound(self.high, "high")
@@ -247,13 +248,13 @@ class ZBox(FormulaRule):
 
 
 class WSquare(FormulaRule):
-    """LRP-WSquare (Montavon et al. 2017): by the squared weights alone, whatever the input.
+    """LRP-WSquare (Montavon et al. 2017): in proportion to the squared weights, whatever the input is.
 
-    For the first layer, when its inputs are not bounded.
+    Use it for a first layer whose inputs have no bounds.
 
         d = A(w^2) 1 + b^2        r = A(w^2)^T (R / S(d))
 
-    The ones are padded like any input, so that borders count fewer.
+    The ones are padded like any input, so outputs at the border count fewer.
 
     Parameters
     ----------
@@ -269,9 +270,9 @@ class WSquare(FormulaRule):
 
 
 class Flat(FormulaRule):
-    """LRP-Flat (Lapuschkin et al. 2019): evenly to all inputs that reach an output.
+    """LRP-Flat (Lapuschkin et al. 2019): the same share for all inputs that reach an output.
 
-    For the first layers, where single inputs mean little.
+    Use it in first layers, where single inputs mean little.
 
         d = A(1) 1        r = A(1)^T (R / S(d))
 
@@ -282,7 +283,7 @@ class Flat(FormulaRule):
     stabilizer
         Number or callable, as in :class:`Stabilizer`.
     zero_params
-        Accepted for the sake of the API: all parameters are replaced by ones, and the bias by zero.
+        Has no effect, as all weights are replaced by ones and the bias by zero. It is there for a uniform API.
 
     """
 
@@ -291,7 +292,7 @@ class Flat(FormulaRule):
 
 
 class Pass(Hook):
-    """Relevance as it is, r = R: for elementwise modules whose gradient is not wanted."""
+    """Pass relevance on unchanged, r = R: for activations, whose gradient is not part of LRP."""
 
     needs_grad_input: ClassVar[bool] = False
 
@@ -301,7 +302,7 @@ class Pass(Hook):
 
 
 class ReLUDeconvNet(Hook):
-    """DeconvNet (Zeiler and Fergus 2014): r = max(R, 0), whatever the input of the ReLU."""
+    """DeconvNet (Zeiler and Fergus 2014): r = max(R, 0), whatever the input of the ReLU is."""
 
     needs_grad_input: ClassVar[bool] = False
     allows_several: ClassVar[bool] = False
@@ -312,7 +313,7 @@ class ReLUDeconvNet(Hook):
 
 
 class _ByEntries(LayerHook):
-    """A rule for modules whose outputs are functions of the input's entries at the same places."""
+    """A rule for elementwise modules: each output depends on the input at the same place only."""
 
     def relevances(self, layer: Layer, R: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if R[0].shape != layer.x.shape:
@@ -341,14 +342,14 @@ _softplus_backward = torch.ops.aten.softplus_backward.default
 
 
 class ReLUBetaSmooth(_ByEntries):
-    """Gradient of a softplus in place of a ReLU's (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
+    """The gradient of a softplus instead of a ReLU (Dombrowski et al. 2019): r = sigmoid(beta_smooth * x) R.
 
-    Makes explanations of ReLU networks differentiable in x.
+    It makes explanations of ReLU networks differentiable in x.
 
     Parameters
     ----------
     beta_smooth
-        Sharpness, in units of 1 / x; finite and positive. The larger, the closer to the ReLU's own gradient.
+        Sharpness, in units of 1 / x; finite and positive. A larger value is closer to the gradient of the ReLU.
 
     Raises
     ------
@@ -365,8 +366,8 @@ class ReLUBetaSmooth(_ByEntries):
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         x = layer.x
-        # torch computes in float32 at least, and refuses what it cannot hold
+        # torch computes in float32 or wider, and refuses a beta that is too large for that
         beta = min(float(self.beta_smooth), torch.finfo(torch.promote_types(x.dtype, torch.float32)).max)
-        # above 40, a sigmoid is 1 in every dtype, and what torch makes it of would overflow
+        # above 40 a sigmoid is 1 in every dtype; without the threshold, exp would overflow
         r: Tensor = _softplus_backward(R.to(x.dtype), x, beta, 40)
         return r

@@ -1,4 +1,4 @@
-"""The stabilized denominator: the one place where sgn(0) is chosen."""
+"""The stabilized denominator. This is the only place that decides sgn(0)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class Stabilizer:
     """Keep a denominator away from zero without changing its sign.
 
-    S(d) = d + eps * sgn(d), with sgn(0) = +1, so that no relevance is multiplied by 0 / 0.
+    S(d) = d + eps * sgn(d), with sgn(0) = +1, so that no 0 / 0 occurs.
 
     Parameters
     ----------
     epsilon
         eps, in units of the denominator; finite and not negative.
     clip
-        Use S(d) = sgn(d) * max(|d|, eps) instead: large denominators stay as they are.
+        Use S(d) = sgn(d) * max(|d|, eps) instead, which leaves large denominators unchanged.
     norm_scale
         Multiply eps by the root mean square of d over ``dim``.
     dim

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: Another number for each change of the JSON; `merge` and `verify.reports.conformance` read this one alone.
-SCHEMA = "lrp-verify/3"
+SCHEMA = "lrp-verify/4"
 
 #: Seconds for one case.
 TIME_LIMIT = 20.0
@@ -40,6 +40,17 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
     NOT_OFFERED = "not-offered"
     SKIPPED = "skipped"
+
+    @property
+    def word(self) -> str:
+        """The verdict as people read it: "86 cases failed"; files have the value."""
+        return _WORDS.get(self.value, self.value)
+
+
+_WORDS = {
+    "pass": "passed", "fail": "failed", "error": "raised an error", "crash": "crashed", "timeout": "timed out",
+    "not-offered": "not offered",
+}  # fmt: skip
 
 
 class Level(StrEnum):

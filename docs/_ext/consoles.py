@@ -33,7 +33,7 @@ _NUMBER = r"\d[\d.]*(e[+-]\d+)?"
 #: Times, versions, and ratios of what passes: they are how the machine rounds.
 _VARIES = (
     (rf"\b{_NUMBER} s\b", "N s"),
-    (rf"^(seconds|ratio|probabilistic ratio) +{_NUMBER}$", r"\1 N"),
+    (rf"^(ratio|probable ratio) +{_NUMBER} ", r"\1 N "),
     (r"torch \S+;", "torch N;"),
     (rf"✓ {_NUMBER} *", "✓ N"),
     (rf"^( \d+-\w+ +\w+ +){_NUMBER} +{_NUMBER}\b", r"\1N N"),

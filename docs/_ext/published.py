@@ -7,11 +7,8 @@ import re
 from facts import DOCS, library, table, turned
 
 _HEADS = {
-    "held": "pass",
-    "inconclusive": "undecided",
-    "did not hold": "fail",
-    "other convention": "≠",
-    "advised only": "advice",
+    "other convention": "≠ convention",
+    "recommended only": "(✗) recommended",
 }
 
 
@@ -36,7 +33,7 @@ def conformance(page: str) -> str:
         text = re.sub(
             r"^\|.*?(?=\n\n|\Z)", lambda found: turned(found[0]), text.strip(), flags=re.MULTILINE | re.DOTALL
         )
-        tables.append(f"## {name}\n\n" + re.sub(r"^- (verify\.adapters\.|)(\S+)", r"- \2", text, flags=re.MULTILINE))
+        tables.append(f"## {name}\n\n" + re.sub(r"^- (verify\.subjects\.|)(\S+)", r"- \2", text, flags=re.MULTILINE))
     return "\n\n".join((_CONFORMANCE.format(totals=totals, marks=marks), *tables))
 
 
@@ -59,16 +56,16 @@ What `lrp-verify` found for lrp_rules and for three other libraries.
 
 ## Overview
 
-What an implementation has for a rule on any layer; ✓ only if all cases pass on all layers:
+What an implementation has for a rule on any layer; ✓ only if all cases passed on all layers:
 
 {marks}
 
 | mark | meaning |
 |---|---|
-| ✓ 0.26 | all cases pass; the number is the largest [ratio](glossary.md#ratio) |
-| ✗ 24 of 312 | 24 of 312 cases fail |
-| ≠ 58 of 98 | 58 of 98 cases fail, because the rule follows another published convention. It is named below the table |
-| (✗) 68 of 84 | only cases that are [recommended](glossary.md#required-recommended) fail |
+| ✓ 0.26 | all cases passed; the number is the largest [ratio](glossary.md#ratio) |
+| ✗ 24 of 312 | 24 of 312 cases failed |
+| ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the table |
+| (✗) 68 of 84 | only cases that are [recommended](glossary.md#required-recommended) failed |
 | empty | not offered, or no case |
 
 ✗ does not mean that every result is wrong. The [pages of the rules](rules/index.md) say what is known of each failure,

@@ -1,1 +1,1 @@
-"""How the parts of a rule are computed: as declared, or in ways that are faster. Nothing here knows a hook."""
+"""How the parts of a rule are computed: as declared, or in faster ways. Independent of hooks."""

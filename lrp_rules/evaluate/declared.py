@@ -1,4 +1,4 @@
-"""Relevance and ledger as a rule declares them: the one plain path, without anything that is there for speed."""
+"""The plain path: relevance and ledger computed exactly as a rule declares them, without anything for speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def at(vector: Change | Vector, layer: Layer) -> Tensor:
-    """Return a vector of one call of the layer."""
+    """Return the vector v of a term, for one call of the layer."""
     v: Tensor = vector(layer.x) if callable(vector) else vector.at(layer)
     return v
 
@@ -40,7 +40,7 @@ class Ledger(NamedTuple):
     inputs: Tensor
     bias: Tensor
     stabilizer: Tensor
-    #: Where a rule has gates, and all of an output's are closed.
+    #: R of outputs at which all gates of the rule are closed.
     zero_branch: Tensor
 
 
@@ -52,7 +52,7 @@ def ledger(parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor],
     for part, terms, d in _denominators(parts, layer):
         S = stabilizer(d)
         s = part.coefficient * _open(part, layer, R / S)
-        # of the products, not of d less the bias, which may have lost their digits
+        # summed from the products: d - b may have lost their digits
         inputs = inputs + s * sum(A @ v for A, v in terms)
         bias = bias + s * (0 if part.bias is None else part.bias(layer.bias))
         stabilized = stabilized + s * (S - d)
@@ -62,7 +62,7 @@ def ledger(parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor],
 def _denominators(parts: Parts, layer: Layer) -> Iterator[tuple[Part, list[tuple[Matrix, Tensor]], Tensor]]:
     """Yield each part with its matrices, their vectors, and its denominator."""
     for part in parts:
-        # where the input has no say, a module that is not linear is linearised at ones
+        # a rule that does not use the input linearises a nonlinear module at ones
         here = layer.at(torch.ones_like(layer.x)) if all(vector is one for _, vector in part.terms) else layer
         terms = [(here.matrix(None if change is same else change), at(vector, layer)) for change, vector in part.terms]
         (A, v), *more = terms
@@ -73,5 +73,5 @@ def _denominators(parts: Parts, layer: Layer) -> Iterator[tuple[Part, list[tuple
 
 
 def _open(part: Part, layer: Layer, s: Tensor) -> Tensor:
-    """Return s where the gate of the part is open, and 0 elsewhere."""
+    """Return s where the gate of the part is open, 0 elsewhere."""
     return s if part.gate == 0 else gated(s, layer.z if part.gate > 0 else -layer.z)

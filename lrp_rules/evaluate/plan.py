@@ -1,4 +1,4 @@
-"""How the parts of a rule are computed: all their matrices in one grid, or in one of the ways of ``rewriting``."""
+"""Plans: how to compute the parts of a rule, all matrices in one grid, or in a way that ``rewriting`` found."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 def takes_entries(stabilizer: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a stabilizer is known to take each entry of a denominator by itself."""
+    """Whether a stabilizer is known to look at one entry of a denominator at a time."""
     return isinstance(stabilizer, Stabilizer) and not stabilizer.norm_scale
 
 
 class Plan(ABC):
     """A way to compute the parts: vectors, their coefficients, and r = sum v * c.
 
-    A large layer is done in blocks of its samples or outputs, where the formula and the stabilizer let them apart.
+    A large layer is computed in blocks of samples or outputs, if formula and stabilizer treat these independently.
     """
 
-    #: Whether each sample is computed by itself; whether the coefficients are a sum over outputs, in one ``A.T @ s``.
+    #: Whether samples are independent; whether the coefficients are a sum over outputs, in one ``A.T @ s``.
     samples_apart = True
     outputs_apart = True
 
@@ -74,15 +74,15 @@ class Plan(ABC):
         return self.total(layer, vectors, found, out)
 
     def shares(self, R: Tensor, d: Tensor) -> Tensor:
-        """Return s = R / S(d), for d that is not needed any more."""
+        """Return s = R / S(d). It may write over d."""
         S = self.stabilizer(d)
-        # one's own callable may keep what it gives
+        # a callable of the user may keep a reference to what it returns
         own = type(self.stabilizer) is Stabilizer and S.shape == R.shape
         return torch.div(R, S, out=into(S) if own else None)
 
 
 class Together(Plan):
-    """All matrices of all parts in one grid: a row for each part, a column for each vector."""
+    """All matrices in one grid: a row for each part, a column for each vector."""
 
     def __init__(self, parts: Parts, stabilizer: Callable[[Tensor], Tensor]) -> None:
         super().__init__(parts, stabilizer)
@@ -115,7 +115,7 @@ class Together(Plan):
 
 
 class Signed(Together):
-    """The same for x+ and x-; for x alone where x- vanishes, and where both meet the same matrix whatever the rule."""
+    """The same for the vectors x+ and x-. If x- is 0, or if both meet the same matrix, x alone is enough."""
 
     def vectors(self, layer: Layer) -> Tensors:
         x = layer.x
@@ -127,7 +127,7 @@ class Signed(Together):
 
 
 def nonnegative(x: Tensor) -> bool:
-    """Whether x- is known to vanish. Asked on the CPU alone: elsewhere the answer would have to be waited for."""
+    """Whether x- is known to be 0. Only asked on the CPU: on a GPU, the program would have to wait for the answer."""
     return x.is_cpu and x.numel() > 0 and x.amin().item() >= 0
 
 
@@ -142,7 +142,7 @@ class FromOutput(Plan):
 
 
 class Boxed(Together):
-    """A box that is the same for all samples: A(w) x is in the output already, and the rest is computed once."""
+    """ZBox with the same bounds for all samples: A(w) x is in the output already, and the rest is computed once."""
 
     def __init__(self, parts: Parts, stabilizer: Callable[[Tensor], Tensor], bounds: tuple[Bound, Bound]) -> None:
         super().__init__(parts, stabilizer)
@@ -157,14 +157,14 @@ class Boxed(Together):
 
 
 class InTwoMaps(Plan):
-    """Gamma in A(w) x and A(|w|) |x|, the first of which the forward pass has done, in place of four maps.
+    """Gamma with two maps in place of four: A(w) x, which the forward pass has computed, and A(|w|) |x|.
 
     With w+ = (w + |w|) / 2 and w- = (w - |w|) / 2, and alike for x and b, all its sums become
 
         d = (1 + g/2) (A(w) x + b) +- g/2 (A(|w|) |x| + |b|),     + where z > 0, - where z < 0
 
-    and d has the sign of z, so that nothing cancels there. In r it does: the terms that the formula leaves at x w are
-    differences of terms (1 + g) times as large.
+    d has the sign of z, so nothing cancels in it. In r something does: a term x w of the formula is computed as the
+    difference of two terms that are up to (1 + g) times as large.
     """
 
     def __init__(self, parts: Parts, stabilizer: Callable[[Tensor], Tensor], g: float) -> None:
@@ -188,9 +188,9 @@ class InTwoMaps(Plan):
 
 
 class ByWeights(Plan):
-    """One part with ones as its vector, whatever the input: all samples have the same denominators.
+    """One part whose vector is ones. It does not depend on the input, so all samples have the same denominators.
 
-    A(1) has rank one: all inputs of a group are added up, and all of its outputs are the same.
+    A(1) has rank one: it adds up all inputs of a group, and all outputs of the group are equal.
     """
 
     samples_apart = False
@@ -199,7 +199,7 @@ class ByWeights(Plan):
         super().__init__(parts, stabilizer)
         (((self.change, _),), self.bias, *_rest) = parts[0]
         self.rank_one, self.shared = rank_one and self.change is one, shared
-        self.outputs_apart = self.change is not one  # A(1) is not read from memory
+        self.outputs_apart = self.change is not one  # A(1) needs no memory
 
     def vectors(self, layer: Layer) -> Tensors:
         return (layer.ones() if self.shared else torch.ones_like(layer.x),)
@@ -210,7 +210,7 @@ class ByWeights(Plan):
         d = A @ vectors[0]
         if self.bias is not None:
             d = d + self.bias(ones.bias)
-        # computed once for all samples; but one's own callable may look at whole samples
+        # computed once for all samples, unless a callable of the user may look at whole samples
         builtin = isinstance(self.stabilizer, Stabilizer)
         S = self.stabilizer(d if builtin else d.expand_as(R))
         if layer.small or not builtin or not self.shared:
@@ -219,5 +219,5 @@ class ByWeights(Plan):
 
     def total(self, layer: Layer, vectors: Tensors, coefficients: Tensors, out: Tensor | None) -> Tensor:
         (c,) = coefficients
-        # times ones, unless there is one entry for several inputs
+        # times ones, unless one entry stands for several inputs
         return c if c.shape == layer.x.shape and whole(c) else super().total(layer, vectors, coefficients, out)

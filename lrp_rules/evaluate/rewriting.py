@@ -1,7 +1,7 @@
-"""What makes rules fast: the ways in which parts may be computed that are not how they are declared.
+"""What makes rules fast: rewritings, which compute the parts of a rule in other ways than they are declared.
 
-Each is a function with a name, tried in order, and can be switched off by :func:`without_rewriting`. None changes what
-comes out but for rounding; the reason stands with each.
+Each rewriting is a function with a name. They are tried in order, and :func:`without_rewriting` switches them off. None
+changes a result beyond rounding; the docstring of each says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Facts(NamedTuple):
-    """What a plan depends on besides the parts."""
+    """What a plan depends on, besides the parts."""
 
     additive: bool
     small: bool
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> Plan | None:
-    """Return how to compute the parts; None where there is no way but as they are declared."""
+    """Return a plan to compute the parts; None if they can only be computed as declared."""
     found: Plan
     match parts:
         case (Part(terms=((_, vector),), coefficient=1.0, gate=0),) if vector is one:
@@ -49,21 +49,22 @@ def plan(parts: Parts, stabilizer: Callable[[Tensor], Tensor], facts: Facts) -> 
 
 
 def _fits_a_grid(part: Part) -> bool:
-    """Whether each vector meets one matrix, at x: where the input has no say, a layer is linearised at ones."""
+    """Whether each vector meets one matrix, and not all vectors are ones (then a layer is linearised at ones)."""
     vectors = [vector for _, vector in part.terms]
     if not all(isinstance(vector, Hashable) for vector in vectors):
         return False
     return len(set(vectors)) == len(vectors) and not all(vector is one for vector in vectors)
 
 
-# Each of these looks for parts that it knows, to the last of their fields: a rule of one's own may look alike.
+# Each rewriting compares all fields of the parts that it is for: a rule of the user may look almost the same.
 
 
 def two_maps(now: Plan, facts: Facts) -> Plan:
-    """Compute Gamma by two maps in place of four, for g up to 1.
+    """Compute Gamma with two maps in place of four, if g is at most 1.
 
-    Accurate there: in d nothing cancels, and in r terms at most (1 + g) times as large as the result. A stabilizer that
-    looks at several denominators is to see all of one sign's, and gets the four maps.
+    This is accurate: nothing cancels in d, and in r only terms at most (1 + g) times as large as the result. A
+    stabilizer that looks at several entries of d at a time must see the denominators of one sign together, so it gets
+    the four maps.
     """
     match now.parts:
         case (Part(bias=Increased(g=g)), _) if g <= 1 and facts.additive and takes_entries(now.stabilizer):
@@ -72,13 +73,13 @@ def two_maps(now: Plan, facts: Facts) -> Plan:
 
 
 def forward_output(now: Plan, facts: Facts) -> Plan:
-    """Take a denominator A(w) x + b from the forward pass, which has computed it: the same numbers, one map less."""
+    """Take the denominator A(w) x + b from the forward pass: the same numbers, and one map less."""
     match now.parts:
         case (Part(terms=((change, vector),), bias=bias, coefficient=1.0, gate=0),) if change is vector is bias is same:
             return FromOutput(now.parts, now.stabilizer)
         case (Part(terms=((up, Distance(low)), (down, Distance(high))), bias=None, coefficient=1.0, gate=0),):
             known = (up, down) == (positive, negative) and facts.additive and low.shared and high.shared
-            # d is as large as its terms inside the box: where it is not, the bound of the formula itself is as wide
+            # inside the box, d is as large as its terms; outside, the rounding bound of the formula is as wide as this
             return Boxed(now.parts, now.stabilizer, (low, high)) if known and not facts.small else now
     return now
 
@@ -86,7 +87,7 @@ def forward_output(now: Plan, facts: Facts) -> Plan:
 def shifted_box(now: Plan, facts: Facts) -> Plan:
     """Shift ZBox by its bounds: A(w+) (x - l) + A(w-) (x - h), two maps in place of three.
 
-    With A(w) = A(w+) + A(w-), all terms of a matrix together have one sign inside the box, and nothing cancels.
+    A(w) = A(w+) + A(w-). Inside the box, all terms of one matrix have the same sign, so nothing cancels.
     """
     match now.parts:
         case (Part(terms=((_, _), (_, Minus(low)), (_, Minus(high)))) as part,):
@@ -98,32 +99,32 @@ def shifted_box(now: Plan, facts: Facts) -> Plan:
 
 
 def signs(now: Plan, _facts: Facts) -> Plan:
-    """Leave out what meets x- where x >= 0, as after a ReLU: these terms are 0."""
+    """Leave out the terms with x- if x >= 0, as after a ReLU: they are 0."""
     both = all({vector for _, vector in part.terms} == {positive, negative} for part in now.parts)
     known = type(now) is Together and now.columns == (positive, negative) and both
     return Signed(now.parts, now.stabilizer) if known else now
 
 
 def shared_denominators(now: Plan, _facts: Facts) -> Plan:
-    """Compute a denominator that does not depend on x for one sample: it is the same number for all."""
+    """If a denominator does not depend on x, compute it for one sample: it is the same for all."""
     if isinstance(now, ByWeights):
         return ByWeights(now.parts, now.stabilizer, rank_one=now.rank_one, shared=True)
     return now
 
 
 def rank_one(now: Plan, _facts: Facts) -> Plan:
-    """Add up what meets a matrix of ones before it does: one channel in place of C_in * C_out."""
+    """Where a matrix consists of ones, add up its inputs first: one channel in place of C_in * C_out."""
     if isinstance(now, ByWeights):
         return ByWeights(now.parts, now.stabilizer, rank_one=True, shared=now.shared)
     return now
 
 
 def blocks(now: Plan, facts: Facts) -> Plan:
-    """Do a large layer in blocks of samples or outputs that stay in cache: the same sums, in another order.
+    """Compute a large layer in blocks of samples or outputs that stay in cache: the same sums in another order.
 
-    Only for changes that are known to take each entry by itself: one's own may look at a whole weight or batch.
+    Only for changes that are known to be elementwise: one of the user may look at a whole weight or batch.
     """
-    # to ask a small one what is to be cut takes as long as an operation
+    # for a small layer, asking how to cut it would take as long as an operation
     now.in_blocks = takes_entries(now.stabilizer) and not facts.small and all(map(_by_entries, now.parts))
     return now
 
@@ -163,21 +164,21 @@ def _listed(names: str, where: str = "") -> frozenset[str]:
     return given
 
 
-#: What is switched off, for all threads: a backward pass may run on another one than where it was asked for.
+#: What is switched off, for all threads: a backward pass may run on another thread than the call that started it.
 off: frozenset[str] = _listed(os.environ.get(_VARIABLE, ""), f" (in the environment variable {_VARIABLE})")
 
 
 @contextmanager
 def without_rewriting(*names: str) -> Iterator[None]:
-    """Compute rules without what makes them fast, to find out whether that is at fault.
+    """Switch rewritings off, to find out whether one of them causes a wrong result.
 
-    The backward pass has to run inside the block. The environment variable LRP_RULES_WITHOUT does the same for a whole
+    The backward pass must run inside the block. The environment variable LRP_RULES_WITHOUT does the same for a whole
     program.
 
     Parameters
     ----------
     names
-        Rewritings to leave out; all of them by default, so that rules are computed as they are declared.
+        Rewritings to switch off. By default all, so that rules are computed exactly as declared.
 
     Raises
     ------

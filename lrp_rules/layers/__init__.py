@@ -1,1 +1,1 @@
-"""Layers as matrices that are never formed, and what is known of passes, numbers and memory for it."""
+"""Layers as matrices that are never formed, and helpers for derivatives, numbers and memory."""

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lrp_rules.layers.layer import Change
 
 
-#: Up to how many weights are not worth to be added up.
+#: Fewer weights than these are not added up: it would not be faster.
 ADDED = 2**12
-#: Up to how many input channels make a convolution wait for memory rather than for arithmetic.
+#: With up to this many input channels, memory limits the speed of a convolution, and not arithmetic.
 FEW = 16
 
 
@@ -36,7 +36,7 @@ class WindowLayer(WeightedLayer):
     input_dim: ClassVar[int]
 
     def matrix_of_ones(self) -> Matrix:
-        # it has rank one in its channels: all inputs of a group are added up, and all of its outputs are the same
+        # A(1) has rank one in the channels: it adds up all inputs of a group, and all outputs of the group are equal
         weight, groups, dim = self.parameters["weight"], self.module.groups, -self._dims - 1
         assert weight is not None
         thin = self.but(
@@ -55,7 +55,7 @@ class WindowLayer(WeightedLayer):
         return one.new_ones(()).expand(one.shape)
 
     def _product(self, v: Tensor, weight: Tensor) -> Tensor:
-        """Return A(weight) v. Where all channels of v are one tensor, the weights are added up before."""
+        """Return A(weight) v. If all channels of v are one tensor, the weights are added up first."""
         dim, groups = -self._dims - 1, self.module.groups
         if v.stride(dim) == 0 and v.shape[dim] > groups and weight.numel() > ADDED:
             # a convolution's weight holds the input channels of one group, a transposed convolution's those of all
@@ -79,17 +79,17 @@ def _side_by_side(tensors: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _gather(v: Tensor, groups: int, dim: int) -> Tensor:
-    """Add the channels of each group up; ``dim`` counts from the end."""
+    """Add up the channels of each group; ``dim`` counts from the end."""
     if v.shape[dim] == groups:
         return v
-    if groups > 1:  # is_grads_batched does not know unflatten
+    if groups > 1:  # is_grads_batched does not support unflatten
         v = v.reshape(*v.shape[:dim], groups, v.shape[dim] // groups, *v.shape[v.ndim + dim + 1 :])
     gathered: Tensor = v.sum(dim, keepdim=groups == 1)
     return gathered
 
 
 def _spread(v: Tensor, count: int, groups: int, dim: int) -> Tensor:
-    """Give each of the ``count`` channels of a group what the group has; a single group is left to broadcast."""
+    """Give each of the ``count`` channels of a group the value of the group; a single group is left to broadcast."""
     return v if groups == 1 or count == 1 else v.repeat_interleave(count, dim)
 
 
@@ -128,7 +128,7 @@ class ConvLayer(WindowLayer):
                     return convolve(s, turned, None, module.stride, around, module.dilation)
             batch = s if s.ndim == n + 2 else s[None]
             size = (batch.shape[0], channels, *padded)
-            # of the input, only shape and layout are looked at
+            # only shape and layout of the input matter
             like = self.x if self.x.shape == size else batch.new_empty(size)
             options = (module.stride, padding, module.dilation, False, [0] * n, module.groups)
             r: Tensor = torch.ops.aten.convolution_backward(batch, like, weight, None, *options, [True, False, False])[
@@ -142,7 +142,7 @@ class ConvLayer(WindowLayer):
         def forward(v: Tensor) -> Tensor:
             alone = v.ndim == 5 and v.shape[0] == 1 and v.dtype == torch.float32
             if alone and v.device.type == "cpu" and not plain():
-                # torch gives one sample of volumes to code that takes three times as long as another does for two
+                # for a single 3d sample, torch uses code that takes three times as long as its code for two samples
                 return self._product(v.expand(2, *v.shape[1:]), weight)[:1]
             return self._product(v, weight)
 
@@ -153,7 +153,7 @@ class ConvLayer(WindowLayer):
         channels = self.x.shape[dim]
         if len(rows) * count == 1 or self.module.groups > 1 or channels > FEW or any(nothing in row for row in rows):
             return super().grid(*rows)
-        # a convolution of few channels takes as long for twice as many: side by side, and what they add up to is free
+        # a convolution with few channels takes as long with twice as many: put both side by side, the sum is free
         weight = _side_by_side([_side_by_side([self._weight(change) for change in row], 1) for row in rows], 0)
         wide = self.x.narrow(dim, 0, 1).expand(*self.x.shape[:dim], count * channels, *self.x.shape[dim + 1 :])
         A = self.but(
@@ -170,7 +170,7 @@ class ConvLayer(WindowLayer):
         if module.padding == "valid":
             return [(0, 0) for _ in module.kernel_size]
         if module.padding == "same":
-            # an odd total puts its extra element behind
+            # if the total is odd, the extra element is at the end
             totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
             return [(total // 2, total - total // 2) for total in totals]
         assert not isinstance(module.padding, str)
@@ -178,10 +178,10 @@ class ConvLayer(WindowLayer):
 
 
 def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: str) -> Tensor:
-    """Transpose of ``F.pad``: every padded element gives what it has to the element that it copies."""
+    """Transpose of ``F.pad``: each padded element is added to the element that it is a copy of."""
     if mode == "zeros":
         return F.pad(g, [-side for side in pads])
-    if stands_for_many():  # where autograd cannot be asked
+    if stands_for_many():  # where autograd is not available
         return _pad_transposed_by_index(g, shape, pads, mode)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -193,7 +193,7 @@ def _pad_transposed(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: st
 def _pad_transposed_by_index(g: Tensor, shape: tuple[int, ...], pads: list[int], mode: str) -> Tensor:
     for dim, sides in zip(range(-1, -len(pads) // 2 - 1, -1), zip(pads[::2], pads[1::2], strict=True), strict=True):
         size = shape[dim]
-        # a float64 holds every index
+        # float64 represents every index exactly
         places = torch.arange(size, dtype=torch.float64, device=g.device)[None, None]
         index = F.pad(places, sides, mode=mode)[0, 0].long()
         zeros = torch.zeros([*g.shape[:dim], size, *g.shape[g.ndim + dim + 1 :]], dtype=g.dtype, device=g.device)
@@ -210,7 +210,7 @@ class ConvTransposeLayer(WindowLayer):
     input_dim: ClassVar[int] = 0
 
     def excess(self) -> Tensor | None:
-        # where windows do not overlap, an output is made of few products for each channel, and looking takes too long
+        # if windows do not overlap, an output has few products for each channel, and the check would take too long
         return super().excess() if max(self.module.stride) == 1 else None
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -218,7 +218,7 @@ class ConvTransposeLayer(WindowLayer):
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
         assert not isinstance(module.padding, str)
         padding: tuple[int, ...] = module.padding
-        # output_size is an argument of the call, so only the output tells how much was added behind
+        # output_size is an argument of the call, so only the shape of the output tells how much was added at the end
         sizes = zip(self.shape[-n:], x.shape[-n:], strict=True)
         geometry = zip(sizes, module.stride, padding, module.dilation, module.kernel_size, strict=True)
         extra = [out - ((size - 1) * s - 2 * p + d * (k - 1) + 1) for (out, size), s, p, d, k in geometry]
@@ -230,7 +230,7 @@ class ConvTransposeLayer(WindowLayer):
 
         def transposed(s: Tensor) -> Tensor:
             r = convolve(s, weight, None, module.stride, module.padding, module.dilation, module.groups)
-            # an output_padding of a stride or more makes room for windows that no input has
+            # an output_padding of one stride or more adds outputs that no input reaches
             for dim, size in enumerate(self.x.shape[-n:], start=-n):
                 r = r.narrow(dim, 0, size)
             return r

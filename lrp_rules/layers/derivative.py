@@ -1,4 +1,4 @@
-"""Whether a pass of autograd propagates relevance, or differentiates: there, no rule is in force."""
+"""Tell whether a pass of autograd propagates relevance or computes a derivative. Rules do not act in a derivative."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class _Within(threading.local):
-    """What a thread is inside of: no derivative, one by inputs alone, or one by parameters, too."""
+    """State of a thread: in no derivative, in one by inputs only, or in one by parameters, too."""
 
     by_parameters: bool | None = None
 
 
 class Derivative(torch.autograd.Function):
-    """Stands behind a relevance that may be differentiated.
+    """Autograd node of a relevance that may be differentiated.
 
     One pass of autograd is either a propagation of relevance or a derivative of one: it is a derivative if one of these
-    nodes is among those that it will execute. The engine is asked, once in each pass. The order in which it executes
-    them tells nothing: it depends on threads, devices and on when each node was made.
+    nodes is among those that it will execute. The autograd engine is asked once in each pass. The order of execution
+    would not tell: it depends on threads, on devices, and on when each node was created.
     """
 
     alive: ClassVar[set[weakref.ref[Any]]] = set()
     passes: ClassVar[dict[int, bool]] = {}
     within: ClassVar[_Within] = _Within()
-    #: The outputs' nodes of modules that are linearised now. Their passes may go through threads of several devices.
+    #: Nodes of the outputs of modules that are being linearised. Their passes may run on threads of several devices.
     linearised: ClassVar[list[Any]] = []
 
     @staticmethod
@@ -47,20 +47,20 @@ class Derivative(torch.autograd.Function):
 
     @staticmethod
     def behind(r: Tensor, of_the_call: Sequence[Tensor] = ()) -> Tensor:
-        """Return a relevance, or a derivative of one, that is noticed when it is differentiated.
+        """Return a relevance, or a derivative of one, so that differentiating it is noticed.
 
         ``of_the_call`` are the inputs and parameters of the call it belongs to. The engine leaves out what does not
         lead to where a gradient is wanted, and not every relevance depends on its input, so that it has to be told.
         """
         kind = Derivative if interpreters() is None else _OfTorchFunc
         noticed: Tensor = kind.apply(r, *of_the_call)  # type: ignore[no-untyped-call]
-        # a pass that ends at r does not differentiate r, but its node would count as executed
+        # a pass that ends at r does not differentiate r, although its node would count as executed
         return noticed.view_as(noticed)
 
     @staticmethod
     @contextmanager
     def inside(*, by_parameters: bool = True) -> Iterator[None]:
-        """Take every pass that begins here, on this thread, for a derivative, or a part of the one it is in.
+        """Treat each pass that begins inside, on this thread, as a derivative, or as part of the one it is in.
 
         ``by_parameters`` says whether it is one by parameters, too, or by inputs alone.
         """
@@ -75,7 +75,7 @@ class Derivative(torch.autograd.Function):
 
     @staticmethod
     def under_way() -> bool:
-        """Whether this pass is a derivative: of a relevance, or of a module that a rule looks at as a whole."""
+        """Whether this pass is a derivative: of a relevance, or of a module that a rule linearises as a whole."""
         if Derivative.within.by_parameters is not None:
             return True
         if not Derivative.alive and not Derivative.linearised:
@@ -93,13 +93,13 @@ class Derivative(torch.autograd.Function):
 
     @staticmethod
     def by_parameters() -> bool:
-        """Whether the derivative that this is ``inside`` of is one by parameters, too."""
+        """Whether this is ``inside`` a derivative by parameters."""
         return bool(Derivative.within.by_parameters)
 
     @staticmethod
     @contextmanager
     def linearising(outputs: Sequence[Tensor]) -> Iterator[None]:
-        """Take a pass that begins at these outputs for the Jacobian of a module, on whatever thread it goes."""
+        """Treat a pass that begins at these outputs as the Jacobian of a module, on any thread."""
         nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
         Derivative.linearised.extend(nodes)
         try:
@@ -111,7 +111,7 @@ class Derivative(torch.autograd.Function):
 
 
 class _OfTorchFunc(Derivative):
-    """The same in the form that torch.func asks for, which takes longer."""
+    """The same in the form that torch.func requires, which is slower."""
 
     @staticmethod
     def forward(r: Tensor, *_of_the_call: Tensor) -> Tensor:  # type: ignore[override]
@@ -128,9 +128,9 @@ class _OfTorchFunc(Derivative):
 
 
 class _Pass:
-    """Keeps what is known of a pass as long as autograd keeps it: until the pass ends.
+    """Holds what is known about a pass until the pass ends.
 
-    Autograd calls it at the end of a pass that succeeds, and lets go of it after one that does not, too.
+    Autograd calls it at the end of a pass that succeeds, and releases it after one that fails.
     """
 
     def __init__(self, number: int, found: bool) -> None:
@@ -145,10 +145,10 @@ class _Pass:
 
 
 class _Ends(torch.autograd.Function):
-    """One node behind all that a derivative of a call ends at.
+    """One node at which a derivative of a call ends.
 
-    Autograd visits everything above the deepest of the ends. Parameters are leaves, the deepest that there are: without
-    this node, each call would be a walk through the whole graph below it.
+    Autograd visits everything above the deepest end. Parameters are leaves, the deepest of all: without this node, each
+    call would walk through the whole graph below it.
     """
 
     @staticmethod
@@ -161,9 +161,9 @@ class _Ends(torch.autograd.Function):
 
 
 def ends(tensors: Sequence[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]:
-    """Return tensors to differentiate to, which depend on nothing of each other.
+    """Return tensors to differentiate by, none of which depends on another.
 
-    An input may depend on the parameters, as where a module is called twice; several inputs may be one tensor.
+    Inputs may depend on the parameters, if a module is called twice, and several inputs may be one tensor.
     """
     wanted = [t for t in tensors if t.requires_grad]
     if not create_graph:

@@ -1,7 +1,7 @@
 """The one matrix that a module with several parameters makes of them: LoRA, weight standardisation.
 
-A rule changes *the* weight of a layer. Where a module computes with another one than it holds, W + B A say, or W less
-its mean, a change of what it holds is not a change of that.
+A rule changes *the* weight of a layer. A module may compute its weight from several parameters, such as W + B A, or W
+minus its mean. Changing those parameters is not the same as changing that weight.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 
 def effective(rule: object, layer: TracedLayer) -> Layer:
-    """Return the layer as a rule that changes parameters is to see it.
+    """Return the layer as a rule that changes parameters must see it.
 
-    That is the layer of its one matrix, if it has one; else as it is, if its matrix is proportional to what it holds.
+    That is the layer with its one matrix, if there is one. Otherwise it is the layer itself, if its matrix is
+    proportional to its parameters.
     """
     module = layer.module
     parts = [part for name, part in module.named_children() if name != "parametrizations"]
     alone = not any(True for part in parts for _ in part.parameters())
     if layer.fixed or (alone and type(module).forward.__module__.startswith("torch.nn.")):
-        return layer  # torch's own layers mean their parameters
-    # what is set to zero is a parameter that the module holds, and no part of the one weight but for the bias
+        return layer  # torch's own layers use their parameters as they are
+    # zero_params names parameters of the module; only the bias is also one of the effective layer
     found = None if set(layer.zero_params) & set(layer.given) - {"bias"} else _linear(layer) or _convolution(layer)
     ambiguous = not alone and found is not None and _is_proportional(layer)  # the own weight, or the one of the whole
     if found is not None and not ambiguous:
@@ -67,7 +68,7 @@ def _half(value: Tensor) -> Tensor:
 
 
 def _is_proportional(layer: TracedLayer) -> bool:
-    """Whether half the parameters make half the matrix: that is exact in floating point, and shows at any vector."""
+    """Whether half the parameters give half the matrix. Halving is exact in floating point, so any vector shows it."""
     real = layer.but(zero_params=())
     s = probe(real.real_outputs[0])
     with torch.no_grad():
@@ -96,7 +97,7 @@ def _convolution(layer: TracedLayer) -> Layer | None:
     module = layer.module
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return None
-    # so large that the window of an output in the middle lies inside, and touches no padding
+    # large enough that the window of an output in the middle does not touch the padding
     reach = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     sizes = [5 * size + 4 * stride for size, stride in zip(reach, module.stride, strict=True)]
     zeros = layer.x.new_zeros((1, module.in_channels, *sizes))
@@ -136,7 +137,7 @@ def _at_zero(layer: TracedLayer, shape: tuple[int, ...], s: Tensor) -> tuple[Ten
         zeros = layer.x.new_zeros(shape, requires_grad=True)
         try:
             constant = layer.run(layer.given, zeros)[0]
-        except RuntimeError:  # it does not take every batch
+        except RuntimeError:  # the module does not accept every batch size
             return None
     if constant.shape != s.shape or not constant.requires_grad:
         return None
@@ -144,7 +145,7 @@ def _at_zero(layer: TracedLayer, shape: tuple[int, ...], s: Tensor) -> tuple[Ten
 
 
 def _checked(layer: TracedLayer, kind: type[Layer], given: dict[str, Tensor]) -> Layer | None:
-    """Return the layer, if it gives what the module gave."""
+    """Return the layer if it gives the same output as the module did."""
     weighed = {name: value if torch.is_grad_enabled() else value.detach() for name, value in given.items()}
     found = kind(layer.module, layer.inputs, None, layer.shape, weighed, layer.zero_params, run=layer.run)
     with torch.no_grad():

@@ -1,7 +1,6 @@
-"""Which modules are known as matrices: :func:`layer_type`. All others are traced.
+"""Modules whose matrix is known: :func:`layer_type`. All others are traced.
 
-A module that is not known is linearised at x: A is its Jacobian there, and b what the linearisation leaves over,
-f(x) - A x.
+A module that is not known is linearised at x: A is its Jacobian there, and b = f(x) - A x.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
 
     from lrp_rules.layers.layer import Change, Coefficients, Tensors
 
-#: How many weights are changed at a time, for each thread. A layer with many more is done in blocks of its outputs: a
-#: block is changed into memory that stays in cache, and used forwards and backwards, so that each weight is read once.
+#: How many weights are changed at a time, for each thread. A layer with many more is computed in blocks of outputs: the
+#: changed block stays in cache and is used forwards and backwards, so each weight is read from memory once.
 ROWS = 2**19
 #: With more products than this, a quarter of the outputs is done at a time also where no weight is changed. R / S(d) is
 #: as large as the output, and a quarter of it takes a quarter of that memory, for a per cent or two of the time.
 QUARTERED = 2**26
-#: Fewer rows of a weight are not worth operations of their own.
+#: A block has at least this many rows of the weight.
 LEAST = 256
 
 __all__ = [
@@ -51,7 +50,7 @@ __all__ = [
 
 
 class Weight(Matrix):
-    """A matrix that is there: the weight of a linear layer."""
+    """A matrix that exists in memory: the weight of a linear layer."""
 
     __slots__ = ("weight",)
     fresh = True
@@ -88,7 +87,7 @@ class LinearLayer(WeightedLayer):
         if x.device.type != "cpu" or x.shape[-1] <= TERMS:
             return None
         some = x[..., :TERMS].abs()
-        # |w| in blocks no larger than the output: all of it would be the most that is made for a few samples
+        # |w| in blocks no larger than the output: for few samples, a whole |w| would be the largest tensor of all
         step = max(LEAST, self.shape.numel() // TERMS)
         blocks = zip(weight[:, :TERMS].split(step), bias.split(step), strict=True)
         found = [F.linear(some, w.abs(), -b.abs()) for w, b in blocks]
@@ -128,7 +127,7 @@ class LinearLayer(WeightedLayer):
 
     @property
     def takes_samples(self) -> bool:
-        # each part of the samples would read, and change, every weight once more
+        # each part of the samples would read and change every weight again
         weight = self.given["weight"]
         return weight is not None and weight.numel() <= ROWS
 
@@ -235,10 +234,10 @@ class PoolLayer(FixedLayer):
 
     def _transposed(self, s: Tensor) -> Tensor:
         n, module = self._dims, self.module
-        like = s.new_empty((*s.shape[:-n], *self.x.shape[-n:]))  # of the input, only the shape is looked at
+        like = s.new_empty((*s.shape[:-n], *self.x.shape[-n:]))  # only the shape of the input matters
         ends = (module.ceil_mode, module.count_include_pad)
         if isinstance(module, nn.AvgPool1d):
-            # torch has it in two dimensions alone
+            # torch has this for two dimensions only
             sizes = ((1, *_single(module.kernel_size)), (1, *_single(module.stride)), (0, *_single(module.padding)))
             flat: Tensor = torch.ops.aten.avg_pool2d_backward(s[..., None, :], like[..., None, :], *sizes, *ends, None)
             return flat[..., 0, :]
@@ -247,12 +246,12 @@ class PoolLayer(FixedLayer):
         return r
 
 
-#: Named after what it is used for otherwise, and several times as fast as torch.where.
+#: The backward pass of a threshold: several times as fast as torch.where.
 _threshold = torch.ops.aten.threshold_backward
 
 
 def gated(v: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return v where the gate is above 0, and 0 elsewhere."""
+    """Return v where the gate is above 0, else 0."""
     kept: Tensor = _threshold.default(v, gate, 0) if out is None else _threshold.grad_input(v, gate, 0, grad_input=out)
     return kept
 
@@ -275,7 +274,7 @@ _CONVOLUTIONS = {nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._co
 
 
 def layer_type(module: nn.Module) -> type[Layer]:
-    """Return how ``module`` is to be seen. A subclass that computes its output in a way of its own is traced."""
+    """Return the layer class for ``module``. A subclass with a forward method of its own is traced."""
     if "forward" in module.__dict__:
         return TracedLayer
     found = _KNOWN.get(type(module).forward, TracedLayer)

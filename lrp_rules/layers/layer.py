@@ -18,26 +18,26 @@ from lrp_rules.params import zeroed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    #: Elementwise; as torch's own functions, it takes ``out``.
+    #: An elementwise change. Like functions of torch, it takes ``out``.
     Change = Callable[..., Tensor]
     Parameters = Mapping[str, Tensor | None]
     Tensors = Sequence[Tensor]
-    #: Gives a relevance, into ``out`` if it likes.
+    #: Gives a relevance; it may write it to ``out``.
     Formula = Callable[["Layer", Tensor, Tensor | None], Tensor]
     #: Gives the coefficients of the vectors.
     Coefficients = Callable[["Layer", Tensors, Tensor], Tensors]
 
 
 def nothing(v: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return zeros, the change that leaves no matrix: A(0) = 0."""
+    """Return zeros: the change that makes the matrix zero."""
     return torch.mul(v, 0, out=out)
 
 
 class Matrix:
-    """A matrix known by what it does: ``A @ v`` and ``A.T @ s``.
+    """A matrix, given by its products ``A @ v`` and ``A.T @ s``.
 
-    ``plus(v, d)`` is d + A v and ``onto(s, c)`` is c + A^T s. Where what a matrix gives is ``fresh``, nobody else's,
-    they may write to d and c, which it has given.
+    ``plus(v, d)`` is d + A v, and ``onto(s, c)`` is c + A^T s. If the results of a matrix are ``fresh``, used by nobody
+    else, these two may write to d and c.
     """
 
     __slots__ = ()
@@ -63,9 +63,9 @@ class Matrix:
         return torch.add(c, self.transposed(s), out=into(c) if self.fresh else None)
 
 
-@dataclass(slots=True)  # frozen ones take longer to make than a small product
+@dataclass(slots=True)  # making a frozen dataclass takes longer than a small product
 class Map(Matrix):
-    """A matrix that is made of two functions."""
+    """A matrix made of two functions."""
 
     forward: Callable[[Tensor], Tensor]
     transposed: Callable[[Tensor], Tensor]
@@ -75,7 +75,7 @@ class Map(Matrix):
 class Grid:
     """Matrices A_jk in rows: ``A @ v`` is sum_k A_jk v_k for each j, ``A.T @ s`` is sum_j A_jk^T s_j for each k.
 
-    None stands for zeros. ``start`` is added to what ``A.T @ s`` gives.
+    None stands for a matrix of zeros. ``start`` is added to the result of ``A.T @ s``.
     """
 
     __slots__ = ("rows", "start")
@@ -124,7 +124,7 @@ class _Transposed:
 
 
 class GridMap(Grid):
-    """A grid that is made of two functions."""
+    """A grid made of two functions."""
 
     __slots__ = ("forward", "transposed")
 
@@ -138,7 +138,7 @@ class GridMap(Grid):
         return self.transposed(s)
 
 
-#: Up to how many pairs of an input and an output a layer is small. It has no more products than pairs.
+#: A layer with up to this many pairs of an input and an output is small. It has no more products than pairs.
 SMALL = 2**20
 
 
@@ -153,7 +153,7 @@ class Layer:
     inputs
         The tensors it was called with; most rules know one, ``x``.
     outputs
-        What it returned. None where that is no longer known, as after an in-place operation behind the module.
+        What it returned. None if that is no longer known, as after an in-place operation behind the module.
     shape
         The shape of the output.
     given
@@ -165,11 +165,11 @@ class Layer:
     buffers
         Buffers that the call used, by name.
     start
-        Where this is a part of the outputs: the coefficients that the parts before it gave.
+        If this is one of several parts of the outputs: the sum of the coefficients of the parts before it.
     memo
-        What was made ``once``, for all samples.
+        Values that ``once`` has made, the same for all samples.
     known_right
-        What was compared of the module's numbers, and found right: it is not compared again.
+        Names of properties of the module that were checked and found true. They are not checked again.
 
     """
 
@@ -187,7 +187,7 @@ class Layer:
 
     #: Names of the parameters that A and b are made of.
     used_parameters: ClassVar[frozenset[str]] = frozenset()
-    #: Names of buffers that A and b are made of; ``buffers`` has them as the call used them.
+    #: Names of buffers that A and b are made of; their values are in ``buffers``.
     used_buffers: ClassVar[tuple[str, ...]] = ()
 
     def matrix(self, change: Change | None = None) -> Matrix:
@@ -199,7 +199,7 @@ class Layer:
         if len(rows) == len(rows[0]) == 1:
             return Grid(((self.matrix(rows[0][0]),),), self.start)
         if self.fixed and not any(nothing in row for row in rows):
-            # one matrix in every place: a sum goes through it once
+            # all entries are the same matrix: apply it to the sum
             A, height, width = self.matrix(), len(rows), len(rows[0])
             return GridMap(
                 lambda vectors: [A @ reduce(torch.add, vectors)] * height,
@@ -209,7 +209,7 @@ class Layer:
         return Grid([[made[change] for change in row] for row in rows], self.start)
 
     def matrix_of_ones(self) -> Matrix:
-        """Return A(1). What it gives may have one channel for all that are the same."""
+        """Return A(1). Its results may have one channel in place of several equal ones."""
         return self.matrix(torch.ones_like)
 
     @property
@@ -218,21 +218,21 @@ class Layer:
         raise NotImplementedError
 
     def plus(self, d: Tensor, b: Tensor) -> Tensor:
-        """Return d + b, for d that the layer's matrices gave and that is not needed any more."""
+        """Return d + b. It may write to d, which a matrix of this layer gave."""
         return d + b
 
     def output(self) -> Tensor:
-        """Return what the module returned, once more, to the last bit."""
+        """Return the output of the module again, equal to the last bit."""
         raise NotImplementedError
 
     def but(self, **fields: Any) -> Self:
-        """Return the layer with other values of some fields."""
+        """Return the layer with some fields replaced."""
         other = object.__new__(type(self))  # dataclasses.replace takes longer than a small product
         vars(other).update(vars(self), **fields)
         return other
 
     def once(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
-        """Return what ``make`` makes, which is the same for all samples: for all parts of them, if there are parts."""
+        """Return what ``make`` makes, which is the same for all samples, and make it once for all parts of a batch."""
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
@@ -242,11 +242,11 @@ class Layer:
         return self.but(inputs=(x,), outputs=None)
 
     def ones(self) -> Tensor:
-        """Return ones for the input: one sample of them, since all samples are the same."""
+        """Return ones in the shape of one sample of the input."""
         return torch.ones_like(self.x[:1] if self.batched else self.x)
 
     def by_samples(self, formula: Formula, R: Tensor) -> Tensor:
-        """Return ``formula(self, R)``, for a formula that takes each sample by itself: by parts, if faster."""
+        """Return ``formula(self, R)``, in parts of the batch if that is faster. Samples must be independent in it."""
         x = self.x
         takes = large(x, R) and self.takes_samples and self.start is None and self.batched
         cuts = parts(R.shape[0], x, R) if takes else None
@@ -263,21 +263,21 @@ class Layer:
         return r
 
     def by_outputs(self, coefficients: Coefficients, vectors: Tensors, R: Tensor, *, changes_weights: bool) -> Tensors:
-        """Return ``coefficients(self, vectors, R)``, what one grid's ``A.T @ s`` gives: by parts of s, if better.
+        """Return ``coefficients(self, vectors, R)``, the ``A.T @ s`` of a grid, in parts of s if that is better.
 
-        That saves time where weights are changed for it, and memory in any case.
+        It saves time where weights are changed, and memory in any case.
         """
         return coefficients(self, vectors, R)
 
     def total(self, vectors: Tensors, coefficients: Tensors, out: Tensor | None = None) -> Tensor:
-        """Return r = sum v * c over vectors and their coefficients, which are not needed any more."""
+        """Return r = sum v * c over vectors and their coefficients. It may write to the coefficients."""
         r = torch.mul(vectors[0], coefficients[0], out=self._into(coefficients[0]) if out is None else out)
         for v, c in zip(vectors[1:], coefficients[1:], strict=True):
             r = torch.addcmul(r, v, c, out=into(r))
         return r
 
     def _into(self, coefficient: Tensor) -> Tensor | None:
-        """Return the coefficient, if r may be written over it: nobody else has its memory."""
+        """Return the coefficient if r may be written over it, as nobody else uses its memory."""
         return None
 
     def pull(self, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -285,18 +285,18 @@ class Layer:
         return (self.back(self.matrix(), s[0]),)
 
     def back(self, A: Matrix, s: Tensor) -> Tensor:
-        """Return A^T s, with what the parts of the outputs before this one gave."""
+        """Return A^T s plus the result of the parts of the outputs before this one."""
         return A.transposed(s) if self.start is None else A.onto(s, self.start[0])
 
     @property
     def real_outputs(self) -> tuple[Tensor, ...]:
-        """What the module itself returned, whatever the rule sets to zero."""
+        """The outputs of the module, whatever the rule sets to zero."""
         return self.outputs if self.outputs is not None else (self.output(),)
 
     @property
     def linear_outputs(self) -> tuple[Tensor, ...]:
-        """A(w) x + b. Where nothing is set to zero, the forward pass has computed it already."""
-        # not z - b: where b outweighs A x, that difference would have lost the digits of A x
+        """A(w) x + b. If the rule sets nothing to zero, the forward pass has computed it already."""
+        # not z - b: if b is much larger than A x, the difference has lost the digits of A x
         return (self.plus(self.matrix() @ self.x, self.bias),) if self.zeroes else self.real_outputs
 
     @property
@@ -306,12 +306,12 @@ class Layer:
 
     @property
     def z(self) -> Tensor:
-        """The only output of the module itself."""
+        """The only output of the module."""
         return self.real_outputs[0]
 
     @property
     def zeroes(self) -> bool:
-        """Whether ``zero_params`` names a parameter that is there."""
+        """Whether ``zero_params`` names a parameter of this layer."""
         return any(self.given.get(name) is not None for name in self.zero_params)
 
     @property
@@ -326,28 +326,28 @@ class Layer:
 
     @property
     def small(self) -> bool:
-        """Whether its products take so little that the number of operations is what counts: nothing is worth a cut."""
+        """Whether the layer is so small that the number of operations determines the time. Blocks do not help then."""
         return self.x.numel() * self.shape.numel() <= SMALL
 
     @property
     def takes_samples(self) -> bool:
-        """Whether it may be faster to do some samples after the others."""
+        """Whether it may be faster to compute the samples in parts."""
         return True
 
     @property
     def fixed(self) -> bool:
-        """Whether every change of the parameters leaves A as it is."""
+        """Whether A does not depend on the parameters."""
         return False
 
     @property
     def additive(self) -> bool:
-        """Whether A(v + w) = A(v) + A(w), so that a formula may be put together from fewer maps."""
+        """Whether A(v + w) = A(v) + A(w), so that rewritings may combine maps."""
         return self.parameters.get("weight") is not None
 
 
-#: Up to how many products a sum is computed anew, rather than taken from one that holds a bias, too.
+#: With up to this many products, A x is computed again, and not taken as z - b.
 ANEW = 2**21
-#: How many products of an output are looked at to see that their sum outweighs its bias.
+#: So many products of an output are summed to see whether they are larger than its bias.
 TERMS = 64
 
 
@@ -385,8 +385,8 @@ class WeightedLayer(Layer):
         bias, out = self.given["bias"], self.outputs
         if bias is None or out is None or self.zero_params != ("bias",) or self.multiply_adds <= ANEW:
             return (self._anew(),)
-        # z - b is A x but for rounding, unless b outweighs A(|w|) |x| and has taken the digits of A x. That sum is at
-        # least |A x|, and what some of the inputs contribute to it.
+        # z - b is A x within rounding, unless b is larger than A(|w|) |x| and A x has lost its digits. A(|w|) |x| is
+        # at least |A x|, and at least what some of the inputs contribute to it.
         excess = None if plain() else self.excess()
         if excess is not None:
             difference = out[0] - self._per_output(bias)
@@ -402,18 +402,18 @@ class WeightedLayer(Layer):
 
     @property
     def parameters(self) -> Parameters:
-        # a bias of zeros is none
+        # a bias of zeros counts as no bias
         return {**self.given, "bias": None} if self.zero_params == ("bias",) else super().parameters
 
     @property
     def multiply_adds(self) -> int:
-        """How many products A x is made of, about."""
+        """The approximate number of products in A x."""
         weight = self.given["weight"]
         assert weight is not None
         return weight.numel() * self.shape.numel() // max(1, weight.shape[0])
 
     def excess(self) -> Tensor | None:
-        """Return a part of A(|w|) |x|, less |b|; None where that takes as long as A x, or has to be waited for."""
+        """Return a part of A(|w|) |x| minus |b|; None if that takes as long as A x, or would make the program wait."""
         raise NotImplementedError
 
     def _into(self, coefficient: Tensor) -> Tensor | None:
@@ -421,7 +421,7 @@ class WeightedLayer(Layer):
         return coefficient if fits else None
 
     def run_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return what the module would, with these parameters."""
+        """Return what the module would return with these parameters."""
         raise NotImplementedError
 
     def output(self) -> Tensor:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class TracedLayer(Layer):
-    """Any other module, linearised at its inputs: A is its Jacobian there, through the graph of the call.
+    """Any other module, linearised at its inputs: A is its Jacobian there, from the graph of the call.
 
-    The module is run again, by ``run``, only for changed parameters or inputs.
+    ``run`` runs the module again, only if parameters or inputs are changed.
     """
 
     def matrix(self, change: Change | None = None) -> Matrix:
@@ -77,7 +77,7 @@ class TracedLayer(Layer):
 
     @property
     def takes_samples(self) -> bool:
-        return False  # there is one graph for all of them
+        return False  # all outputs share one graph
 
     @property
     def fixed(self) -> bool:
@@ -85,7 +85,7 @@ class TracedLayer(Layer):
 
     @property
     def additive(self) -> bool:
-        return False  # nobody knows how the module uses its parameters, if it has any
+        return False  # how the module uses its parameters is unknown
 
     @property
     def linear_outputs(self) -> Tensors:
@@ -99,7 +99,7 @@ class TracedLayer(Layer):
         inputs, outputs = self._trace(None)
         create_graph = torch.is_grad_enabled()
         if create_graph and len(inputs) == len(outputs) == 1 and "twice" not in self.known_right:
-            # a derivative of this would miss what torch does not know
+            # a derivative of this would silently be incomplete
             v = self.x.detach()
             found = _twice(outputs, inputs, v, create_graph=False)
             if not self._is_right("twice", outputs, inputs, v, found):
@@ -115,7 +115,7 @@ class TracedLayer(Layer):
         return torch.ones_like(self.x)
 
     def _is_right(self, what: str, outputs: Tensors, inputs: Tensors, v: Tensor, found: Tensor) -> bool:
-        """Whether A v is what A^T says, where there are numbers; asked until it is: some vectors do not tell."""
+        """Whether A v fits A^T. Checked again for each call until it does, as some vectors do not show a difference."""
         if what in self.known_right or stands_for_many() or v.is_meta:
             return True
         right = _is_transposed(outputs, inputs, v, found)
@@ -140,7 +140,7 @@ class TracedLayer(Layer):
 
 
 def _twice(outputs: Tensors, inputs: Tensors, v: Tensor, *, create_graph: bool) -> Tensor:
-    """A v, by a derivative of A^T u: that is linear in u, so that its own transpose is A."""
+    """A v as a derivative of A^T u: A^T u is linear in u, and the transpose of that map is A."""
     with torch.enable_grad():
         u = torch.zeros_like(outputs[0], requires_grad=True)
         (pulled,) = _jacobian_pull(outputs, inputs[:1], (u,), create_graph=True)
@@ -148,19 +148,19 @@ def _twice(outputs: Tensors, inputs: Tensors, v: Tensor, *, create_graph: bool) 
 
 
 def _is_transposed(outputs: Tensors, inputs: Tensors, v: Tensor, found: Tensor) -> bool:
-    """Whether <A v, s> is <v, A^T s>, but for rounding."""
+    """Whether <A v, s> equals <v, A^T s> within rounding."""
     s = probe(outputs[0])
     (pulled,) = _jacobian_pull(outputs, inputs[:1], (s,), create_graph=False)
     left, right = found.detach() * s, v.detach() * pulled.detach()
     room = math.sqrt(torch.finfo(s.dtype).eps) * (left.abs().sum() + right.abs().sum())
     difference = (left.sum() - right.sum()).abs()
-    return bool((difference <= room) | ~difference.isfinite())  # what is infinite or NaN shows by itself
+    return bool((difference <= room) | ~difference.isfinite())  # infinity and NaN are visible anyway
 
 
 def _jacobian_pull(
     outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool, module: nn.Module | None = None
 ) -> Tensors:
-    """A^T s, where modules inside may have rules of their own: A is the Jacobian, whatever they say."""
+    """A^T s, if modules inside may have rules of their own: A is the Jacobian without these rules."""
     with torch.enable_grad():
         # the engine knows what it will execute below where it begins, but not that itself
         begin = tuple(output.view_as(output) for output in outputs)
@@ -171,7 +171,7 @@ def _jacobian_pull(
 def pull(
     outputs: Tensors, inputs: Tensors, s: Tensors, *, create_graph: bool, module: nn.Module | None = None
 ) -> Tensors:
-    """A^T s, by the graph between inputs and outputs; zero where there is none, which is refused of a ``module``."""
+    """A^T s, from the graph between inputs and outputs; zero without a graph, which is refused for a ``module``."""
     pairs = [(output, part) for output, part in zip(outputs, s, strict=True) if output.requires_grad]
     wanted = [x for x in inputs if x.requires_grad]
     pulled = torch.autograd.grad(

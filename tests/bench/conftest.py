@@ -64,7 +64,7 @@ def example_rows() -> list[dict[str, Any]]:
         _row(_CONV, "ZPlus()", "lrp_rules", "gradient", 1.62, goal=1.65),
         _row(_CONV, "ZPlus()", zennit, "gradient", 4.1, peak_bytes=9.6e6),
         _row(_CONV, "ZPlus()", "lrp_rules", zennit, 0.39, goal=1.0),
-        _row(_CONV, "ZPlus()", captum, "gradient", 0.0, status="wrong", agreement_ratio=1.2e6,
+        _row(_CONV, "ZPlus()", captum, "gradient", 0.0, status="disagrees", agreement_ratio=1.2e6,
              reason="sample 0, entry 17: got 0.41, expected 0.52, 1.2e+06 times the bound 9.2e-08"),
         _row(_CONV, "AlphaBeta(2, 1)", "lrp_rules", "gradient", 4.95, goal=4.8, signs="signed", passes_limit=4.5),
         _row(_CONV, "AlphaBeta(2, 1)", captum, "gradient", 0.0, status="unsupported", signs="signed",

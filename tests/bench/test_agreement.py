@@ -91,7 +91,7 @@ def test_nan_is_refused() -> None:
 def test_nothing_decided_is_no_agreement() -> None:
     assert not Agreement(0.0, 0).holds
     assert joined([]).reason == "there was nothing to compare"
-    assert joined([Agreement(0.0, 0)]).reason == "rounding leaves every entry undecided"
+    assert joined([Agreement(0.0, 0)]).reason == "rounding leaves every value inconclusive"
 
 
 def test_the_worst_of_several_decides() -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from bench import cli, table
 from bench.measuring import Answer, Standing, Task, measure
 from bench.selecting import UnusableError, select
+from verify.formats.environment import version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def run(folder: Path, *words: str) -> Result:
 def test_a_run_writes_its_table_shows_it_and_exits_with_0(here: Path) -> None:
     found = run(here, "--rule", "Epsilon", "--rule", "AlphaBeta(2, 1)", "--against", "zennit,captum")
     assert found.exit_code == 0, found.output
-    assert "geometric mean of 3 cells" in found.output  # two of Epsilon, one of AlphaBeta, beside zennit
+    assert "geometric mean of 3 measurements" in found.output  # two of Epsilon, one of AlphaBeta, beside zennit
     assert "unsupported" in found.output
     read = table.read(here)
     assert set(read.table.subject) == {"gradient", "lrp_rules", "zennit", "captum"}
@@ -87,7 +88,7 @@ def test_interrupted_and_resumed_is_the_same_run(here: Path, monkeypatch: pytest
     monkeypatch.setattr("bench.session.Workers", Interrupted)
     first = run(here, *words)
     assert first.exit_code == 130
-    assert "--resume goes on" in first.output
+    assert "with --resume continues" in first.output
     kept = table.read(here)
     assert list(kept.table.rule) == ["gradient", "Epsilon()"]
     monkeypatch.setattr("bench.session.Workers", Here)
@@ -100,9 +101,13 @@ def test_interrupted_and_resumed_is_the_same_run(here: Path, monkeypatch: pytest
     assert run(here, *words).exit_code == 2  # without --resume, nothing is overwritten
 
 
+def test_version() -> None:
+    assert invoke("--version").output == f"lrp-bench {version()}\n"
+
+
 def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_task: Task, *_: Any) -> Standing:
-        return Standing("wrong", "planted")
+        return Standing("disagrees", "planted")
 
     monkeypatch.setattr("bench.measuring._gated", refused)
     found = run(here, "--rule", "Epsilon()")
@@ -113,9 +118,15 @@ def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--rule", "Epsilo"], "--rule Epsilo matches nothing; there are Epsilon(), "),
-        (["run", "--layer", "Conv9d"], "--layer Conv9d matches nothing; there are "),
-        (["run", "--cell", "nothing"], "no cell has the id nothing; expected one of `lrp-bench run --list`"),
+        (
+            ["run", "--rule", "Epsilo"],
+            "--rule 'Epsilo' is unknown (did you mean Epsilon?); expected one of Epsilon(), ",
+        ),
+        (["run", "--layer", "Conv9d"], "--layer 'Conv9d' is unknown"),
+        (
+            ["run", "--cell", "nothing"],
+            "no measurement has the id nothing; expected one that `lrp-bench run --list` prints",
+        ),
         (["run", "--device", "cuda"], "torch sees no CUDA device for --device cuda; use --device cpu"),
         (["run", "--device", "gpu"], "--device is 'gpu'; expected cpu or cuda; CUDA_VISIBLE_DEVICES picks the card"),
         (["run", "--device", "cuda:1"], "--device is 'cuda:1'; expected cpu or cuda"),
@@ -124,8 +135,9 @@ def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch
         (["run", "--device", "gpu", "--list"], "--device is 'gpu'; expected cpu or cuda"),
         (["run", "--device", "gpu", "--cell", "nothing"], "--device is 'gpu'; expected cpu or cuda"),
         (["run", "--time-budget", "soon"], "--time-budget is 'soon'; expected a time such as 90, 10m or 2h"),
-        (["run", "--against", "nowhere.rules"], "the subject 'nowhere.rules' cannot be imported"),
-        (["run", "--subject", "json"], "has none of the rules"),
+        (["run", "--against", "nowhere.rules"], "'nowhere.rules' cannot be imported"),
+        (["run", "--against", "zenit"], "No module named 'zenit' (did you mean zennit?)"),
+        (["run", "--subject", "json"], "has none of the classes"),
         (["compare", "here", "there"], "here has no table.parquet"),
     ],
     ids=[
@@ -141,6 +153,7 @@ def test_our_own_wrong_rule_is_found(here: Path, monkeypatch: pytest.MonkeyPatch
         "device of a cell",
         "budget",
         "against",
+        "misspelt",
         "subject",
         "no run",
     ],

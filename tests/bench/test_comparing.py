@@ -75,7 +75,7 @@ def test_a_change_that_is_no_larger_than_that_of_what_is_the_same_is_ambiguous(
     changes = compared(old, moved(slower(old, "Epsilon()", factor), subject, column, other))
     (one,) = [one for one in changes if one.note]
     assert str(one.verdict) == "ambiguous"
-    assert one.note == "ambiguous: the gradient or a peer has changed by 60 %"
+    assert one.note == "ambiguous: the gradient or another library changed by 60 %"
     assert not any(one.regression for one in changes)
 
 
@@ -102,9 +102,9 @@ def test_what_is_not_the_same_says_nothing_of_the_machine(old: Run, what: str) -
 def test_a_cell_that_is_wrong_now_is_a_regression(old: Run) -> None:
     table = old.table.copy()
     row = (table.rule == "Epsilon()") & (table.baseline == "gradient") & (table.subject == "lrp_rules")
-    table.loc[row, ["status", "reason"]] = ["wrong", "off"]
+    table.loc[row, ["status", "reason"]] = ["disagrees", "off"]
     (one,) = [one for one in compared(old, replace(old, table=table)) if one.regression]
-    assert one.note == "was ok, is wrong off"
+    assert one.note == "was ok, is disagrees off"
     (back,) = [one for one in compared(replace(old, table=table), old) if one.note]
     assert not back.regression
 
@@ -126,5 +126,5 @@ def test_what_cannot_be_compared_is_refused(old: Run, facts: dict[str, Any], mes
 
 
 def test_no_cell_in_common_is_refused(old: Run) -> None:
-    with pytest.raises(TableError, match="no cell in common"):
+    with pytest.raises(TableError, match="no measurement in common"):
         compared(old, replace(old, table=old.table.assign(threads=7)))

@@ -65,7 +65,10 @@ def test_each_run_is_compared_with_the_one_before_and_goes_on_with_what_is_there
     found = CliRunner().invoke(app, words)
     assert made == ["000", "001", "002", "003"]
     assert found.exit_code == 0, found.output
-    assert "3 runs beside the one before: 0 false alarms in 27 comparisons of 9 cells (0 %)" in found.output
+    assert (
+        "3 runs, each compared with the one before: 0 false alarms in 27 comparisons of 9 measurements (0 %)"
+        in found.output
+    )
     # what an interrupted run left has a table, too, of fewer cells: that it is there does not tell that it is whole
     assert CliRunner().invoke(app, words).output.splitlines()[-1] == found.output.splitlines()[-1]
     assert made == ["000", "001", "002", "003"] * 2

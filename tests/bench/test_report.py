@@ -1,4 +1,4 @@
-"""The report says what the table says: goals, verdicts, what is missing and why, for any names and number of runs."""
+"""The report says what the table says: verdicts, what is missing and why, for any names and number of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from bench import report, table
 from bench.report_data import load, problems, shown, strips
 from bench.report_page import context, html, markdown, view
 from bench.report_plots import draw
-from bench.report_views import goals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +56,7 @@ def rows(folder: Path) -> list[Row]:
 
 def test_what_no_number_of_json_is_does_not_keep_the_page_from_working(example_run: Path, tmp_path: Path) -> None:
     def change(frame: pd.DataFrame) -> None:
-        frame.loc[frame.status == "wrong", "agreement_ratio"] = float("inf")  # got something where zero is exact
+        frame.loc[frame.status == "disagrees", "agreement_ratio"] = float("inf")  # got something where zero is exact
 
     found = page(changed(example_run, tmp_path / "infinite", change))
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', found, re.DOTALL)
@@ -147,7 +146,7 @@ def test_missing_facts_are_named(example_run: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_cells_is_refused(example_run: Path, tmp_path: Path) -> None:
     folder = changed(example_run, tmp_path / "b", lambda frame: frame.head(0))
-    with pytest.raises(table.TableError, match=r"has no cells; finish it with `lrp-bench run --resume --out"):
+    with pytest.raises(table.TableError, match=r"has no measurements; finish it with `lrp-bench run --resume --out"):
         load([folder])
 
 
@@ -167,7 +166,7 @@ def test_a_run_given_twice_is_refused(example_run: Path) -> None:
 _TIME = 55512.3
 
 
-@pytest.mark.parametrize("status", ["wrong", "unsupported", "out-of-memory", "failed"])
+@pytest.mark.parametrize("status", ["disagrees", "unsupported", "out-of-memory", "failed"])
 def test_a_cell_that_is_not_ok_shows_no_time(example_run: Path, tmp_path: Path, status: str) -> None:
     def change(frame: pd.DataFrame) -> None:
         bad = frame.index[frame.status == "ok"][3]
@@ -185,7 +184,7 @@ def test_a_cell_that_disagrees_is_wrong_whatever_its_status(example_run: Path, t
         frame.loc[frame.index[frame.status == "ok"][3], "agreement_ratio"] = 3.5
 
     before, after = (
-        [row for row in rows(folder) if row["status"] == "wrong"]
+        [row for row in rows(folder) if row["status"] == "disagrees"]
         for folder in (example_run, changed(example_run, tmp_path / "b", change))
     )
     [new] = [row for row in after if row not in before]
@@ -195,14 +194,14 @@ def test_a_cell_that_disagrees_is_wrong_whatever_its_status(example_run: Path, t
 def test_samples_of_a_wrong_cell_are_left_out(example_run: Path, tmp_path: Path) -> None:
     [setting] = load([example_run])
     assert len(strips(setting)) == sum(row["status"] == "ok" for row in setting.rows)
-    folder = changed(example_run, tmp_path / "b", lambda frame: frame.__setitem__("status", "wrong"))
+    folder = changed(example_run, tmp_path / "b", lambda frame: frame.__setitem__("status", "disagrees"))
     assert strips(load([folder])[0]) == {}
 
 
 def test_what_has_no_time_is_told_with_its_reason(example_run: Path) -> None:
     found = problems(rows(example_run))
     assert [(first["subject"], first["status"]) for first, _ in found] == [
-        ("captum", "wrong"), ("lrp_rules", "failed"), ("zennit", "out-of-memory"), ("captum", "unsupported"),
+        ("captum", "disagrees"), ("lrp_rules", "failed"), ("zennit", "out-of-memory"), ("captum", "unsupported"),
     ]  # fmt: skip
     for written in (page(example_run), text(example_run)):
         assert all(word in written for word in ("1.2e", "RuntimeError: made up", "the process was killed"))
@@ -293,7 +292,7 @@ def test_a_peer_that_was_refused_is_not_laid_to_our_charge(example_run: Path, tm
     def change(frame: pd.DataFrame) -> None:
         pair = (frame.subject == "zennit") | (frame.baseline == "zennit")
         frame.loc[(frame.rule == "ZPlus()") & (frame.kind == "layer") & pair, ["status", "reason"]] = (
-            "wrong",
+            "disagrees",
             "not ours",
         )
 
@@ -301,9 +300,7 @@ def test_a_peer_that_was_refused_is_not_laid_to_our_charge(example_run: Path, tm
     [pair] = [row for row in found if row["rule"] == "ZPlus()" and row["baseline"] == "zennit"]
     assert (pair["subject"], pair["refused"]) == ("lrp_rules", "zennit")
     assert [first["subject"] for first, _ in problems(found) if first["reason"] == "not ours"] == ["zennit"]
-    [goal] = [goal for goal in goals(found) if "zennit" in goal.what]
-    assert (goal.met, len(goal.rows), goal.held) == (1, 1, True)
-    assert ">zennit wrong</td>" in page(tmp_path / "b")
+    assert ">zennit disagrees</td>" in page(tmp_path / "b")
 
 
 def test_a_run_on_a_card_names_it(example_run: Path, tmp_path: Path) -> None:

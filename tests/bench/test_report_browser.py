@@ -79,7 +79,7 @@ def texts(page: Page, column: int) -> list[str]:
 
 
 def column(page: Page, label: str) -> int:
-    """The number of a column of the table of all cells."""
+    """The number of a column of the table of all measurements."""
     return page.locator("#table thead th").all_inner_texts().index(label) + 1
 
 
@@ -87,7 +87,7 @@ def test_shows_all_parts(page: Page) -> None:
     expect(page).to_have_title("How fast are the LRP rules?")
     assert page.locator("html").get_attribute("lang") == "en"
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
-    for name in ("Machines", "Results", "Side by side", "All cells", "How to read it", "Make it again"):
+    for name in ("Machines", "Results", "Side by side", "All measurements", "How to read it", "Make it again"):
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
     expect(page.locator("svg.panel:visible")).to_have_count(1)
     expect(page.locator(_SHOWN)).to_have_count(38)
@@ -147,7 +147,7 @@ def test_hostile_code_is_shown_and_not_run(page: Page) -> None:
 
 
 def test_a_row_without_a_time_says_why(page: Page) -> None:
-    page.get_by_label("Filter").fill("run1 captum wrong")
+    page.get_by_label("Filter").fill("run1 captum disagrees")
     assert texts(page, column(page, "time")) == ["—"]
     page.locator(_SHOWN).get_by_role("button").click()
     expect(page.locator("#table .detail")).to_contain_text("got 0.41, expected 0.52")

@@ -1,4 +1,4 @@
-"""What the report says and draws: goals, peers, the heat map, charts, curves, numbers."""
+"""What the report says and draws: peers, the heat map, charts, curves, numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.report_charts import Axis, memory_chart, model_chart, panels, peer_ch
 from bench.report_data import load
 from bench.report_page import overview
 from bench.report_text import interval, number, ratio, seconds, size
-from bench.report_views import Headline, HeatCell, goals, headline, heats, peers
+from bench.report_views import Headline, HeatCell, headline, heats, peers
 from bench.statistics import Growth
 
 if TYPE_CHECKING:
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 def rows(folder: Path) -> list[Row]:
     [setting] = load([folder])
     return setting.rows
-
-
-def test_goals_stand_beside_what_was_measured(example_run: Path) -> None:
-    found = {goal.what: goal for goal in goals(rows(example_run))}
-    assert list(found)[0] == "zennit, layers, every rule"  # noqa: RUF015  the order is what is asked
-    assert (found["ZPlus(), x>=0"].held, found["AlphaBeta(2, 1), signed"].held) == (True, False)
-    assert [what for what, goal in found.items() if goal.unsure] == ["VGG16, EpsilonPlus"]  # 1.7, 1 % to both sides
-    assert ratio(found["ZPlus(), x>=0"].mean) == "1.62×"
-    assert found["VGG16, EpsilonPlus"].goal == 1.7
-
-
-def test_a_goal_is_missed_by_a_cell_without_a_time(example_run: Path) -> None:
-    found = rows(example_run)
-    next(row for row in found if row["baseline"] == "zennit")["status"] = "failed"
-    [goal] = [goal for goal in goals(found) if "zennit" in goal.what]
-    assert (goal.met, len(goal.rows), goal.held) == (1, 2, False)
 
 
 def test_peers_are_compared_by_the_geometric_mean(example_run: Path) -> None:
@@ -59,7 +43,6 @@ def test_all_classes_of_a_classifier_are_told_apart_from_layers_and_models(examp
     groups = overview([setting]).groups
     assert list(groups)[:2] == ["whole models", "all classes of a classifier"]
     assert [label for label, _ in groups["all classes of a classifier"]] == ["MLP, EpsilonPlus"]
-    assert "lrp_rules-class-by-class, classifiers, every rule" in {goal.what for goal in goals(setting.rows)}
     [line] = peer_chart(setting.rows, "lrp_rules-class-by-class").lines
     assert line.parts[0].label.endswith("batch 2, all classes")
     assert [ratio(peer.mean) for peer in peers(setting.rows) if "class" in peer.baseline] == ["2.00×"]
@@ -80,9 +63,9 @@ def test_colour_is_logarithmic_around_the_gradient(value: float, warmth: int) ->
     assert cell.warmth == warmth
 
 
-def test_models_show_goals_and_what_is_missing(example_run: Path) -> None:
+def test_models_show_what_is_missing(example_run: Path) -> None:
     [line] = model_chart(rows(example_run)).lines
-    assert (line.label, line.goal, line.missing) == ("VGG16, EpsilonPlus", 1.7, ["zennit: out-of-memory"])
+    assert (line.label, line.missing) == ("VGG16, EpsilonPlus", ["zennit: out-of-memory"])
     assert line.of("lrp_rules") == 1.7
 
 
@@ -105,13 +88,13 @@ def test_a_headline_says_where_there_is_no_time_and_is_absent_without_goals(exam
     found = rows(example_run)
     for row in found:
         if row["rule"] == "ZPlus()" and row["kind"] == "layer" and row["baseline"] == "gradient":
-            row |= {"status": "wrong", "ratio": None}
+            row |= {"status": "disagrees", "ratio": None}
         if row["rule"].startswith("Alpha") and row["subject"] == "lrp_rules":
             row["workload"] = "another"
     told = headline(found, "lrp_rules")
     assert told is not None
     assert told.layers == ["conv2d-64-64-3x3@56, batch 4", "another, batch 4"]
-    assert [cells for *_, cells in told.lines] == [["wrong (wrong)", "—"], ["—", "4.95"]]
+    assert [cells for *_, cells in told.lines] == [["disagrees (disagrees)", "—"], ["—", "4.95"]]
     assert headline([row | {"goal": None} for row in found], "lrp_rules") is None
 
 
@@ -142,12 +125,12 @@ def test_a_subject_without_times_along_a_curve_is_named_once_for_each_status(exa
     found = rows(example_run)
     for row in [row for row in found if row["kind"] == "scaling"]:
         reason = "has it not" if row["size"] < 16 else f"got {row['size']:g}"
-        status = "unsupported" if row["size"] < 16 else "wrong"
+        status = "unsupported" if row["size"] < 16 else "disagrees"
         found.append(row | {"subject": "zennit", "status": status, "reason": reason, "ratio": None})
     [panel] = panels(found, "lrp_rules")
     assert panel.missing == [
         "zennit, batch 1, 4: unsupported; has it not",
-        "zennit, batch 16, 64: wrong; the first: got 16",
+        "zennit, batch 16, 64: disagrees; the first: got 16",
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import table
-from bench.measuring import FAILED, OK, UNSUPPORTED, WRONG, Answer, Standing, Task, measure
+from bench.measuring import DISAGREES, FAILED, OK, UNSUPPORTED, Answer, Standing, Task, measure
 from bench.pairing import Effort
 from bench.session import Plan, Result, Session, Workers
 from bench.session import measure as measured
@@ -110,7 +110,7 @@ def test_one_process_is_gated_and_all_are_timed() -> None:
 
 
 def test_a_wrong_rule_is_not_timed_in_the_other_processes_and_has_no_time() -> None:
-    fake = Fake(zennit=Standing(WRONG, "off", agreement_ratio=7.0))
+    fake = Fake(zennit=Standing(DISAGREES, "off", agreement_ratio=7.0))
     result = measured(PLAN, TINY, fake)
     assert fake.asked[1][1].comparisons == (("lrp_rules", "gradient"),)
     assert set(result.quads) == {("lrp_rules", "gradient")}
@@ -229,7 +229,7 @@ def test_the_budget_leaves_out_the_least_important_cells(tmp_path: Path, monkeyp
 
 
 def test_a_result_is_the_same_after_a_file() -> None:
-    result = measured(PLAN, TINY, Fake(zennit=Standing(WRONG, "off", agreement_ratio=float("nan"))))
+    result = measured(PLAN, TINY, Fake(zennit=Standing(DISAGREES, "off", agreement_ratio=float("nan"))))
     back = Result.from_json(json.loads(json.dumps(result.as_json())))
     assert back.as_json()["quads"] == result.as_json()["quads"]
     assert back.cell == result.cell
@@ -267,7 +267,7 @@ def test_a_planted_wrong_rule_is_refused_publication() -> None:
     plan = Plan((TINY,), subject="verify.selftests.mutants.not_there", effort=EFFORT)
     assert measured(plan, TINY, Here()).standings[plan.subject].status == UNSUPPORTED
     captum = measured(Plan((TINY,), "captum", effort=EFFORT), replace(TINY, rule="ZPlus()"), Here())
-    assert captum.standings["captum"].status == WRONG
+    assert captum.standings["captum"].status == DISAGREES
     assert "times the bound" in captum.standings["captum"].reason
     assert not captum.quads
 

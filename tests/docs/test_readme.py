@@ -24,7 +24,7 @@ def test_the_times_of_the_readme_are_those_of_the_published_report() -> None:
 
 
 def test_how_often_the_rules_were_faster_is_what_the_report_counts() -> None:
-    section = REPORT.partition("### Beside others")[2]
+    section = REPORT.partition("### Compared with others")[2]
     for library in ("zennit", "captum"):
         counts = re.search(rf"^\| {library} \|.*\| (\d+) \| (\d+) \| \d+ \| \d+ \| \d+ \|$", section, re.MULTILINE)
         assert counts is not None
@@ -32,7 +32,7 @@ def test_how_often_the_rules_were_faster_is_what_the_report_counts() -> None:
 
 
 def test_a_number_that_differs_is_noticed() -> None:
-    report = "## 1\n### In short\n\nIn gradients.\n\n| rule |\n|--:|\n| 1.1 |\n\n### Goals\n| rule |\n"
+    report = "## 1\n### In short\n\nIn gradient times.\n\n| rule |\n|--:|\n| 1.1 |\n\n### Others\n| rule |\n"
     assert table_of(report) == "| rule |\n|--:|\n| 1.1 |"
 
 

@@ -66,12 +66,12 @@ def assert_rule(
     seed
         Random seed of the test data.
     only
-        The one case to be asked, by its id, as the message of a failure names it.
+        The id of one case, as the message of a failure names it.
 
     Raises
     ------
     AssertionError
-        If the rule does not hold: which cases, what it gave, what the formula gives, and how to ask again.
+        If a case fails: which cases, what the rule gave, what the formula gives, and how to run one again.
     ValueError
         If no case is selected, the formula does not return one number for every input, or it is finite in no case that
         compares a relevance with it: that would be a test that cannot fail.
@@ -83,7 +83,7 @@ def assert_rule(
     cases = [*cases_of(asked, Patterns(layers, kinds, laws, conduct), dtypes)]
     selected = [case for case in cases if only in {None, case.id}]
     if not selected:
-        msg = f"no case is selected by only={only!r}, layers={layers!r}, dtypes={dtypes!r}; known are " + ", ".join(
+        msg = f"no case fits only={only!r}, layers={layers!r}, dtypes={dtypes!r}; the cases are " + ", ".join(
             case.id for case in cases
         )
         raise ValueError(msg)
@@ -97,8 +97,8 @@ def assert_rule(
     compared = [outcome for outcome in outcomes if outcome.check == "agreement"]
     if compared and all(share_left(outcome) == 1 for outcome in compared):
         msg = (
-            f"nothing of {name} could be tested: in {', '.join(outcome.id for outcome in compared[:_SHOWN])} the "
-            "formula is not finite, or rounding decides its comparisons; name kinds of data that it is for, such as "
+            f"{name} was not tested: in {', '.join(outcome.id for outcome in compared[:_SHOWN])} the formula is not "
+            "finite, or rounding decides its comparisons; name data kinds that it is defined for, such as "
             'kinds=["signed", "nonnegative"]'
         )
         raise ValueError(msg)
@@ -106,15 +106,15 @@ def assert_rule(
 
 def _account(name: str, outcomes: Sequence[Outcome], failures: Sequence[Outcome], seed: int) -> str:
     """Say what is wrong, where, and how to ask again."""
-    lines = [f"{name} does not hold: {len(failures)} of {len(outcomes)} cases fail"]
+    lines = [f"{name} failed {len(failures)} of {len(outcomes)} cases"]
     asked = Counter(outcome.check for outcome in outcomes)
     for check, count in Counter(outcome.check for outcome in failures).items():
         where = dict.fromkeys(o.layer for o in failures if o.check == check and o.layer != "-")
         lines.append(f"  {check}: {count} of {asked[check]}  {', '.join(where)}".rstrip())
-    lines += [f"    {o.id}: {o.verdict.value}: {o.reason}" for o in failures[:_SHOWN]]
+    lines += [f"    {o.id}: {o.verdict.word}: {o.reason}" for o in failures[:_SHOWN]]
     lines += [f"    and {len(failures) - _SHOWN} more"] if len(failures) > _SHOWN else []
     drawn = f", seed={seed}" if seed else ""
-    lines.append(f'to ask one again: assert_rule({name}, formula, only="{failures[0].id}"{drawn})')
+    lines.append(f'Reproduce: assert_rule({name}, formula, only="{failures[0].id}"{drawn})')
     return "\n".join(lines)
 
 

@@ -136,18 +136,22 @@ def judge(
         where = details["worst entry"]
         reason = (
             f"sample {where['sample']}, entry {where['entry']}: "
-            f"got {where['got']:.9g}, expected {where['expected']:.9g}, "
-            f"{_times(found.ratio)} the bound {where['bound']:.3g}"
+            f"got {where['got']:.9g}, {expected_within(where['expected'], where['bound'], found.ratio)}"
         )
         return Finding(Verdict.FAIL, found.ratio, found.probable, found.undecided, reason, details)
     if found.undecided == 1:
-        reason = "behind every entry, rounding decides the sign of a denominator, or numbers leave the dtype's range"
+        reason = "for every value, rounding decides the sign of a denominator, or numbers leave the dtype's range"
         return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details)
     return Finding(Verdict.PASS, found.ratio, found.probable, found.undecided, "", details)
 
 
-def _times(ratio: float) -> str:
-    return "not comparable with" if np.isnan(ratio) else f"{ratio:.3g} times"
+def expected_within(expected: float, bound: float, ratio: float) -> str:
+    """Say what was expected, and how far off a value is: exactly, or as a multiple of the rounding bound."""
+    if bound == 0:
+        return f"expected exactly {expected:.9g}"
+    if np.isnan(ratio):
+        return f"expected {expected:.9g} within {bound:.3g}"
+    return f"expected {expected:.9g}, {ratio:.3g} times the bound {bound:.3g}"
 
 
 def _totals(account: Ledger) -> dict[str, float]:
@@ -166,7 +170,10 @@ def conserves(
     expected = Expected(problem, layer, variant, device)
     for index, account in enumerate(expected.ledgers):
         if not bool((np.abs(account.imbalance()) <= account.balance).all()):
-            reason = f"the reference's own ledger of sample {index} is off by {np.abs(account.imbalance()).max():.3g}"
+            reason = (
+                f"a fault of the reference, not of the implementation: its ledger of sample {index} does not add up, "
+                f"by {np.abs(account.imbalance()).max():.3g}"
+            )
             return Finding(Verdict.ERROR, reason=reason)
     inputs = np.array([[account.total().inputs] for account in expected.ledgers]).reshape(len(got), 1)
     sums, room = np.zeros_like(inputs), np.zeros_like(inputs)

@@ -22,6 +22,7 @@ from reference.layers import affine
 from reference.ledger import ledger
 from reference.precision import FLOAT64, model_for
 from reference.rounding import bound
+from verify.checks.agreement import expected_within
 from verify.checks.carrying import carried
 from verify.checks.comparator import Comparison, compare
 from verify.formats.torch_layers import array, describe
@@ -254,7 +255,7 @@ def _layer(index: int, seed: int, dtype: str, device: str, subject: Subject) -> 
     layer = result.layers[index]
     if not layer.reached:
         return Finding(
-            Verdict.INCONCLUSIVE, reason="NaN or infinity reaches this layer from above: a layer there is wrong",
+            Verdict.INCONCLUSIVE, reason="NaN or infinity comes from the layers above: the mistake is in one of them",
             undecidable=layer.undecidable,
         )  # fmt: skip
     sums = {name: values.tolist() for name, values in layer.sinks.items()}
@@ -265,14 +266,14 @@ def _chain(seed: int, dtype: str, device: str, subject: Subject) -> Finding:
     result = _result(subject, seed, dtype, device)
     wrong = [f"{layer.index} ({layer.step.rule})" for layer in result.layers if layer.wrong]
     open_ = float(np.isposinf(result.chain.worst).mean())  # the chain and its bounds are the reference's alone
-    return _finding(result.chain, open_, result, {"layers that disagree": wrong})
+    return _finding(result.chain, open_, result, {"layers that failed": wrong})
 
 
 def _finding(judged: Judged, undecidable: float, result: NetworkResult, details: dict[str, Any]) -> Finding:
     found = judged.comparison
     details = {"model": result.model, "images": result.images.labels.tolist(), **details}
     if found.undecided == 1:
-        reason = "behind every entry, rounding decides the sign of a denominator, or numbers leave the dtype's range"
+        reason = "for every value, rounding decides the sign of a denominator, or numbers leave the dtype's range"
         return Finding(Verdict.INCONCLUSIVE, None, None, 1.0, reason, details, undecidable)
     reason = ""
     if found.refuted:
@@ -280,8 +281,8 @@ def _finding(judged: Judged, undecidable: float, result: NetworkResult, details:
         image, entry = (int(i) for i in np.unravel_index(found.index, judged.got.shape))
         got, expected, worst = (values[image, entry] for values in (judged.got, judged.expected, judged.worst))
         reason = (
-            f"image of {result.images.labels[image]}, entry {entry}: got {got:.9g}, expected {expected:.9g}, "
-            f"ratio {found.ratio:.3g} to the bound {worst:.3g}"
+            f"image of a {result.images.labels[image]}, entry {entry}: "
+            f"got {got:.9g}, {expected_within(expected, worst, found.ratio)}"
         )
     verdict = Verdict.FAIL if found.refuted else Verdict.PASS
     return Finding(verdict, found.ratio, found.probable, found.undecided, reason, details, undecidable)

@@ -74,7 +74,7 @@ def held(case: Case, finding: Finding) -> Finding:
     if left <= own:
         return replace(finding, undecidable=own)
     reason = (
-        f"{percent(left)} of the entries are undecided, where the reference leaves {percent(own)}: "
-        "what the subject gives is not finite, or so large that sums of it are not"
+        f"{percent(left)} of the values are inconclusive, expected {percent(own)}: "
+        "the implementation gives values that are not finite, or so large that their sums are not"
     )
     return replace(finding, verdict=Verdict.FAIL, ratio=math.inf, probable=None, reason=reason, undecidable=own)

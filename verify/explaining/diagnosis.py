@@ -25,7 +25,7 @@ from reference.precision import model_for
 from verify.checks import agreement
 from verify.checks.comparator import compare
 from verify.explaining.asked import Setup
-from verify.explaining.diagnoses import Diagnosis, Known
+from verify.explaining.diagnoses import DEFAULT, Diagnosis, Known
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError, Verdict
 from verify.questions.variants import Sample
@@ -171,7 +171,18 @@ class _Search:
         self._known: dict[str, _Asked] = {}
 
     def diagnose(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Iterator[Diagnosis]:
-        """Yield what explains all failing and all passing cases; or else the passing ones on the failing layers."""
+        """Yield what explains all cases; or else, for a rule with a second mistake, those with default parameters."""
+        found = self._explaining(level, failing, passing)
+        if found is None:
+            at_default = [[case for case in cases if _parameters(case) == DEFAULT] for cases in (failing, passing)]
+            if at_default[0] and at_default != [failing, passing]:
+                found = self._explaining(level, *at_default)
+                found = None if found is None else replace(found, default=True)
+        if found is not None:
+            yield found
+
+    def _explaining(self, level: Level, failing: Sequence[Case], passing: Sequence[Case]) -> Diagnosis | None:
+        """Return what explains all failing and all passing cases; or else the passing ones on the failing layers."""
         failed_on = tuple(sorted({_name(case) for case in failing}))
         failing, passing = _spread(failing), _spread(passing, failed_on)
         layers: tuple[str, ...] = ()
@@ -182,11 +193,12 @@ class _Search:
             passing = [case for case in passing if _name(case) in layers]
             found = self._explained(failing, passing)
             if not self._told_by_layer(found, failing, elsewhere):
-                return
-        if 0 < len(found) <= _ALTERNATIVES:
-            failed, passed = (sum(case.id in self._known for case in cases) for cases in (failing, passing))
-            known = tuple(Known(one.name, one.sentence, one.seen, one.published) for one in found)
-            yield Diagnosis(self._rule, level, known, failed, passed, layers)
+                return None
+        if not 0 < len(found) <= _ALTERNATIVES:
+            return None
+        failed, passed = (sum(case.id in self._known for case in cases) for cases in (failing, passing))
+        known = tuple(Known(one.name, one.sentence, one.seen, one.published) for one in found)
+        return Diagnosis(self._rule, level, known, failed, passed, layers)
 
     def _explained(self, failing: Sequence[Case], passing: Sequence[Case]) -> tuple[Convention, ...]:
         """The variants that agree with every case, and differ from the rule where the subject does."""
@@ -299,6 +311,10 @@ def _holds(got: Array, answer: Answer) -> bool:
 
 def _name(case: Case) -> str:
     return case.id.split("/")[2]
+
+
+def _parameters(case: Case) -> str:
+    return case.id.split("/")[3]
 
 
 def _beside_layer(case: Case) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ import contextlib
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from verify.explaining.deviations import baseline
 from verify.faces import running
@@ -31,7 +32,19 @@ if TYPE_CHECKING:
     from verify.reports.report import Report
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+class _Group(TyperGroup):
+    """The commands; a name that is none is most likely the implementation to test."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command, or refuse what is none."""
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail(
+                f"no command is named {args[0]!r}; to test a module, write --subject {args[0].removesuffix('.py')}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Group, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
@@ -41,7 +54,7 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 
 
 _EPILOG = (
-    "Exit status: 0 everything held, 1 something failed, 2 wrong options or an implementation that cannot be used, 130 "
+    "Exit status: 0 passed, 1 failed, 2 wrong options or an implementation that cannot be used, 130 "
     "interrupted. Recommendations (level should) fail the run for lrp_rules itself, and for others with --strict."
 )
 _MANY = "Several: repeat it, or use commas; * stands for anything."
@@ -110,7 +123,7 @@ def lrp_verify(
     files |= {"markdown": markdown, "figure": figure, selection.BASELINE: write_deviations}
     ids = tuple(case or ())
     if command is not None and subject != "lrp_rules":
-        context.fail("--subject and --command are two subjects; expected one of them")
+        context.fail("--subject and --command both name an implementation to test; expected one of them")
 
     def run() -> Status:
         request = Request(
@@ -148,7 +161,9 @@ def merge(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     deviations: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Accept known deviations, as in the run. Only here can stale ones be told."),
+        typer.Option(
+            metavar="NAME", help="Accept known deviations, as in the run. Only the merged run shows stale ones."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what is tested, and the totals.")] = False,
 ) -> None:
@@ -208,7 +223,7 @@ def _split(values: Sequence[str] | None) -> tuple[str, ...]:
 def _list(request: Request) -> Status:
     _, selected = select(request)
     typer.echo("\n".join(case.id for case in shards.deal(selected, *request.shard)))
-    return Status.HELD
+    return Status.PASSED
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -278,7 +293,7 @@ def _write(json: str | None, files: Mapping[str, Path], report: Report) -> None:
 def _write_baseline(request: Request, report: Report) -> str:
     path, name = request.files[selection.BASELINE], f"--{selection.BASELINE}"
     if report.interrupted:
-        return f"{name} {path} was not written: the run was interrupted, and what it did not ask is not known"
+        return f"{name} {path} was not written, since the run was interrupted"
     content = baseline.baseline(
         request.subject.removeprefix(COMMAND), report.subject.version, report.outcomes, selection.all_ids(request)
     )
@@ -288,7 +303,7 @@ def _write_baseline(request: Request, report: Report) -> str:
         return f"{path}: no known deviation, since nothing failed"
     return (
         f"{path}: {count} known deviation{'s' * (count != 1)} for {failed} failure{'s' * (failed != 1)}; "
-        f"say why in each, and add to the call: --deviations {shlex.quote(str(path))}"
+        f"write the reason into each, and run with --deviations {shlex.quote(str(path))}"
     )
 
 

@@ -8,13 +8,13 @@ cases.
 Verdicts are those of the command, item by item:
 
     pass                    passed
-    fail, error             failed; where it is only advised: xfailed, unless --lrp-strict or --runxfail is given
+    fail, error             failed; where it is only recommended: xfailed, unless --lrp-strict or --runxfail is given
     a known deviation       xfailed, with --lrp-deviations
     inconclusive            skipped, as nothing can be said; so are not-offered and skipped
     crash, timeout          there is none: cases run in the process of pytest, where a crash is a crash
 
-and so is what they come to: the session fails if a known deviation is not borne out, exits as an unusable call does if
-nothing could be asked, and says what explains the failures of a rule. Neither torch nor anything of the verifier is
+and so is the verdict on the run: the session fails if a known deviation is stale, exits as an unusable call does if
+nothing could be tested, and says what explains the failures of a rule. Neither torch nor anything of the verifier is
 imported without ``--lrp-subject``.
 """
 
@@ -37,23 +37,25 @@ if TYPE_CHECKING:
 #: What stands where others have the path of a file.
 PREFIX = "lrp"
 _LISTS = {
-    "check": "Only these checks, separated by commas; patterns are welcome.",
-    "rule": "Only these rules, likewise.",
-    "layer": "Only these families of layers, likewise.",
-    "dtype": "In these dtypes, likewise.",
+    "check": "Only these checks. Several: repeat it, or use commas; * stands for anything.",
+    "rule": "Only these rules.",
+    "layer": "Only these types of layers, such as 'Conv*'.",
+    "dtype": "Only these dtypes.",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, which are those of the command."""
-    group = parser.getgroup("lrp-verify", "rules of layer-wise relevance propagation, against their reference")
-    group.addoption("--lrp-subject", metavar="MODULE[:ATTRIBUTE]", help="Try these rules.")
+    group = parser.getgroup(
+        "lrp-verify", "test an implementation of the rules of Layer-wise Relevance Propagation (LRP)"
+    )
+    group.addoption("--lrp-subject", metavar="MODULE[:ATTRIBUTE]", help="Implementation to test.")
     for name, text in _LISTS.items():
         group.addoption(f"--lrp-{name}", action="append", default=[], metavar="NAMES", help=text)
-    group.addoption("--lrp-device", default="cpu", help="Where the subject computes: cpu, cuda, cuda:1.")
+    group.addoption("--lrp-device", default="cpu", help="Device to compute on: cpu, cuda, cuda:1.")
     group.addoption("--lrp-seed", type=int, default=0, help="Random seed of the test data.")
     group.addoption(
-        "--lrp-deviations", metavar="NAME_OR_FILE", help="Known deviations: zennit, captum, lxt, or a file."
+        "--lrp-deviations", metavar="NAME_OR_FILE", help="Accept known deviations: zennit, captum, lxt, or a file."
     )
     group.addoption("--lrp-strict", action="store_true", help="Let recommendations fail the run.")
 
@@ -139,6 +141,7 @@ class Cases:
     def ask(self, item: Item) -> None:
         """Run a case, and turn its verdict into what pytest knows."""
         from verify.model import BAD, Verdict  # noqa: PLC0415  imported when wanted alone
+        from verify.reports.report import cited  # noqa: PLC0415
 
         with _own_state():
             outcome = self._worker.answer(self._spec, item.case.id)
@@ -146,13 +149,14 @@ class Cases:
         values = {name: getattr(outcome, name) for name in ("verdict", "ratio", "undecided")}
         values["known"] = "; ".join(known) or None
         item.user_properties += [(f"lrp_{name}", str(value)) for name, value in values.items() if value is not None]
-        reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
+        reason = f"{outcome.verdict.word}: {outcome.reason}".removesuffix(": ")
         if outcome.verdict in BAD:
             if known:
                 pytest.xfail(f"known deviation, {reason}; {next(iter(known.values()))}")
             if not self._report.decides(outcome):
-                pytest.xfail(f"only advised, {reason}")
-            pytest.fail(f"{reason}\n{self._reproduce(outcome)}", pytrace=False)
+                pytest.xfail(f"only recommended, {reason}")
+            lines = (reason, cited([outcome]), f"Reproduce: {self._reproduce(outcome)}")
+            pytest.fail("\n".join(filter(None, lines)), pytrace=False)
         if outcome.verdict is not Verdict.PASS:
             pytest.skip(reason)
 
@@ -180,9 +184,9 @@ class Cases:
     def _complaints(self) -> Iterator[tuple[int, str]]:
         verdicts = [told["lrp_verdict"] for told in self._told.values()]
         if verdicts and not set(verdicts) - {"not-offered", "skipped"}:
-            yield pytest.ExitCode.USAGE_ERROR, f"nothing could be asked of {self._spec}"
+            yield pytest.ExitCode.USAGE_ERROR, f"nothing was tested: {self._spec} offers none of the selected cases"
         for entry in self._stale():
-            yield pytest.ExitCode.TESTS_FAILED, f"stale: {entry}"
+            yield pytest.ExitCode.TESTS_FAILED, f"stale known deviation: {entry}"
 
     def _stale(self) -> list[str]:
         from verify.explaining.deviations import stale  # noqa: PLC0415  imported when wanted alone
@@ -216,7 +220,8 @@ class Cases:
             if "lrp_known" not in told
         ]
         with _own_state():
-            yield from map(str, diagnose(outcomes, cases, asking(load(self._spec))))
+            for one in diagnose(outcomes, cases, asking(load(self._spec))):
+                yield f"Diagnosis: {one}"
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Exit as the command would."""

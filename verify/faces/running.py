@@ -153,5 +153,5 @@ def diagnosed(report: Report, request: Request, source: Source) -> Report:
         try:
             found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
         except KeyboardInterrupt:
-            return replace(report, notes=(*report.notes, "interrupted: what explains the failures was not found out"))
+            return replace(report, notes=(*report.notes, "Interrupted: no diagnosis was made"))
     return replace(report, diagnoses=tuple(found))

@@ -1,6 +1,6 @@
 """`python -m verify.reports.badge RUN.json BADGE.json`: a badge of a run, as shields.io reads it.
 
-Prints ``held``, ``failures`` and ``badge`` as lines of ``name=value``. A run that left no file has a badge too.
+Prints ``passed``, ``failures`` and ``badge`` as lines of ``name=value``. A run that left no file has a badge too.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _LABEL = "LRP rules"
 def badge(run: dict[str, Any] | None) -> dict[str, Any]:
     """Return the badge of what ``lrp-verify --json`` wrote; of None, that there is no verdict."""
     if run is None:
-        message, color = "no verdict", "lightgrey"
-    elif (summary := run["summary"])["held"]:
-        message, color = f"held ({summary['verdicts']['pass']} cases)", "brightgreen"
+        message, color = "no result", "lightgrey"
+    elif (summary := run["summary"])["passed"]:
+        message, color = f"passed ({summary['verdicts']['pass']} cases)", "brightgreen"
     elif failures := summary["failures"]:
         message, color = f"{failures} failed", "red"
     elif stale := summary["stale"]:
         message, color = f"{stale} known deviations are stale", "red"
     else:
-        message, color = "did not hold", "red"
+        message, color = "failed", "red"
     return {"schemaVersion": 1, "label": _LABEL, "message": message, "color": color}
 
 
@@ -38,8 +38,8 @@ def main(source: str, target: str) -> None:
         run = None
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     write(Path(target), json.dumps(badge(run)).encode())
-    summary = run["summary"] if run else {"held": False, "failures": ""}
-    lines = {"held": str(summary["held"]).lower(), "failures": summary["failures"], "badge": target}
+    summary = run["summary"] if run else {"passed": False, "failures": ""}
+    lines = {"passed": str(summary["passed"]).lower(), "failures": summary["failures"], "badge": target}
     sys.stdout.write("".join(f"{name}={value}\n" for name, value in lines.items()))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from verify.model import BAD, RULES, SCHEMA, Level, Verdict
 from verify.questions.layers import FAMILIES
+from verify.reports.merging import diagnosis_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _COMPARED = frozenset({"agreement", "conservation", "laws", "second-order", "network"})
 _HEAD = """# Conformance
 
-Which implementation of which rule is what the reference says, on which layers. Generated, from all there is to ask:
+What `lrp-verify` found for lrp_rules and for three other libraries. This page is generated from complete runs:
 
 ```
 lrp-verify --subject lrp_rules --json ours.json
@@ -32,13 +33,16 @@ lrp-verify --subject verify.subjects.lxt --json lxt.json
 python -m verify.reports.conformance ours.json zennit.json captum.json lxt.json > docs/conformance.md
 ```
 
-✓ every case holds; the number is the largest |got - expected| / bound. ✗ n of m: n of m cases do not hold. ≠ n of m: n
-of m cases do not hold, because the rule follows another published convention, which is named below the table. (✗) only
-what is advised (level *should*) does not hold. An empty cell: not offered, or no case. What is known of the cases that
-do not hold, and where it was reported, is in `verify/explaining/deviations`.
+| mark | meaning |
+|---|---|
+| ✓ 0.26 | all cases passed; the number is the largest difference from the reference, in units of its rounding bound |
+| ✗ 24 of 312 | 24 of 312 cases failed |
+| ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the table |
+| (✗) 68 of 84 | only cases that are recommended (level *should*) failed |
+| empty | not offered, or no case |
+
+`verify/explaining/deviations` says what is known of each failure, and where it was reported.
 """
-#: What another formula changes.
-_OF_CONVENTIONS = frozenset({"agreement", "conservation"})
 
 
 def load(path: Path) -> Run:
@@ -64,8 +68,8 @@ def load(path: Path) -> Run:
 
 def render(runs: Sequence[Run]) -> str:
     """Return the page in Markdown."""
-    columns = ("implementation", "version", "torch", "date", "cases", "held", "inconclusive", "did not hold")
-    more = ("other convention", "advised only", "not offered")
+    columns = ("implementation", "version", "torch", "date", "cases", "passed", "inconclusive", "failed")
+    more = ("other convention", "recommended only", "not offered")
     lines = [_HEAD, "| " + " | ".join((*columns, *more)) + " |"]
     lines.append("|---|---|---|---|" + "--:|" * 7)
     lines += [_summary(run) for run in runs]
@@ -90,7 +94,7 @@ def _name(run: Run) -> str:
 def _summary(run: Run) -> str:
     subject, environment = run["subject"], run["environment"]
     counts = Counter(_kind(case, run) for case in run["cases"])
-    kinds = ("held", "open", "wrong", "convention", "advice", "missing")
+    kinds = ("passed", "inconclusive", "failed", "convention", "advice", "missing")
     numbers = (len(run["cases"]), *(counts[kind] for kind in kinds))
     return (
         f"| {subject['spec']} | {subject['version']} | {environment['torch']} | {environment['date'][:10]} | "
@@ -104,34 +108,30 @@ def _kind(case: dict[str, Any], run: Run) -> str:
     if verdict in BAD:
         if any(_explains(one, case) for one in run["diagnoses"]):
             return "convention"
-        return "advice" if case["level"] == Level.SHOULD else "wrong"
+        return "advice" if case["level"] == Level.SHOULD else "failed"
     if verdict is Verdict.INCONCLUSIVE:
-        return "open"
-    return "missing" if verdict in {Verdict.NOT_OFFERED, Verdict.SKIPPED} else "held"
+        return "inconclusive"
+    return "missing" if verdict in {Verdict.NOT_OFFERED, Verdict.SKIPPED} else "passed"
 
 
 def _explains(diagnosis: dict[str, Any], case: dict[str, Any]) -> bool:
     """Whether a case fails because its rule follows another published convention."""
-    return (
-        case["check"] in _OF_CONVENTIONS
-        and case["verdict"] == Verdict.FAIL
-        and all(variant["published"] for variant in diagnosis["variants"])
-        and (diagnosis["rule"], diagnosis["level"]) == (case["rule"], case["level"])
-        and (not diagnosis["layers"] or case["id"].split("/")[2] in diagnosis["layers"])
-    )
+    one = diagnosis_of(diagnosis)
+    alike = (one.rule, one.level) == (case["rule"], case["level"])
+    return alike and one.conventional(case["check"], case["verdict"]) and one.covers(case["id"])
 
 
 def _told(case: dict[str, Any], run: Run) -> str | float:
-    """What became of a case, or its ratio where it holds and has one."""
+    """What became of a case, or its ratio where it passed and has one."""
     kind = _kind(case, run)
-    compared = kind == "held" and case["ratio"] is not None and case["check"] in _COMPARED
+    compared = kind == "passed" and case["ratio"] is not None and case["check"] in _COMPARED
     return float(case["ratio"]) if compared else kind
 
 
 def _cell(told: Iterable[str | float]) -> str:
     asked = [one for one in told if one != "missing"]
     counts = Counter(one for one in asked if isinstance(one, str))
-    for kind, sign in (("wrong", "✗"), ("convention", "≠"), ("advice", "(✗)")):
+    for kind, sign in (("failed", "✗"), ("convention", "≠"), ("advice", "(✗)")):
         if counts[kind]:
             return f"{sign} {counts[kind]} of {len(asked)}"
     ratios = [one for one in asked if isinstance(one, float)]

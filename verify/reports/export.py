@@ -33,7 +33,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "call": vars(call),
             "shard": vars(report.shard),
             "summary": {
-                "held": report.held,
+                "passed": report.passed,
                 "interrupted": report.interrupted,
                 "selected": call.selected,
                 "finished": len(report.outcomes),
@@ -87,22 +87,23 @@ def markdown_bytes(report: Report) -> bytes:
 def junit_bytes(report: Report) -> bytes:
     """Return the run as JUnit XML: a suite a rule, and one for what no single case decides."""
     suites: dict[str, list[TestCase]] = {}
-    explained = {(one.rule, one.level): str(one) for one in report.diagnoses}
+    explained = {(one.rule, one.level): one for one in report.diagnoses}
     unexplained = {outcome.id for outcome in report.unexplained}
     for outcome in report.outcomes:
         case = TestCase(outcome.id, f"{outcome.rule or '-'}.{outcome.check}", outcome.seconds)
         if result := _junit_result(report, outcome):
             if outcome.check == "agreement" and outcome.id in unexplained:
-                result.text = explained.get((outcome.rule, outcome.level), "")
+                one = explained.get((outcome.rule, outcome.level))
+                result.text = str(one) if one is not None and one.covers(outcome.id) else ""
             case.result = [result]
         suites.setdefault(outcome.rule or "-", []).append(case)
     finished = TestCase("all selected cases were run", "run", 0.0)
     if report.interrupted:
         finished.result = [Error(f"interrupted after {len(report.outcomes)} of {report.call.selected} cases")]
-    borne_out = TestCase("all known deviations are borne out", "run", 0.0)
+    fresh = TestCase("no known deviation is stale", "run", 0.0)
     if report.stale:
-        borne_out.result = [Failure("\n".join(report.stale))]
-    suites["run"] = [finished, borne_out]
+        fresh.result = [Failure("\n".join(report.stale))]
+    suites["run"] = [finished, fresh]
     whole = JUnitXml(f"lrp-verify {report.subject.spec} {report.subject.version}")
     for name, cases in suites.items():
         suite = TestSuite(name)
@@ -117,11 +118,11 @@ def junit_bytes(report: Report) -> bytes:
 def _junit_result(report: Report, outcome: Outcome) -> Failure | Error | Skipped | None:
     if outcome.verdict is Verdict.PASS:
         return None
-    reason = f"{outcome.verdict.value}: {outcome.reason}".removesuffix(": ")
+    reason = f"{outcome.verdict.word}: {outcome.reason}".removesuffix(": ")
     if outcome.verdict not in BAD:
         return Skipped(reason)
     if is_known(outcome):
         return Skipped(f"known deviation, {reason}; {outcome.details[KNOWN]['reason']}")
     if not report.decides(outcome):
-        return Skipped(f"only advised, {reason}")
+        return Skipped(f"only recommended, {reason}")
     return Failure(reason) if outcome.verdict is Verdict.FAIL else Error(reason)

@@ -146,11 +146,12 @@ def _report(whole: dict[str, Any]) -> Report:
         {str(case["id"]): int(case["place"]) for case in whole["cases"]},
         tuple(whole["notes"]),
         tuple(whole["stale"]),
-        tuple(_diagnosis(one) for one in whole["diagnoses"]),
+        tuple(diagnosis_of(one) for one in whole["diagnoses"]),
     )
 
 
-def _diagnosis(one: dict[str, Any]) -> Diagnosis:
+def diagnosis_of(one: dict[str, Any]) -> Diagnosis:
+    """Return a diagnosis from its JSON."""
     fields = {name: value for name, value in one.items() if name != "sentence"}
     variants = tuple(Known(**known) for known in fields.pop("variants"))
     kinds = {"level": Level(fields["level"]), "layers": tuple(fields["layers"])}

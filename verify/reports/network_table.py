@@ -48,7 +48,7 @@ def table(outcomes: Iterable[Outcome]) -> Table | None:
 
 def _ratio(outcome: Outcome) -> str:
     ratio = "-" if outcome.ratio is None else f"{outcome.ratio:.2g}"
-    return f"{ratio} wrong" if outcome.verdict in BAD else ratio
+    return f"{ratio} failed" if outcome.verdict in BAD else ratio
 
 
 def _percent(share: float) -> str:

@@ -74,13 +74,13 @@ def entries(
         style = ""
         if got is not None and ratios is not None:
             row.insert(2, f"{got[place]:.17g}")
-            row.append(f"{ratios[place]:.3g}" if np.isfinite(bound[place]) else "undecidable")
+            row.append(f"{ratios[place]:.3g}" if np.isfinite(bound[place]) else "inconclusive")
             style = "red" if ratios[place] > 1 else ""
         table.add_row(*map(Text, row), style=style)
     console.print()
     _print(console, table)
     if len(shown) < len(places):
-        which = "the first" if ratios is None else "those furthest off"
+        which = "the first" if ratios is None else "those with the largest ratios"
         say(console, f"  ... {len(shown)} of {len(places)} entries, {which}", "dim")
 
 
@@ -100,8 +100,8 @@ def ledger(
     for sample, row in list(enumerate(rows))[:most]:
         values = [*([] if sums is None else [sums[sample]]), *row, sum(row)]
         table.add_row(str(sample), *(f"{value:.6g}" for value in values))
-    if sums is not None:
-        say(console, "\nWhere the relevance went; sum(got) is to be what the inputs get", "bold")
+    must = "" if sums is None else ": sum(got) must equal what the inputs get"
+    say(console, f"\nWhere the relevance goes (the ledger){must}", "bold")
     _print(console, table)
     if most is not None and len(rows) > most:
         say(console, f"  ... the first {most} of {len(rows)} samples", "dim")
@@ -123,8 +123,8 @@ def _table(*names: str) -> Table:
 
 
 def show(rule: str, dtype: str, case: Numbers, console: Console) -> None:
-    """Print all numbers of a case of the grid, as those of a test vector are, beside what came."""
-    given = written(case.parameters) if case.parameters else "none given: the defaults"
+    """Print all numbers of a case of the grid, as those of a test vector are, beside what the implementation gave."""
+    given = written(case.parameters) if case.parameters else "defaults"
     heads(
         console,
         {
@@ -137,9 +137,13 @@ def show(rule: str, dtype: str, case: Numbers, console: Console) -> None:
     for name, values in case.tensors.items():
         tensor(console, name, dtype, values, MOST)
     for name, values in case.denominators.items():
-        tensor(console, name, "before the stabilizer, a row a sample", values, MOST)
+        tensor(console, f"denominator {name},", "before the stabilizer, one row per sample", values, MOST)
     if case.got is None:
-        say(console, "\nNo relevance of the input's shape came: there is no column got", "yellow")
+        say(
+            console,
+            "\nThe implementation gave no relevance of the input's shape, so there is no column `got`",
+            "yellow",
+        )
     entries(console, case.tensors["x"], case.expected, case.bound, case.got, MOST)
     if case.ledgers:
         ledger(console, case.ledgers, case.sums, MOST)

@@ -7,9 +7,10 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from verify.explaining.deviations import is_known
+from verify.formats.clauses import clauses
 from verify.formats.text import percent
 from verify.model import BAD, Level, Outcome, Verdict, share_left
 from verify.subjects.protocol import COMMAND, is_command
@@ -32,6 +33,8 @@ class Call:
     workers: int = 0
     time_limit: float = 0.0
     strict: bool = False
+    #: What the line of `reproduce` does.
+    reproduces: ClassVar[str] = "Reproduce"
 
     def reproduce(self, subject: SubjectInfo, outcome: Outcome) -> str:
         """Return the one line that asks this case alone."""
@@ -103,7 +106,7 @@ class Report:
 
     @cached_property
     def undecided(self) -> float:
-        """The share of undecided entries, see `share_undecided`."""
+        """The share of inconclusive values, see `share_undecided`."""
         return share_undecided(self.outcomes)
 
     @cached_property
@@ -114,7 +117,11 @@ class Report:
     @property
     def remarks(self) -> list[str]:
         """What explains failures, and what is to be said of known deviations, a line each."""
-        return [*map(str, self.diagnoses), *self.notes, *(f"stale: {entry}" for entry in self.stale)]
+        return [
+            *(f"Diagnosis: {one}" for one in self.diagnoses),
+            *self.notes,
+            *(f"Stale known deviation: {entry}" for entry in self.stale),
+        ]
 
     @property
     def asked(self) -> bool:
@@ -122,8 +129,8 @@ class Report:
         return any(outcome.verdict not in {Verdict.NOT_OFFERED, Verdict.SKIPPED} for outcome in self.outcomes)
 
     @property
-    def held(self) -> bool:
-        """Whether everything was asked, and all of it held."""
+    def passed(self) -> bool:
+        """The verdict on the run: every selected case was run, and nothing that decides failed."""
         at_all = self.asked and not self.interrupted
         return at_all and not self.failures and not self.stale
 
@@ -134,9 +141,9 @@ class Report:
 
 
 def share_undecided(outcomes: Iterable[Outcome]) -> float:
-    """Return the mean share of undecided entries over those outcomes that compare entries.
+    """Return the mean share of inconclusive values over those outcomes that compare values.
 
-    It tells how much was asked, and fails nothing: what a subject may leave undecided is judged case by case, by
+    It tells how much was asked, and fails nothing: what a subject may leave inconclusive is judged case by case, by
     :mod:`verify.checks.undecided`.
     """
     shares = [
@@ -169,10 +176,11 @@ NO_LAYER = "no layer"
 #: The first that applies to a cell is its mark.
 MARKS = {
     "fail": Mark("✗", "X", "bold red", "failed"),
-    "advice": Mark("!", "!", "yellow", "fails only what we advise"),
-    "known": Mark("~", "~", "yellow", "fails only as is known"),
+    "convention": Mark("≠", "#", "yellow", "failed, since the rule follows another published convention"),
+    "advice": Mark("!", "!", "yellow", "only recommended cases failed"),
+    "known": Mark("~", "~", "yellow", "only known deviations failed"),
     "pass": Mark("✓", "+", "green", "passed"),
-    "inconclusive": Mark("?", "?", "yellow", "rounding decides every entry"),
+    "inconclusive": Mark("?", "?", "yellow", "inconclusive"),
     "skipped": Mark("s", "s", "dim", "skipped"),
     "not-offered": Mark("-", "-", "dim", "not offered"),
 }
@@ -180,17 +188,21 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Rule x family of layers: the verdict over all its cases, the largest ratio, the share undecided."""
+    """Rule x family of layers: the verdict over all its cases, the largest ratio, the share of inconclusive values."""
 
     mark: str
     ratio: float | None
     undecided: float
+    failed: int = 0
+    asked: int = 0
 
     def lines(self, *, ascii_only: bool = False) -> list[str]:
-        """Mark and ratio; below, the share undecided where there is one."""
+        """Mark, with how many failed or the largest ratio; below, the share of inconclusive values, if any."""
         mark = MARKS[self.mark]
         first = mark.ascii if ascii_only else mark.sign
-        if self.ratio is not None:
+        if self.failed:
+            first += f" {self.failed}/{self.asked}"
+        elif self.ratio is not None:
             first += f" {self.ratio:.2g}"
         return [first, f"{percent(self.undecided)} ?"] if self.undecided else [first]
 
@@ -222,10 +234,12 @@ class Grid:
         cells = self.cells.values()
         used = {cell.mark for cell in cells}
         words = [f"{m.ascii if ascii_only else m.sign} {m.meaning}" for name, m in MARKS.items() if name in used]
-        if any(cell.ratio is not None for cell in cells):
-            words.append("number: largest |got - expected| / bound, at most 1 where it holds")
+        if any(cell.failed for cell in cells):
+            words.append("n/m: n of m cases failed")
+        if any(cell.ratio is not None and not cell.failed for cell in cells):
+            words.append("number: largest |got - expected| / bound, correct up to 1")
         if any(cell.undecided for cell in cells):
-            words.append("% ?: entries for which rounding leaves no verdict")
+            words.append("% ?: inconclusive values, which rounding alone can change without limit")
         return "; ".join(words)
 
 
@@ -237,7 +251,13 @@ def grid(report: Report) -> Grid:
         groups.setdefault((outcome.rule or "-", layer), []).append(outcome)
     return Grid(
         {
-            key: Cell(_mark(report, group), largest(outcome.ratio for outcome in group), share_undecided(group))
+            key: Cell(
+                _mark(report, group),
+                largest(outcome.ratio for outcome in group),
+                share_undecided(group),
+                sum(outcome.verdict in BAD for outcome in group),
+                sum(outcome.verdict not in {Verdict.NOT_OFFERED, Verdict.SKIPPED} for outcome in group),
+            )
             for key, group in groups.items()
         }
     )
@@ -251,7 +271,15 @@ def _mark(report: Report, outcomes: Sequence[Outcome]) -> str:
 def _standing(report: Report, outcome: Outcome) -> str:
     if outcome.verdict not in BAD:
         return outcome.verdict.value
-    return "known" if is_known(outcome) else "fail" if report.decides(outcome) else "advice"
+    if is_known(outcome):
+        return "known"
+    if any(one.conventional(outcome.check, outcome.verdict) and _about(one, outcome) for one in report.diagnoses):
+        return "convention"
+    return "fail" if report.decides(outcome) else "advice"
+
+
+def _about(one: Diagnosis, outcome: Outcome) -> bool:
+    return (one.rule, one.level) == (outcome.rule, outcome.level) and one.covers(outcome.id)
 
 
 def subject_line(subject: SubjectInfo, call: Call, torch_version: str) -> str:
@@ -261,28 +289,44 @@ def subject_line(subject: SubjectInfo, call: Call, torch_version: str) -> str:
     if is_command(subject.spec):
         name = f"the command {subject.spec.removeprefix(COMMAND)}, {version}"
     elif subject.ours:
-        name = f"{name}, the rules of this project itself (--subject names others)"
+        name = f"{name}, the rules of this project (--subject tests others)"
     return f"Tested: {name}; torch {torch_version}; device {call.device}; seed {call.seed}"
 
 
 def totals(report: Report) -> str:
-    """Return the line that says it all."""
-    verdict = "everything held" if report.held else "did not hold"
+    """Return the last line: the verdict on the run, how many cases there were, and what became of them."""
+    verdict = "PASSED" if report.passed else "FAILED"
     if report.interrupted:
-        verdict = "interrupted"
+        verdict = "INTERRUPTED"
     elif not report.asked:
-        verdict = "nothing could be asked"
+        verdict = "NOTHING TESTED"
     done, selected = len(report.outcomes), report.call.selected
+    cases = f"{selected} case{'s' * (selected != 1)}" if done == selected else f"{done} of {selected} cases"
+    counts = [f"{count} {word}" for word, count in _counts(report).items() if count]
     words = [
-        f"{selected} case{'s' * (selected != 1)}" if done == selected else f"{done} of {selected} cases",
-        ", ".join(f"{report.verdicts[v]} {v.value}" for v in Verdict if report.verdicts[v]),
-        f"{report.known} known deviations" if report.known else "",
-        f"{len(report.stale)} stale entries of known deviations" if report.stale else "",
-        f"{percent(report.undecided)} undecided",
-        f"rounding of {', '.join(report.models)}" if report.models else "",
-        f"{report.seconds:.1f} s",
+        f"{cases} in {report.seconds:.1f} s",
+        ", ".join(counts),
+        f"{percent(report.undecided)} of the values inconclusive" if report.undecided else "",
+        f"{len(report.stale)} stale known deviation{'s' * (len(report.stale) != 1)}" if report.stale else "",
     ]
     return f"{verdict}: " + "; ".join(filter(None, words))
+
+
+def _counts(report: Report) -> dict[str, int]:
+    """How many cases there are of each kind, failures first; each case counts once."""
+    decided = Counter(outcome.verdict for outcome in report.failures)
+    counts = {verdict.word: decided[verdict] for verdict in Verdict if verdict in BAD}
+    counts["passed"] = report.verdicts[Verdict.PASS]
+    counts["inconclusive"] = report.verdicts[Verdict.INCONCLUSIVE]
+    counts[f"known deviation{'s' * (report.known != 1)}"] = report.known
+    counts[f"failed recommendation{'s' * (len(report.advice) != 1)}"] = len(report.advice)
+    return counts | {verdict.word: report.verdicts[verdict] for verdict in (Verdict.NOT_OFFERED, Verdict.SKIPPED)}
+
+
+def cited(outcomes: Iterable[Outcome]) -> str:
+    """Return the clauses of the specification that some cases are about: "specification 3.5, 7.1"."""
+    found = dict.fromkeys(clause for o in outcomes for clause in clauses(o.id, o.check, o.rule, o.level))
+    return f"specification {', '.join(found)}" if found else ""
 
 
 def markdown(report: Report) -> str:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Status(IntEnum):
     """How the command exits."""
 
-    HELD = 0
-    DID_NOT_HOLD = 1
+    PASSED = 0
+    FAILED = 1
     UNUSABLE = 2
     INTERRUPTED = 130
 
@@ -32,7 +32,7 @@ def status_of(report: Report) -> Status:
         return Status.INTERRUPTED
     if not report.asked:
         return Status.UNUSABLE
-    return Status.HELD if report.held else Status.DID_NOT_HOLD
+    return Status.PASSED if report.passed else Status.FAILED
 
 
 def exit_with(command: str, run: Callable[[], int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from verify.formats.text import percent, printable
-from verify.model import BAD, Verdict
+from verify.model import BAD, Level, Verdict
 from verify.reports import network_table as ledger_table
-from verify.reports.report import MARKS, Grid, grid, largest, subject_line, totals
+from verify.reports.report import MARKS, Grid, cited, grid, largest, subject_line, totals
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from verify.runs.worker import SubjectInfo
 
 _SHOWN = 3  # cases of a group of failures
-_ADVICE = "Advice: fails what we ask of our own rules only (--strict asks it of all)"
+_LEVELS = {Level.MUST: "must (required)", Level.SHOULD: "should (recommended)"}
+_DETAILS = {"model": "rounding as in"}
+_ADVICE = "Failed recommendations: they fail the run only with --strict"
 
 
 def show_tested(subject: SubjectInfo, call: Call, torch_version: str, console: Console) -> None:
@@ -34,7 +37,7 @@ def show_tested(subject: SubjectInfo, call: Call, torch_version: str, console: C
 
 
 def show(report: Report, console: Console) -> None:
-    """Print table, failures, advice, warnings and totals."""
+    """Print table, what explains failures, failures, recommendations, warnings and totals."""
     table = grid(report)
     if table.cells:
         ascii_only = console.options.ascii_only
@@ -58,8 +61,8 @@ def show(report: Report, console: Console) -> None:
 
 
 def show_totals(report: Report, console: Console) -> None:
-    """Print the line that says it all."""
-    say(console, totals(report), "bold green" if report.held else "bold red")
+    """Print the last line, the verdict on the run."""
+    say(console, totals(report), "bold green" if report.passed else "bold red")
 
 
 def say(console: Console, text: str | Text, style: str = "") -> None:
@@ -107,21 +110,32 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
     for outcome in failures:
         groups.setdefault((outcome.rule, outcome.check), []).append(outcome)
     for (rule, check), group in groups.items():
-        line = Text(f"  {rule or '-'}, {check}: {len(group)} of {asked[rule, check]} cases", style="bold")
+        line = Text(f"  {rule or '-'}, {check}: {len(group)} of {asked[rule, check]} cases failed", style="bold")
         worst = largest(outcome.ratio for outcome in group)
-        where = [_listed(outcome.layer for outcome in group), _listed(outcome.dtype for outcome in group)]
+        where = [cited(group), *(_listed(getattr(outcome, name) for outcome in group) for name in ("layer", "dtype"))]
         where += [] if worst is None else [f"largest ratio {worst:.3g}"]
-        say(console, line.append("  " + "; ".join(filter(None, where)), style="not bold dim"))
+        say(console, line.append(f" ({'; '.join(filter(None, where))})", style="not bold dim"))
         for outcome in group[:_SHOWN]:
             say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
         if len(group) > _SHOWN:
             say(console, f"    and {len(group) - _SHOWN} more", "dim")
-        say(console, f"    {report.call.reproduce(report.subject, group[0])}", "cyan")
+        again = report.call.reproduce(report.subject, _clearest(group))
+        say(console, f"    {report.call.reproduces}: {again}", "cyan")
     console.print()
 
 
+def _clearest(group: Sequence[Outcome]) -> Outcome:
+    """Return the failure that is furthest off, in float64 if there is one: least of it can be rounding."""
+
+    def clear(outcome: Outcome) -> tuple[bool, bool, float]:
+        ratio = -1.0 if outcome.ratio is None else outcome.ratio
+        return outcome.dtype == "float64", math.isnan(ratio), 0.0 if math.isnan(ratio) else ratio
+
+    return max(group, key=clear)
+
+
 def _verdict(outcome: Outcome) -> str:
-    return f"{outcome.verdict.value}: {outcome.reason}" if outcome.reason else outcome.verdict.value
+    return f"{outcome.verdict.word}: {outcome.reason}" if outcome.reason else outcome.verdict.word
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -131,8 +145,8 @@ def _listed(names: Iterable[str]) -> str:
 def _doubts(doubtful: Sequence[Outcome]) -> str:
     first = ", ".join(outcome.id for outcome in doubtful[:_SHOWN])
     return (
-        f"Warning: {len(doubtful)} passing cases lie outside the bound that rounding keeps with high probability "
-        f"(largest ratio {largest(outcome.probable for outcome in doubtful):.3g}): "
+        f"Warning: {len(doubtful)} cases passed, but with rounding errors that are very unlikely "
+        f"(up to {largest(outcome.probable for outcome in doubtful):.3g} times the probable bound): "
         f"{first}{', ...' if len(doubtful) > _SHOWN else ''}"
     )
 
@@ -143,9 +157,13 @@ def show_case(report: Report, outcome: Outcome, console: Console, without: Colle
     say(console, outcome.id, "bold")
     say(console, _verdict(outcome), style)
     facts = {name: getattr(outcome, name) for name in ("rule", "layer", "check", "dtype")}
-    facts["level"] = outcome.level.value if report.decides(outcome) else f"{outcome.level.value} (does not decide)"
-    facts |= {"ratio": outcome.ratio, "probabilistic ratio": outcome.probable}
-    facts |= {"undecided": percent(outcome.undecided), "seconds": outcome.seconds}
+    facts["level"] = (
+        _LEVELS[outcome.level] if report.decides(outcome) else f"{_LEVELS[outcome.level]}; does not fail the run"
+    )
+    facts["specification"] = cited([outcome]).removeprefix("specification ") or None
+    facts |= {"ratio": _ratio(outcome.ratio, "largest |got - expected| / bound; correct up to 1")}
+    facts |= {"probable ratio": _ratio(outcome.probable, "the same with a bound that rounding very rarely exceeds")}
+    facts |= {"inconclusive": f"{percent(outcome.undecided)} of the values", "time": f"{outcome.seconds:.3g} s"}
     tables, texts = {}, {}
     for name, value in outcome.details.items():
         if name in without:
@@ -155,7 +173,7 @@ def show_case(report: Report, outcome: Outcome, console: Console, without: Colle
         elif "\n" in str(value):
             texts[name] = str(value)
         else:
-            facts[name] = value
+            facts[_DETAILS.get(name, name)] = value
     console.print(_pairs({name: value for name, value in facts.items() if value is not None}))
     for name, value in tables.items():
         say(console, f"\n{name}", "bold")
@@ -164,6 +182,10 @@ def show_case(report: Report, outcome: Outcome, console: Console, without: Colle
         say(console, f"\n{name}", "bold")
         say(console, "\n".join(map(printable, value.splitlines())))
     console.print()
+
+
+def _ratio(ratio: float | None, meaning: str) -> str | None:
+    return None if ratio is None else f"{ratio:.3g} ({meaning})"
 
 
 def _details(value: Any) -> RenderableType:

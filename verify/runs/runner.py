@@ -88,7 +88,7 @@ class Runner:
         try:
             info: SubjectInfo = self._schedule(worker.describe, subject, limit=None).result(START_LIMIT)
         except (BrokenProcessPool, ProcessExpired) as error:
-            msg = f"the subject {subject!r} ends its process when it is loaded"
+            msg = f"{subject!r} ends its process when it is loaded"
             raise SubjectError(msg) from error
         except TimeoutError as error:
             msg = f"the subject {subject!r} was not loaded within {START_LIMIT:g} seconds"

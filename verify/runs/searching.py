@@ -82,4 +82,4 @@ def advice(found: Sequence[Outcome]) -> str:
     from verify.questions.examples import FOUND  # noqa: PLC0415  imports torch
 
     lines = [f"  echo {shlex.quote(outcome.id)} >> {shlex.quote(str(FOUND))}" for outcome in found]
-    return "\n".join(["To ask what the search found in every run from now on, append the ids:", *lines])
+    return "\n".join(["To test in every run what the search found, append the ids to the list of examples:", *lines])

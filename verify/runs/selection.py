@@ -72,7 +72,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
         msg = f"--time-limit is {request.time_limit:g}; expected a finite number of seconds above 0"
         raise UnusableError(msg)
     if request.ids and (any(request.filters.values()) or request.dtypes):
-        msg = "--case names a case by itself; leave out --rule, --layer, --check and --dtype"
+        msg = "--case names a whole case; leave out --rule, --layer, --check and --dtype"
         raise UnusableError(msg)
     _check_search(request)
     _check_command(request)
@@ -100,7 +100,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
     if not selected and not request.searching:
         options = [*request.filters.items(), ("dtype", request.dtypes)]
         words = " ".join(f"--{name} {','.join(patterns)}" for name, patterns in options if patterns)
-        msg = f"no case is selected by {words}; see --list, with fewer of these options"
+        msg = f"no case fits {words} together; leave out one of these options, or see --list"
         raise UnusableError(msg)
     return source, selected
 
@@ -130,21 +130,29 @@ def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[st
     for pattern in patterns:
         matching = {value for value in known if fnmatchcase(value.lower(), pattern.lower())}
         if not matching:
-            msg = f"--{name} {pattern!r} is unknown; known are {', '.join(value for value in known if value != '-')}"
+            names = [value for value in known if value != "-"]
+            msg = f"--{name} {pattern!r} is unknown{meant(pattern, names)}; expected one of {', '.join(names)}"
             raise UnusableError(msg)
         found |= matching
     return [value for value in known if value in found]
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """Return a guess at what a word that is unknown was meant for; empty where there is none."""
+    by_lower = {value.lower(): value for value in known}
+    close = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
 
 
 def _check_search(request: Request) -> None:
     given = [name for name in ("seconds", "examples") if getattr(request, name) is not None]
     if not request.searching:
         for name in given:
-            msg = f"--{name} is the budget of a search; add --check {SEARCH}"
+            msg = f"--{name} limits a search, and nothing is searched; add --check {SEARCH}"
             raise UnusableError(msg)
         return
     if len(given) == 2:
-        msg = "--seconds and --examples are two budgets of one search; expected one of them"
+        msg = "--seconds and --examples both limit the search; expected one of them"
         raise UnusableError(msg)
     if request.seconds is not None and not 0 < request.seconds < float("inf"):
         msg = f"--seconds is {request.seconds:g}; expected a finite number above 0"
@@ -155,7 +163,7 @@ def _check_search(request: Request) -> None:
         ("shard", request.shard != (1, 1)),
     ):
         if unusable:
-            msg = f"--check {SEARCH} draws its layers and runs as a whole, on the CPU; leave out --{name}"
+            msg = f"--check {SEARCH} makes its own layers and runs in one piece on the CPU; leave out --{name}"
             raise UnusableError(msg)
 
 
@@ -168,7 +176,7 @@ def _check_command(request: Request) -> None:
         ("--figure", "figure" in request.files),
     ):
         if unusable:
-            msg = f"{name} needs a subject in Python; --command names a process, which is only asked for relevances"
+            msg = f"{name} needs an implementation in Python (--subject); a program (--command) only answers cases"
             raise UnusableError(msg)
 
 
@@ -182,7 +190,7 @@ def _check_baseline(request: Request) -> None:
         (f"check {SEARCH}", request.searching),
     ):
         if unusable:
-            msg = f"--{BASELINE} writes down all failures of a whole run, as a first file; leave out --{name}"
+            msg = f"--{BASELINE} writes a first file with all failures of a whole run; leave out --{name}"
             raise UnusableError(msg)
 
 
@@ -190,7 +198,7 @@ def searched(name: str, patterns: Sequence[str], known: Sequence[str]) -> list[s
     """Return which rules or dtypes a search tries, of those that it can."""
     found = [value for value in known if any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)]
     if patterns and not found:
-        msg = f"--{name} {','.join(patterns)} leaves nothing to search; expected some of {', '.join(known)}"
+        msg = f"--check {SEARCH} cannot search --{name} {','.join(patterns)}; expected some of {', '.join(known)}"
         raise UnusableError(msg)
     return found or list(known)
 
@@ -203,8 +211,11 @@ def _named(id_: str, cases: Mapping[str, Case]) -> Case:
             return carried(id_)
         except ValueError as error:
             raise UnusableError(str(error)) from error
+    if "*" in id_:
+        msg = f"--case is {id_!r}; expected the id of one case; for several, use --rule, --layer, --check and --dtype"
+        raise UnusableError(msg)
     close = difflib.get_close_matches(id_, cases, n=5, cutoff=0.5)
-    hint = "; close to it:\n" + "\n".join(f"  {match}" for match in close) if close else "; --list prints all"
+    hint = "; similar ids are:\n" + "\n".join(f"  {match}" for match in close) if close else "; --list prints all ids"
     msg = f"no case has the id {id_!r}{hint}"
     raise UnusableError(msg)
 
@@ -215,7 +226,7 @@ def _check_device(device: str) -> None:
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        msg = f"--device {device!r} cannot be used; known are {', '.join(known)}"
+        msg = f"--device {device!r} cannot be used; expected {' or '.join(known)}"
         raise UnusableError(msg) from error
 
 
@@ -223,15 +234,15 @@ def check_files(files: Mapping[str, Path]) -> None:
     """Find out before a run whether its files can be written after it; raise UnusableError if not."""
     for name, path in files.items():
         if any(path.resolve() == other.resolve() for option, other in files.items() if option != name):
-            msg = f"--{name} {path} is named twice; expected a file for each"
+            msg = f"--{name} {path}: another option writes to the same file; expected a file for each"
             raise UnusableError(msg)
         if name == "figure" and path.suffix.lower() != ".png":
             msg = f"--figure {path}: expected a name that ends in .png"
             raise UnusableError(msg)
         if name == BASELINE and path.is_file() and path.read_bytes().strip():
             msg = (
-                f"--{BASELINE} {path}: the file has content, which may have been edited; expected a new or empty "
-                "file; name another, or delete it; nothing was run"
+                f"--{BASELINE} {path}: the file is not empty, and is never overwritten; name another file, or delete "
+                "this one; nothing was run"
             )
             raise UnusableError(msg)
         try:

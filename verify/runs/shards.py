@@ -30,7 +30,7 @@ def deal(cases: Sequence[Case], number: int, of: int) -> list[Case]:
     do with layers, rules and dtypes.
     """
     if of > max(len(cases), 1):  # nothing selected is fine for one that only searches
-        msg = f"--shard {number}/{of}: there are only {len(cases)} cases; expected at most as many shards"
+        msg = f"--shard {number}/{of}: there are only {len(cases)} cases; expected at most as many parts"
         raise UnusableError(msg)
     order = sorted(range(len(cases)), key=lambda i: (cases[i].check, zlib.crc32(cases[i].id.encode()), i))
     return [cases[i] for i in sorted(order[number - 1 :: of])]

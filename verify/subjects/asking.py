@@ -49,8 +49,11 @@ def smoke(subject: Subject) -> str | None:
                 return None
             reasons.append(f"{name}: the relevance is {r!r}, expected a tensor of shape {tuple(x.shape)}")
     if not reasons:
-        return f"{subject.spec} offers none of the rules {', '.join(RULES)}"
-    return f"none of the rules of {subject.spec} runs on one sample of a layer of two inputs; " + "; ".join(reasons)
+        return f"{subject.spec} has none of the classes {', '.join(RULES)}"
+    return (
+        f"none of the rules of {subject.spec} gives a relevance on the smallest layer; "
+        f"expected Rule(...).register(module), see docs/how-to/adapter.md; {'; '.join(reasons)}"
+    )
 
 
 def _smallest(rule: str) -> tuple[nn.Module, Tensor, Tensor]:

@@ -27,7 +27,7 @@ def load(spec: str) -> Subject:
         return port.load(spec)
     module_name, _, attribute = spec.partition(":")
     if not module_name:
-        msg = f"the subject is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        msg = f"the implementation is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
         raise SubjectError(msg)
     # as `python -m` would: a subject in the folder of the call needs no installation
     here = str(Path.cwd())
@@ -39,15 +39,29 @@ def load(spec: str) -> Subject:
         for part in filter(None, attribute.split(".")):
             namespace = getattr(namespace, part)
     except Exception as error:
-        msg = f"the subject {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{_hint(module_name)}"
         raise SubjectError(msg) from error
     finally:
         if added:
             sys.path.remove(here)
     if not any(hasattr(namespace, rule) for rule in RULES):
-        msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
+        msg = (
+            f"{spec!r} has none of the classes {', '.join(RULES)}; name the module or object that has them, "
+            f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
+        )
         raise SubjectError(msg)
     return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+
+
+def _hint(module_name: str) -> str:
+    """What to do about the likeliest mistakes: a file in place of a module, a library that needs its adapter."""
+    if module_name.endswith(".py"):
+        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        return f"; expected the name of a module, without .py: {name}"
+    adapter = {"captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}.get(module_name.partition(".")[0])
+    if adapter:
+        return f"; the classes of this library are tested through an adapter, {adapter}"
+    return ""
 
 
 def _version(module_name: str) -> str:

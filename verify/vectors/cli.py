@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of vectors.")]
-FolderOption = Annotated[Path, typer.Option("--vectors", metavar="DIR", help="The folder of vectors.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")]
+FolderOption = Annotated[Path, typer.Option("--vectors", metavar="DIR", help="Folder of the test vectors.")]
 Only = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Only ids such as 'epsilon-*-float64'; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Only cases with ids such as 'epsilon-*-float64'. Several: repeat it."),
 ]
 _HERE = Path("vectors")
-_EPILOG = "Exit status: 0 everything held, 1 something failed, 2 wrong options or a file that cannot be used."
+_EPILOG = "Exit status: 0 passed, 1 failed, 2 wrong options or a file that cannot be used."
 
 
 def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
@@ -48,16 +52,18 @@ def lrp_vectors(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Frozen questions and answers for implementations of the LRP rules in any language."""
+    """Test vectors: cases of the LRP rules as files, for implementations in any language."""
 
 
 @app.command(epilog=_EPILOG)
 def generate(
     folder: Folder = _HERE,
     *,
-    compare: Annotated[bool, typer.Option("--compare", help="Write nothing; say which files would change.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Write nothing, and print which files would change.")
+    ] = False,
 ) -> None:
-    """Write the corpus: the same bytes every time. What was released may only change with the corpus version."""
+    """Write the test vectors: the same bytes every time. Released cases change only with the corpus version."""
 
     def run() -> Status:
         from verify.vectors.corpus import CorpusError  # noqa: PLC0415  mpmath
@@ -69,29 +75,29 @@ def generate(
             contents = generated(folder)
         except (ReleaseError, CorpusError) as error:
             typer.echo(f"lrp-vectors: {error}")
-            return Status.DID_NOT_HOLD
+            return Status.FAILED
         except (OSError, ValueError, LookupError) as error:
-            message = f"{folder} holds no corpus that could be compared with: {type(error).__name__}: {error}"
+            message = f"{folder} has test vectors that cannot be read: {type(error).__name__}: {error}"
             raise UnusableError(message) from error
         lines = differences(folder, contents)
         if compare:
             typer.echo("\n".join([*lines, _generated(contents, folder, len(lines), wrote=False)]))
-            return Status.DID_NOT_HOLD if lines else Status.HELD
+            return Status.FAILED if lines else Status.PASSED
         write(folder, contents)
         typer.echo(_generated(contents, folder, len(lines), wrote=True))
-        return Status.HELD
+        return Status.PASSED
 
     exit_with("lrp-vectors", run)
 
 
 def _generated(contents: Mapping[str, bytes], folder: Path, changed: int, *, wrote: bool) -> str:
     size = sum(map(len, contents.values())) / 1e6
-    return f"{folder}: {len(contents)} files, {size:.1f} MB; {changed} {'written anew' if wrote else 'differ'}"
+    return f"{folder}: {len(contents)} files, {size:.1f} MB; {changed} {'written' if wrote else 'differ'}"
 
 
 @app.command(epilog=_EPILOG)
 def check(folder: Folder = _HERE) -> None:
-    """Check a corpus: hashes, schema, form, ids, counts, and every expected value again by the reference."""
+    """Check the test vectors: hashes, schema, ids and counts, and every expected value against the reference."""
 
     def run() -> Status:
         from verify.checks.comparator import check_itself  # noqa: PLC0415
@@ -99,22 +105,24 @@ def check(folder: Folder = _HERE) -> None:
 
         check_itself()
         if not folder.is_dir():
-            message = f"{folder} is no folder; `lrp-vectors generate {folder}` makes a corpus"
+            message = (
+                f"{folder} is not a folder; expected the test vectors; `lrp-vectors generate {folder}` writes them"
+            )
             raise UnusableError(message)
         start = time.perf_counter()
         problems, cases = checked(folder)
         for problem in problems:
             typer.echo(str(problem))
-        verdict = f"{len(problems)} problems" if problems else "everything held"
-        typer.echo(f"{verdict}: {cases} cases; {time.perf_counter() - start:.1f} s")
-        return Status.DID_NOT_HOLD if problems else Status.HELD
+        count = f"; {len(problems)} problem{'s' * (len(problems) != 1)}" if problems else ""
+        typer.echo(f"{'FAILED' if problems else 'PASSED'}: {cases} cases in {time.perf_counter() - start:.1f} s{count}")
+        return Status.FAILED if problems else Status.PASSED
 
     exit_with("lrp-vectors", run)
 
 
 @app.command(epilog=_EPILOG)
 def verify(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A port's answers, JSON Lines or a list.")],
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="File of answers: JSON Lines, or a JSON list.")],
     *,
     folder: FolderOption = _HERE,
     only: Only = None,
@@ -123,7 +131,7 @@ def verify(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
 ) -> None:
-    """Judge a port's answers, one line of JSON a case: {id, relevance: tensor | skipped: reason | error: kind}."""
+    """Check the answers of an implementation: a JSON line for each case, {id, relevance | skipped | error}."""
     files = {"json": Path(json) if json and json != "-" else None, "markdown": markdown}
     given = {name: path for name, path in files.items() if path is not None}
 
@@ -161,7 +169,9 @@ def _wanted(documents: Mapping[str, reading.Json], patterns: list[str] | None) -
     ids = [case["id"] for _, _, case in reading.each(documents)]
     wanted = [id_ for id_ in ids if not patterns or any(fnmatch.fnmatchcase(id_, pattern) for pattern in patterns)]
     if not wanted:
-        message = f"--only {' --only '.join(map(repr, patterns or ()))} fits none of {len(ids)} ids, such as {ids[0]}"
+        message = (
+            f"--only {' --only '.join(map(repr, patterns or ()))} fits none of the {len(ids)} ids, such as {ids[0]}"
+        )
         raise UnusableError(message)
     return wanted
 
@@ -169,11 +179,13 @@ def _wanted(documents: Mapping[str, reading.Json], patterns: list[str] | None) -
 @app.command(epilog=_EPILOG)
 def answer(
     *,
-    subject: Annotated[str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="What is asked.")] = "lrp_rules",
+    subject: Annotated[
+        str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Implementation that answers.")
+    ] = "lrp_rules",
     folder: FolderOption = _HERE,
     only: Only = None,
 ) -> None:
-    """Print the answers of an implementation in Python, as `verify` reads them."""
+    """Print the answers of an implementation in Python, in the form that `verify` reads."""
 
     def run() -> Status:
         import torch  # noqa: PLC0415  seconds, for nothing in the other commands
@@ -191,7 +203,7 @@ def answer(
         torch.set_num_threads(1)  # the tensors are small: threads would wait for each other
         for one in answers(documents.values(), found, wanted):
             typer.echo(json_.dumps(one, allow_nan=False))
-        return Status.HELD
+        return Status.PASSED
 
     exit_with("lrp-vectors", run)
 
@@ -200,14 +212,14 @@ def answer(
 def show(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = _HERE
 ) -> None:
-    """Show a case as a person reads it: formula, layer, numbers, what is expected, where the relevance went."""
+    """Print a case: formula, layer, inputs, expected values, and where the relevance goes."""
 
     def run() -> Status:
         from verify.vectors import showing  # noqa: PLC0415
 
         console = Console(highlight=False, markup=False, emoji=False)
         showing.show(*reading.find(reading.load(folder), id_), console)
-        return Status.HELD
+        return Status.PASSED
 
     exit_with("lrp-vectors", run)
 

@@ -40,11 +40,14 @@ def load(folder: Path) -> dict[str, Json]:
 
     UnusableError where there is no manifest, or a file is missing or no JSON.
     """
-    manifest = _read(folder / MANIFEST, f"is {folder} a folder of vectors? `lrp-vectors generate {folder}` makes one")
+    manifest = _read(
+        folder / MANIFEST,
+        "expected a folder of test vectors: run this in a clone of lrp-rules, or name its folder `vectors`",
+    )
     names = [name for name, entry in manifest.get("files", {}).items() if "cases" in entry]
     documents = {name: _read(folder / name, f"the manifest names it; `lrp-vectors check {folder}`") for name in names}
     if not documents:
-        message = f"{folder / MANIFEST} names no file of vectors; `lrp-vectors check {folder}` says more"
+        message = f"{folder / MANIFEST} names no file of test vectors; `lrp-vectors check {folder}` says more"
         raise UnusableError(message)
     return documents
 
@@ -56,10 +59,10 @@ def _read(path: Path, advice: str) -> Json:
         message = f"{path} cannot be read: {error.strerror or error}; {advice}"
         raise UnusableError(message) from error
     except ValueError as error:
-        message = f"{path} is no JSON: {error}; {advice}"
+        message = f"{path} is not JSON: {error}; {advice}"
         raise UnusableError(message) from error
     if not isinstance(found, dict):
-        message = f"{path} holds no object; {advice}"
+        message = f"{path} is not a JSON object; {advice}"
         raise UnusableError(message)
     return found
 
@@ -78,6 +81,6 @@ def find(documents: Mapping[str, Json], id_: str) -> tuple[Json, Json, Json]:
     if id_ in known:
         return known[id_]
     close = difflib.get_close_matches(id_, known, n=5, cutoff=0.5)
-    hint = "; close to it:\n" + "\n".join(f"  {match}" for match in close) if close else ""
+    hint = "; similar ids are:\n" + "\n".join(f"  {match}" for match in close) if close else ""
     message = f"no case has the id {id_!r}{hint}"
     raise UnusableError(message)

@@ -10,11 +10,12 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jsonschema
 import numpy as np
 
+from verify.checks.agreement import expected_within
 from verify.checks.comparator import compare
 from verify.formats.layer_json import family
 from verify.formats.tensor_json import TensorError, decode, dtype_of, widen
@@ -40,6 +41,8 @@ _ADVISED = {"ConstantOfBatchNorm"}
 class VectorCall(Call):
     """A run on answers in a file."""
 
+    reproduces: ClassVar[str] = "Show the case"
+
     def reproduce(self, subject: SubjectInfo, outcome: Outcome) -> str:  # noqa: ARG002  there is nothing to ask again
         """Return the line that shows the case."""
         return f"lrp-vectors show {outcome.id}"
@@ -56,15 +59,19 @@ class _Found:
 def judge(name: str, content: bytes, documents: Mapping[str, Json], wanted: Sequence[str], *, strict: bool) -> Report:
     """Return the report on the answers in `content` to the cases with the ids `wanted`.
 
-    UnusableError where a line is no JSON, or answers no case of these vectors.
+    UnusableError where there is no answer, a line is no JSON, or it answers no case of these vectors.
     """
     cases = {one[2]["id"]: one for one in each(documents)}
+    if not (given := read(content)):
+        message = f"{name} has no answers; expected one JSON object a line, such as those of `lrp-vectors answer`"
+        raise UnusableError(message)
     answers: dict[str, list[Json]] = {}
-    for number, answer in read(content):
+    for number, answer in given:
         id_ = answer.get("id") if isinstance(answer, dict) else None
         if not isinstance(id_, str) or id_ not in cases:
             message = (
-                f"{name}, answer {number}: {_short(answer)} has no id of these vectors; each answer names its case"
+                f"{name}, answer {number}: {_short(answer)} has no id of these test vectors; each answer needs the id "
+                "of its case"
             )
             raise UnusableError(message)
         answers.setdefault(id_, []).append(answer)
@@ -81,7 +88,7 @@ def read(content: bytes) -> list[tuple[int, Any]]:
         if content.lstrip().startswith(b"["):
             return list(enumerate(parse(content), 1))
     except ValueError as error:
-        message = f"the answers are no list of JSON: {error}"
+        message = f"the answers are not a list in JSON: {error}; expected one JSON object a line, or a list of them"
         raise UnusableError(message) from error
     found = []
     for number, line in enumerate(content.splitlines(), 1):
@@ -89,7 +96,9 @@ def read(content: bytes) -> list[tuple[int, Any]]:
             if line.strip():
                 found.append((number, parse(line)))
         except ValueError as error:
-            message = f"line {number} of the answers is no JSON: {error}; one object a line, or a list of them"
+            message = (
+                f"line {number} of the answers is not JSON: {error}; expected one object a line, or a list of them"
+            )
             raise UnusableError(message) from error
     return found
 
@@ -119,7 +128,7 @@ def _outcome(one: Case, answers: Sequence[Json]) -> Outcome:
 
 def _verdict(case: Json, answers: Sequence[Json]) -> _Found:
     if not answers:
-        return _Found(Verdict.ERROR, "no answer; a port that leaves a case out says why: {id, skipped: reason}")
+        return _Found(Verdict.ERROR, "no answer; to leave a case out, answer {id, skipped: reason}")
     if len(answers) > 1:
         return _Found(Verdict.ERROR, f"{len(answers)} answers, expected one")
     answer = answers[0]
@@ -161,11 +170,12 @@ def _relevance(case: Json, answer: Json) -> _Found:
     found = compare(widen(got), expected, bound)
     if found.refuted:
         place = [int(i) for i in np.unravel_index(found.index or 0, expected.shape)]
-        entry = f"got {widen(got)[tuple(place)]:.9g}, expected {expected[tuple(place)]:.9g}"
-        reason = f"entry {place}: {entry}, {found.ratio:.3g} times the bound {bound[tuple(place)]:.3g}"
+        at = tuple(place)
+        within = expected_within(expected[at], bound[at], found.ratio)
+        reason = f"entry {place}: got {widen(got)[at]:.9g}, {within}"
         return _Found(Verdict.FAIL, reason, found.ratio, found.undecided)
     if found.undecided == 1:
-        return _Found(Verdict.INCONCLUSIVE, "rounding decides a sign behind every entry", None, 1.0)
+        return _Found(Verdict.INCONCLUSIVE, "for every value, rounding decides the sign of a denominator", None, 1.0)
     return _Found(Verdict.PASS, "", found.ratio, found.undecided)
 
 

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 _ADVICE = {
     "valid": "",
     "invalid": "an error is expected, of kind {error}",
-    "implementation-defined": "any answer will do",
+    "implementation-defined": "any answer is accepted",
 }
 
 
@@ -56,9 +56,9 @@ def show(document: Json, group: Json, case: Json, console: Console) -> None:
 def _result(case: Json) -> str:
     words = [case["result"], _ADVICE[case["result"]].format(error=case.get("error"))]
     if "advice" in case:
-        words.append(f"an error of kind {case['advice']} is advised")
+        words.append(f"an error of kind {case['advice']} is recommended")
     if case.get("inconclusive"):
-        words.append(f"{case['inconclusive']} entries are inconclusive")
+        words.append(f"{case['inconclusive']} values are inconclusive")
     return "; ".join(filter(None, words))
 
 

@@ -179,7 +179,7 @@ def test_a_wrong_rule_fails_where_it_is_and_nowhere_else(name: str, dtype: str) 
         assert "expected" in finding.reason
         assert "got" in finding.reason
         if case.rule == "all":
-            assert finding.details["layers that disagree"] == [f"{i} ({rule})" for i in sorted(on(rule))]
+            assert finding.details["layers that failed"] == [f"{i} ({rule})" for i in sorted(on(rule))]
 
 
 def test_a_mistake_far_below_what_can_be_seen_is_found_in_float64() -> None:

@@ -76,7 +76,7 @@ def test_what_decides_everything_is_not_asked_twice(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_the_grid_decides_nearly_everything() -> None:
-    """That few entries are undecided is a property of the grid, and asked of the grid: a subject cannot help it."""
+    """That few values are inconclusive is a property of the grid, and asked of the grid: a subject cannot help it."""
     some = [case for case in cases().values() if case.check == "agreement"][::29]
     shares = [undecided.share(case) for case in some]
     assert len(some) > 150
@@ -94,7 +94,7 @@ def test_more_than_the_reference_fails_and_as_much_does_not(verdict: Verdict, le
     fails = verdict is Verdict.FAIL or left > 0.5
     assert found.verdict is (Verdict.FAIL if fails else verdict)
     if fails and verdict is not Verdict.FAIL:
-        assert found.reason.startswith("75% of the entries are undecided, where the reference leaves 50%: ")
+        assert found.reason.startswith("75% of the values are inconclusive, expected 50%: ")
         assert found.ratio == np.inf
 
 
@@ -105,9 +105,7 @@ def test_more_than_the_reference_fails_and_as_much_does_not(verdict: Verdict, le
 def test_a_subject_that_leaves_open_what_the_reference_decides_fails(id_: str) -> None:
     outcome = asked(id_, load("vague:Everywhere"))
     assert outcome.verdict is Verdict.FAIL
-    assert (
-        "of the entries are undecided, where the reference leaves 0%: what the subject gives is not" in outcome.reason
-    )
+    assert "of the values are inconclusive, expected 0%: the implementation gives values that are not" in outcome.reason
     assert outcome.undecided > 0
     assert outcome.undecidable == 0
     assert asked(id_, load("lrp_rules")).verdict is Verdict.PASS
@@ -119,7 +117,7 @@ def test_a_layer_of_the_network_that_nothing_finite_reaches_fails() -> None:
     )
     below = asked("network/5-conv2d/ZPlus/float64", network)
     assert below.verdict is Verdict.FAIL
-    assert below.reason.startswith("100% of the entries are undecided, where the reference leaves 0%")
+    assert below.reason.startswith("100% of the values are inconclusive, expected 0%")
 
 
 def test_an_example_without_a_finite_sum_holds() -> None:
@@ -140,7 +138,7 @@ def test_a_rule_with_a_formula_of_its_own_fails_likewise() -> None:
 
     law = "laws/additive/linear-5-4/float64"
     verify.assert_rule(lrp_rules.Epsilon, epsilon, only=law)
-    with pytest.raises(AssertionError, match=r"% of the entries are undecided, where the reference leaves 0%"):
+    with pytest.raises(AssertionError, match=r"% of the values are inconclusive, expected 0%"):
         verify.assert_rule(load("vague:Everywhere").get("Epsilon"), epsilon, only=law)
 
 
@@ -157,15 +155,15 @@ def test_our_rules_hold_where_much_is_undecided(command: Callable[..., Result]) 
     result = command("--rule", "Gamma", "--layer", "AvgPool")
     assert result.exit_code == 0
     *_, total = result.stdout.splitlines()
-    assert total.startswith("everything held: ")
-    assert float(total.partition("% undecided")[0].split()[-1]) > 5
+    assert total.startswith("PASSED: ")
+    assert float(total.partition("% of the values")[0].split()[-1]) > 5
     assert "limit" not in total
 
 
 def test_our_rules_hold_where_nothing_is_decided(command: Callable[..., Result]) -> None:
     result = command("--case", NOTHING)
     assert result.exit_code == 0
-    assert "everything held: 1 case; 1 inconclusive; 100% undecided" in result.stdout
+    assert "; 1 inconclusive; 100% of the values inconclusive\n" in result.stdout
 
 
 def test_a_subject_that_leaves_a_little_open_fails_the_run(command: Callable[..., Result], tmp_path: Path) -> None:

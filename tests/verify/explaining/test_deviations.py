@@ -71,12 +71,13 @@ MISTAKES = {
     "not-toml": ("library = mine", "mine.toml is not TOML: Invalid value .at line 1"),
     "no-library": ('versions = ["1", "1"]', "library is missing"),
     "no-versions": ('library = "mine"', "versions is missing"),
+    "empty": ("", 'library and versions are missing; the smallest file is\n\nlibrary = "my_package"\n'),
     "empty-library": ('library = ""\nversions = ["1", "1"]', "library is ''"),
     "one-version": ('library = "mine"\nversions = "1"', "versions is '1', expected the first and the last"),
     "versions-reversed": ('library = "mine"\nversions = ["2", "1"]', "versions is ..2', '1'., expected the first"),
-    "unknown-header": (HEADER + "colour = 1", "unknown colour; known are deviation, library, versions"),
+    "unknown-header": (HEADER + "colour = 1", "colour is unknown; expected deviation, library, versions"),
     "no-table": (HEADER + "deviation = 1", "deviation is 1, expected tables"),
-    "unknown-key": (HEADER + ENTRY + ENTRY + "excuse = 1", "deviation 2: unknown excuse; known are formula, link"),
+    "unknown-key": (HEADER + ENTRY + ENTRY + "excuse = 1", "deviation 2: excuse is unknown; expected formula, link"),
     "no-reason": (HEADER + "[[deviation]]\npattern = 'a/*'\nverdict = 'fail'", "deviation 1: reason is missing"),
     "pattern-number": (_but('"errors/ZBox/*"', "3"), "pattern is 3, expected a text, or a list"),
     "no-pattern": (_but('"errors/ZBox/*"', "[]"), "pattern is .., expected a text, or a list"),
@@ -112,7 +113,9 @@ def test_version_outside_of_those_read_is_doubted(tmp_path: Path) -> None:
     found = load(_write(tmp_path, HEADER))
     assert found.doubt("1.0") is None
     assert found.doubt("1.1.dev3+cpu") is None
-    assert found.doubt("1.10") == "the deviations of mine were read from mine 1.0 to 1.2, and this is 1.10"
+    assert found.doubt("1.10") == (
+        "Note: the known deviations in mine were recorded with mine 1.0 to 1.2, and this is version 1.10"
+    )
     assert found.doubt("unknown") is not None
 
 
@@ -144,13 +147,13 @@ def test_known_deviation_is_marked_and_others_are_not() -> None:
     ("outcomes", "why"),
     [
         ([_outcome("api/Flat/a")], "matches no case; correct it, or delete it"),
-        ([_outcome("errors/ZBox/a", Verdict.PASS)], "matches 1 pass, expected fail: if what it is about is mended"),
+        ([_outcome("errors/ZBox/a", Verdict.PASS)], "matches 1 pass, expected fail: delete this entry if"),
         (
             [_outcome("errors/ZBox/a", Verdict.PASS), _outcome("errors/ZBox/b", Verdict.NOT_OFFERED)],
             "matches 1 pass, 1 not-offered",
         ),
         ([_outcome("errors/ZBox/a", Verdict.CRASH)], "matches 1 crash, expected fail"),
-        ([_outcome("errors/ZBox/a", reason="raises KeyError")], "matches 1 fail, expected fail as `says`"),
+        ([_outcome("errors/ZBox/a", reason="raises KeyError")], "matches 1 fail, expected fail with the `says`"),
     ],
     ids=["nothing", "passes", "not-offered", "crash", "says"],
 )

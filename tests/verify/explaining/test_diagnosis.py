@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,10 @@ def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **
 
 def names(found: Sequence[Diagnosis]) -> set[tuple[str, ...]]:
     return {one.names for one in found}
+
+
+def required(found: Sequence[Diagnosis]) -> list[Diagnosis]:
+    return [one for one in found if one.level is Level.MUST]
 
 
 def following(rule: str, relevance: Relevance) -> Subject:
@@ -325,6 +330,39 @@ def test_a_variant_on_some_layers_says_on_which() -> None:
     assert first.layers
     assert all(layer.startswith("linear") for layer in first.layers)
     assert f", on {first.layers[0]}" in first.sentence
+
+
+def no_zero_params(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+    if rule.zero_params:
+        msg = "unexpected argument 'zero_params'"
+        raise TypeError(msg)
+    return separate(rule, layer, R)
+
+
+def zero_params_ignored(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+    return separate(rule, replace(layer, zero_params=(), memo={}), R)
+
+
+@pytest.mark.parametrize("second_mistake", [no_zero_params, zero_params_ignored])
+def test_a_second_mistake_in_a_parameter_does_not_hide_the_first(second_mistake: Relevance) -> None:
+    (first,) = required(examine(following("ZPlus", second_mistake), "ZPlus"))
+    assert (first.names, first.default) == (("separate-denominators",), True)
+    assert first.sentence.endswith("; this explains the cases with default parameters, and not all of the others")
+    assert first.covers("agreement/ZPlus/linear-5-4/default/signed/float64")
+    assert not first.covers("agreement/ZPlus/linear-5-4/zero_params=bias/signed/float64")
+
+
+def test_one_mistake_is_said_of_all_parameters() -> None:
+    (first,) = required(examine(following("ZPlus", separate), "ZPlus"))
+    assert not first.default
+    assert first.covers("agreement/ZPlus/linear-5-4/zero_params=bias/signed/float64")
+
+
+def test_a_second_mistake_at_the_default_parameters_gets_no_name() -> None:
+    def both(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+        return no_zero_params(rule, layer, R) * (1.01 if layer.x.shape[-1] == 3 else 1.0)
+
+    assert required(examine(following("ZPlus", both), "ZPlus")) == []
 
 
 def test_answers_that_were_recorded_do_as_well() -> None:

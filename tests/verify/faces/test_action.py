@@ -96,22 +96,22 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_subject_that_holds(folder: Path) -> None:
     ran = run(folder, subject="right", checks="api")
-    assert (ran.status, ran.outputs) == (0, {"held": "true", "failures": "0", "badge": "lrp-verify-badge.json"}), (
+    assert (ran.status, ran.outputs) == (0, {"passed": "true", "failures": "0", "badge": "lrp-verify-badge.json"}), (
         ran.text
     )
     assert ran.badge["schemaVersion"] == 1
-    assert re.fullmatch(r"held \(\d+ cases\)", ran.badge["message"])
+    assert re.fullmatch(r"passed \(\d+ cases\)", ran.badge["message"])
     assert ran.badge["color"] == "brightgreen"
-    assert ran.summary.startswith("**right unknown**: everything held: ")
+    assert ran.summary.startswith("**right unknown**: PASSED: ")
     assert "\n| rule |" in ran.summary
 
 
 def test_a_wrong_subject_is_a_failing_step(folder: Path) -> None:
     ran = run(folder, subject="wrong", checks="api", badge="badges/rules.json", working_directory=".")
     assert ran.status == 1, ran.text
-    assert ran.outputs["held"] == "false"
+    assert ran.outputs["passed"] == "false"
     assert int(ran.outputs["failures"]) > 0
-    assert "**wrong unknown**: did not hold: " in ran.summary
+    assert "**wrong unknown**: FAILED: " in ran.summary
     assert ran.badge == {
         "schemaVersion": 1,
         "label": "LRP rules",
@@ -123,9 +123,9 @@ def test_a_wrong_subject_is_a_failing_step(folder: Path) -> None:
 def test_an_unusable_subject_is_a_failing_step_too(folder: Path) -> None:
     ran = run(folder, subject="no_such_module")
     assert ran.status == 2
-    assert "lrp-verify: the subject 'no_such_module' cannot be imported" in ran.text
-    assert (ran.outputs["held"], ran.outputs["failures"], ran.summary) == ("false", "", "")
-    assert ran.badge["message"] == "no verdict"
+    assert "lrp-verify: 'no_such_module' cannot be imported" in ran.text
+    assert (ran.outputs["passed"], ran.outputs["failures"], ran.summary) == ("false", "", "")
+    assert ran.badge["message"] == "no result"
 
 
 def test_inputs_are_no_code(folder: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_is_installed(folder: Path) -> None:
 def test_the_action_is_one() -> None:
     assert ACTION["runs"]["using"] == "composite"
     assert {"subject", "checks", "deviations", "strict", "version", "python", "badge"} <= ACTION["inputs"].keys()
-    assert {"held", "failures", "badge"} <= ACTION["outputs"].keys()
+    assert {"passed", "failures", "badge"} <= ACTION["outputs"].keys()
     for entry in (*ACTION["inputs"].values(), *ACTION["outputs"].values()):
         assert entry["description"]
     # each step of a composite action names its shell
@@ -190,12 +190,12 @@ def test_the_action_is_one() -> None:
 @pytest.mark.parametrize(
     ("summary", "message", "color"),
     [
-        ({"held": True, "failures": 0, "verdicts": {"pass": 12}}, "held (12 cases)", "brightgreen"),
-        ({"held": False, "failures": 3, "verdicts": {"pass": 12}}, "3 failed", "red"),
-        ({"held": False, "failures": 0, "stale": 2, "verdicts": {}}, "2 known deviations are stale", "red"),
-        ({"held": False, "failures": 0, "stale": 0, "verdicts": {"pass": 12}}, "did not hold", "red"),
+        ({"passed": True, "failures": 0, "verdicts": {"pass": 12}}, "passed (12 cases)", "brightgreen"),
+        ({"passed": False, "failures": 3, "verdicts": {"pass": 12}}, "3 failed", "red"),
+        ({"passed": False, "failures": 0, "stale": 2, "verdicts": {}}, "2 known deviations are stale", "red"),
+        ({"passed": False, "failures": 0, "stale": 0, "verdicts": {"pass": 12}}, "failed", "red"),
     ],
-    ids=["held", "failed", "stale", "undecided"],
+    ids=["passed", "failures", "stale", "nothing tested"],
 )
 def test_badge(summary: dict[str, Any], message: str, color: str) -> None:
     found = badge({"summary": summary})

@@ -117,7 +117,8 @@ def test_a_failure_is_its_reason_and_the_line_that_reproduces_it(run: Run) -> No
     text = result.stdout.str()
     assert "error: ValueError: no good at all (behaving_here.py:" in text
     assert "lrp-verify --subject behaving_here --seed 3 --case raises/must/float64\n" in text
-    assert "fail: because\nlrp-verify --subject behaving_here --seed 3 --case is-wrong/must/float64\n" in text
+    line = "Reproduce: lrp-verify --subject behaving_here --seed 3 --case is-wrong/must/float64\n"
+    assert f"failed: because\nspecification 3.1\n{line}" in text
     for noise in ("Traceback", "pytest_plugin.py", "worker.py", "def "):
         assert noise not in text
 
@@ -125,9 +126,9 @@ def test_a_failure_is_its_reason_and_the_line_that_reproduces_it(run: Run) -> No
 def test_reasons_are_told(run: Run) -> None:
     text = run("-rxs").stdout.str()
     for line in (
-        "XFAIL lrp::is-wrong/should/float64 - only advised, fail: because",
+        "XFAIL lrp::is-wrong/should/float64 - only recommended, failed: because",
         ": inconclusive: because",
-        ": not-offered: behaving_here has no Flat",
+        ": not offered: behaving_here has no Flat",
         ": skipped: because",
     ):
         assert line in text
@@ -143,8 +144,8 @@ def test_reasons_are_told(run: Run) -> None:
         ("passes,is-missing", 0, ""),
         ("is-wrong", 1, ""),
         ("passes,is-open", 0, ""),
-        ("passes,is-left-open", 1, "100% of the entries are undecided, where the reference leaves 0%"),
-        ("is-missing,is-skipped", 4, "nothing could be asked of behaving_here"),
+        ("passes,is-left-open", 1, "100% of the values are inconclusive, expected 0%"),
+        ("is-missing,is-skipped", 4, "nothing was tested: behaving_here offers none"),
     ],
 )
 def test_exit_status(checks: str, status: int, says: str, run: Run) -> None:
@@ -158,12 +159,12 @@ def test_exit_status(checks: str, status: int, says: str, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "subject", "says"),
     [
-        ([], "no_such_module", "the subject 'no_such_module' cannot be imported: ModuleNotFoundError"),
-        ([], "math", "the subject 'math' has none of the rules"),
-        (["--lrp-rule", "Gama"], "behaving_here", "--lrp-rule 'Gama' is unknown; known are Epsilon"),
-        (["--lrp-layer", "LSTM"], "behaving_here", "--lrp-layer 'LSTM' is unknown; known are Linear"),
-        (["--lrp-check", "speed"], "behaving_here", "--lrp-check 'speed' is unknown; known are passes, "),
-        (["--lrp-dtype", "int8"], "behaving_here", "--lrp-dtype 'int8' is unknown; known are float64"),
+        ([], "no_such_module", "'no_such_module' cannot be imported: ModuleNotFoundError"),
+        ([], "math", "'math' has none of the classes"),
+        (["--lrp-rule", "Gama"], "behaving_here", "--lrp-rule 'Gama' is unknown; expected one of Epsilon"),
+        (["--lrp-layer", "LSTM"], "behaving_here", "--lrp-layer 'LSTM' is unknown; expected one of Linear"),
+        (["--lrp-check", "speed"], "behaving_here", "--lrp-check 'speed' is unknown; expected one of passes, "),
+        (["--lrp-dtype", "int8"], "behaving_here", "--lrp-dtype 'int8' is unknown; expected one of float64"),
         (["--lrp-device", "toaster"], "behaving_here", "--lrp-device 'toaster' cannot be used"),
         (["--lrp-check", "search"], "behaving_here", "--lrp-check search: a search makes its cases as it goes"),
         (["lrp::no/such/case"], "behaving_here", "no case begins with lrp::no/such/case"),
@@ -213,8 +214,8 @@ def test_known_deviations_are_xfailed_with_their_reason(run: Run, deviations: Ca
     result.assert_outcomes(passed=4, xfailed=8)
     assert result.ret == 0
     text = result.stdout.str()
-    assert "known deviation, fail: because; they do it so" in text
-    assert "the deviations of known were read from behaving_here 1 to 2, and this is unknown" in text
+    assert "known deviation, failed: because; they do it so" in text
+    assert "the known deviations in known were recorded with behaving_here 1 to 2, and this is version unknown" in text
 
 
 @pytest.mark.parametrize(
@@ -233,12 +234,12 @@ def test_an_entry_that_matches_nothing_fails_as_in_the_command(
     result = run(*words)
     result.assert_outcomes(passed=4, xfailed=8)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert f"lrp-verify: stale: {says}" in result.stdout.str()
+    assert f"lrp-verify: stale known deviation: {says}" in result.stdout.str()
     done = CliRunner().invoke(
         cli.app, ["--subject", "behaving_here", "--workers", "0", *_in_words_of_the_command(words)]
     )
     assert done.exit_code == 1
-    assert f"stale: {says}" in done.stdout
+    assert f"Stale known deviation: {says}" in done.stdout
 
 
 def _in_words_of_the_command(words: Sequence[str]) -> list[str]:
@@ -254,7 +255,7 @@ def test_what_is_not_asked_is_not_stale(run: Run, deviations: Callable[..., Path
 def test_a_file_of_deviations_that_cannot_be_read(run: Run) -> None:
     result = run("--lrp-deviations", "no_such")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: deviations 'no_such' cannot be read" in result.stderr.str()
+    assert "ERROR: --deviations 'no_such' cannot be read" in result.stderr.str()
 
 
 # --- what is selected -------------------------------------------------------------------------------------------------
@@ -366,8 +367,10 @@ def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path:
     done = _pytest(tmp_path, *words, "--lrp-deviations", "known.toml")
     assert done.returncode == 1
     assert "3 xfailed" in done.stdout
-    assert done.stdout.count("stale: known.toml, deviation 2: agreement/Pass/identity/*/*/* matches") == 1
-    assert done.stdout.count("lrp-verify: Pass matches `gradient`: the rule is not applied") == 1
+    assert (
+        done.stdout.count("stale known deviation: known.toml, deviation 2: agreement/Pass/identity/*/*/* matches") == 1
+    )
+    assert done.stdout.count("lrp-verify: Diagnosis: Pass matches `gradient`: the rule is not applied") == 1
 
 
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
@@ -380,7 +383,7 @@ def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
     assert "2 failed, 4 passed, 4 skipped, 2 xfailed" in done.stdout
     done = _pytest(tmp_path, "--lrp-subject", "no_such_module", "-n", "2")
     assert done.returncode == 4
-    assert "ERROR: the subject 'no_such_module' cannot be imported" in done.stderr
+    assert "ERROR: 'no_such_module' cannot be imported" in done.stderr
 
 
 def test_without_a_subject_nothing_is_imported(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_find_is_told_with_the_line_that_reproduces_it(command: Command, tmp_p
     assert find["id"].startswith("search/Flat/")
     assert whole["summary"]["selected"] == whole["summary"]["finished"] == len(whole["cases"])
     lines = [line.strip() for line in result.stdout.splitlines()]
-    assert f"lrp-verify --subject doubling --case {find['id']}" in lines
+    assert f"Reproduce: lrp-verify --subject doubling --case {find['id']}" in lines
     assert f"echo {find['id']} >> {FOUND}" in lines
     # as the line says
     again = command("--case", find["id"])
@@ -102,7 +102,7 @@ def test_a_find_is_asked_in_a_worker_too(command: Command) -> None:
 def test_without_a_find_all_is_well(command: Command) -> None:
     result = command("--check", "search", "--examples", "50", "--rule", "Epsilon", subject="lrp_rules")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1].startswith("everything held: 1 case; 1 pass")
+    assert result.stdout.splitlines()[-1].startswith("PASSED: 1 case in ")
     assert "append" not in result.stdout
 
 
@@ -143,14 +143,14 @@ def test_budget_rules_dtypes_and_seed_reach_the_search(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--seconds", "3"], "--seconds is the budget of a search; add --check search"),
-        (["--check", "passes", "--examples", "3"], "--examples is the budget of a search"),
-        (["--check", "search", "--seconds", "3", "--examples", "3"], "two budgets"),
+        (["--seconds", "3"], "--seconds limits a search, and nothing is searched; add --check search"),
+        (["--check", "passes", "--examples", "3"], "--examples limits a search"),
+        (["--check", "search", "--seconds", "3", "--examples", "3"], "both limit the search"),
         (["--check", "search", "--seconds", "0"], "--seconds is 0"),
         (["--check", "search", "--seconds", "nan"], "--seconds is nan"),
         (["--check", "search", "--layer", "Linear"], "leave out --layer"),
         (["--check", "search", "--shard", "1/2"], "leave out --shard"),
-        (["--check", "search", "--rule", "Flat", "--dtype", "float16"], "--dtype float16 leaves nothing to search"),
+        (["--check", "search", "--rule", "Flat", "--dtype", "float16"], "cannot search --dtype float16"),
         (["--case", "search/Flat/x"], "is no id of an example"),
     ],
 )
@@ -168,10 +168,10 @@ def test_an_interrupted_search_tells_what_it_has(command: Command, monkeypatch: 
     monkeypatch.setattr(searching, "run", search)
     result = command("--check", "passes,search", "--seconds", "1", "--dtype", "float64", subject="behaving")
     assert result.exit_code == 130
-    assert "interrupted: 1 case; 1 pass" in result.stdout
+    assert "INTERRUPTED: 1 case in " in result.stdout
 
 
 def test_an_unusable_subject(command: Command) -> None:
     result = command("--check", "search", "--seconds", "1", subject="no_such_module")
     assert result.exit_code == 2
-    assert result.stderr.startswith("lrp-verify: the subject 'no_such_module'")
+    assert result.stderr.startswith("lrp-verify: 'no_such_module'")

@@ -122,8 +122,8 @@ def test_json_says_what_explains_failures() -> None:
         {"name": "bias-dropped", "sentence": "the bias is left out", "seen": "a library", "published": False}
     ]
     assert (whole["notes"], whole["stale"]) == (["read from another version"], [STALE])
-    assert {name: whole["summary"][name] for name in ("held", "failures", "known", "stale")} == {
-        "held": False,
+    assert {name: whole["summary"][name] for name in ("passed", "failures", "known", "stale")} == {
+        "passed": False,
         "failures": 2,
         "known": 1,
         "stale": 1,
@@ -137,10 +137,12 @@ def test_junit_says_what_explains_failures() -> None:
     assert found["fail"].result[0].text == str(DIAGNOSIS)
     assert found["law"].result[0].text is None  # what is asked of the relevance alone
     assert isinstance(found["known"].result[0], Skipped)
-    assert found["known"].result[0].message == "known deviation, fail: far off; they round"
-    assert found["all known deviations are borne out"].result[0].message == STALE
+    assert found["known"].result[0].message == "known deviation, failed: far off; they round"
+    assert found["no known deviation is stale"].result[0].message == STALE
 
 
 def test_markdown_says_what_explains_failures() -> None:
     text = export.markdown_bytes(EXPLAINED).decode()
-    assert text.endswith(f"\n\n- {DIAGNOSIS}\n- read from another version\n- stale: {STALE}\n")
+    assert text.endswith(
+        f"\n\n- Diagnosis: {DIAGNOSIS}\n- read from another version\n- Stale known deviation: {STALE}\n"
+    )

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from verify.explaining.deviations import KNOWN
+from verify.explaining.diagnoses import Diagnosis, Known
 from verify.formats.text import percent
 from verify.model import Level, Outcome, Verdict
 from verify.reports import terminal
@@ -43,7 +45,7 @@ ADVISED = outcome(Verdict.FAIL, level=Level.SHOULD)
 
 
 @pytest.mark.parametrize(
-    ("held", "given"),
+    ("passed", "given"),
     [
         pytest.param(True, report(outcome(ratio=0.5)), id="pass"),
         pytest.param(True, report(outcome(ratio=0.5), outcome(Verdict.NOT_OFFERED)), id="one not offered"),
@@ -63,8 +65,8 @@ ADVISED = outcome(Verdict.FAIL, level=Level.SHOULD)
         pytest.param(True, report(outcome(Verdict.INCONCLUSIVE, undecidable=1.0)), id="inconclusive"),
     ],
 )
-def test_judgement(held: bool, given: Report) -> None:
-    assert given.held is held
+def test_judgement(passed: bool, given: Report) -> None:
+    assert given.passed is passed
 
 
 @pytest.mark.parametrize(
@@ -79,13 +81,14 @@ def test_judgement(held: bool, given: Report) -> None:
 )
 def test_the_share_of_undecided_entries_is_told(share: float, given: list[Outcome]) -> None:
     assert report(*given).undecided == share
-    assert f"; {percent(share)} undecided; " in totals(report(*given))
+    said = f"; {percent(share)} of the values inconclusive"
+    assert (said in totals(report(*given))) is (share > 0)
 
 
 @pytest.mark.parametrize(
     ("subject", "says"),
     [
-        (OURS, "Tested: lrp_rules 0.1, the rules of this project itself (--subject names others); torch 9.9"),
+        (OURS, "Tested: lrp_rules 0.1, the rules of this project (--subject tests others); torch 9.9"),
         (THEIRS, "Tested: their.rules 1.2; torch 9.9; device cuda:1; seed 7"),
         (SubjectInfo("their.rules"), "Tested: their.rules unknown version; torch 9.9"),
         (SubjectInfo("command:node port.js", "3 (port)"), "Tested: the command node port.js, 3 (port); torch 9.9"),
@@ -101,7 +104,7 @@ def test_doubt(probable: float) -> None:
     doubtful = outcome(ratio=0.5, probable=probable)
     given = report(outcome(probable=1.0), doubtful, outcome(Verdict.FAIL, probable=probable))
     assert given.doubtful == (doubtful,)
-    assert re.search(rf"Warning: 1 passing cases .*{doubtful.id}", shown(given))
+    assert re.search(rf"Warning: 1 cases passed, but .*{doubtful.id}", shown(given))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +128,15 @@ def test_a_small_share_does_not_become_zero() -> None:
 
 
 def test_totals_say_how_many_of_how_many() -> None:
-    given = report(outcome(details={"model": "float32"}), interrupted=True, call={"selected": 7})
-    assert totals(given).startswith("interrupted: 1 of 7 cases; 1 pass; ")
-    assert "rounding of float32" in totals(given)
+    given = report(outcome(), interrupted=True, seconds=1.25, call={"selected": 7})
+    assert totals(given) == "INTERRUPTED: 1 of 7 cases in 1.2 s; 1 passed"
+
+
+def test_totals_count_each_case_once() -> None:
+    known = outcome(Verdict.FAIL, details={KNOWN: {"reason": "because"}})
+    rest = [outcome(), outcome(Verdict.FAIL), outcome(Verdict.NOT_OFFERED), outcome(Verdict.TIMEOUT)]
+    said = "FAILED: 6 cases in 0.0 s; 1 failed, 1 timed out, 1 passed, 1 known deviation, 1 failed recommendation, "
+    assert totals(report(known, ADVISED, *rest)) == f"{said}1 not offered"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -148,8 +157,8 @@ WIDE = report(
 @pytest.mark.parametrize(
     ("rule", "family", "lines"),
     [
-        ("Epsilon", "Conv2d", ["✗ 3e+07"]),
-        ("Epsilon", "Linear", ["! 0.03"]),
+        ("Epsilon", "Conv2d", ["✗ 1/2"]),
+        ("Epsilon", "Linear", ["! 1/2"]),
         ("Flat", "BatchNorm", ["?", "100% ?"]),
         ("ZBox", "Linear", ["-"]),
         ("ZBox", "Conv2d", ["✓ 0.5", "25% ?"]),
@@ -159,6 +168,38 @@ WIDE = report(
 )
 def test_cell(rule: str, family: str, lines: list[str]) -> None:
     assert grid(WIDE).cells[rule, family].lines() == lines
+
+
+CONVENTION = Diagnosis("Gamma", Level.MUST, (Known("other", "another formula", published=True),), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("mark", "diagnosis", "fields"),
+    [
+        ("≠", CONVENTION, {}),
+        ("✗", replace(CONVENTION, variants=(Known("mistake", "a mistake"),)), {}),
+        ("✗", replace(CONVENTION, rule="ZPlus"), {}),
+        ("✗", CONVENTION, {"check": "laws"}),
+        ("✗", CONVENTION, {"verdict": Verdict.ERROR}),
+        ("✗", replace(CONVENTION, default=True), {"id": "agreement/Gamma/linear/gamma=1/signed/float64"}),
+        ("≠", replace(CONVENTION, default=True), {"id": "agreement/Gamma/linear/default/signed/float64"}),
+    ],
+    ids=[
+        "published",
+        "a mistake",
+        "another rule",
+        "another check",
+        "an error",
+        "other parameters",
+        "default parameters",
+    ],
+)
+def test_another_published_convention_is_not_marked_as_a_mistake(
+    mark: str, diagnosis: Diagnosis, fields: dict[str, Any]
+) -> None:
+    given = report(outcome(), outcome(**({"verdict": Verdict.FAIL} | fields)), diagnoses=(diagnosis,))
+    assert grid(given).cells["Gamma", "Linear"].lines() == [f"{mark} 1/2"]
+    assert not given.passed
 
 
 def test_what_needs_no_layer_comes_last() -> None:
@@ -192,15 +233,15 @@ def test_without_unicode() -> None:
     target = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     terminal.show(WIDE, Console(file=target, width=80))
     target.seek(0)
-    assert "X 3e+07" in target.read()
+    assert "X 1/2" in target.read()
 
 
 def test_markdown() -> None:
     title, _, *rows, _, legend = markdown(WIDE).splitlines()
-    assert title.startswith("**their.rules 1.2**: did not hold: ")
+    assert title.startswith("**their.rules 1.2**: FAILED: ")
     assert {row.count("|") for row in rows} == {len(FAMILIES) + 2}
-    assert rows[2] == "| Epsilon | ! 0.03 | ✗ 3e+07 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 |"
-    assert legend.startswith("✗ failed; ! fails only what we advise; ✓ passed; ")
+    assert rows[2] == "| Epsilon | ! 1/2 | ✗ 1/2 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 | ✓ 0.03 |"
+    assert legend.startswith("✗ failed; ! only recommended cases failed; ✓ passed; ")
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -210,13 +251,21 @@ def test_failures_are_grouped_and_each_group_is_reproduced_by_one_line() -> None
     gamma = [outcome(Verdict.FAIL, reason=f"reason {i}", ratio=float(i + 2), dtype="float32") for i in range(5)]
     errors = [outcome(Verdict.ERROR, rule="Flat", check="errors", reason="ValueError: no [red]markup[/red]", layer="-")]
     text = shown(report(outcome(), *gamma, *errors, call={"seed": 3, "device": "cuda"}), 60)
-    assert "  Gamma, agreement: 5 of 6 cases  Linear; float32; largest ratio 6\n" in text
+    assert "  Gamma, agreement: 5 of 6 cases failed (specification 3.5; Linear; float32; largest ratio 6)\n" in text
     assert [f"reason {i}" in text for i in range(5)] == [True, True, True, False, False]
     assert "    and 2 more\n" in text
-    assert f"    {errors[0].id}: error: ValueError: no [red]markup[/red]\n" in text
-    lines = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("lrp-verify")]
+    assert f"    {errors[0].id}: raised an error: ValueError: no [red]markup[/red]\n" in text
+    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.strip().startswith("Reproduce: lrp-verify")]
     same = ["lrp-verify", "--subject", "their.rules", "--seed", "3", "--device", "cuda", "--case"]
-    assert lines == [[*same, gamma[0].id], [*same, errors[0].id]]
+    assert lines == [[*same, gamma[4].id], [*same, errors[0].id]]
+
+
+def test_the_clearest_failure_of_a_group_is_reproduced() -> None:
+    ratios = [(7.0, "float32"), (3.0, "float64"), (5.0, "float64"), (None, "float64"), (9.0, "float32")]
+    failures = [outcome(Verdict.FAIL, ratio=ratio, dtype=dtype) for ratio, dtype in ratios]
+    assert f"Reproduce: lrp-verify --subject their.rules --case {failures[2].id}\n" in shown(report(*failures))
+    worst = outcome(Verdict.FAIL, ratio=NAN)
+    assert f"--case {worst.id}\n" in shown(report(*failures, worst))
 
 
 def test_an_id_is_quoted_for_the_shell() -> None:
@@ -228,8 +277,8 @@ def test_an_id_is_quoted_for_the_shell() -> None:
 def test_advice_stands_apart() -> None:
     text = shown(report(outcome(), ADVISED))
     assert "Failures" not in text
-    assert text.index("Advice") < text.index(ADVISED.id) < text.index("everything held")
-    assert "Advice" not in shown(report(outcome(), ADVISED, subject=OURS))
+    assert text.index("Failed recommendations") < text.index(ADVISED.id) < text.index("PASSED")
+    assert "Failed recommendations" not in shown(report(outcome(), ADVISED, subject=OURS))
 
 
 def test_one_case() -> None:
@@ -244,7 +293,13 @@ def test_one_case() -> None:
     failed = outcome(Verdict.FAIL, ratio=7.5, reason="far [bold]off[/bold]", level=Level.SHOULD, details=details)
     terminal.show_case(report(failed), failed, Console(file=target, width=80))
     text = target.getvalue()
-    for expected in ("fail: far [bold]off[/bold]\n", "should (does not decide)", "0.333333333", "2, 3", "zero branch"):
+    for expected in (
+        "failed: far [bold]off[/bold]\n",
+        "should (recommended); does not fail the run",
+        "0.333333333",
+        "2, 3",
+        "zero branch",
+    ):
         assert expected in text
     assert re.search(r"ratio +7.5\b", text)
     assert re.search(r"\n +1 +nan +\n +2 +4\n", text)

@@ -148,7 +148,7 @@ def test_one_pool_serves_several_subjects() -> None:
 @pytest.mark.parametrize("workers", [0, 1], ids=["here", "one worker"])
 @pytest.mark.parametrize("spec", ["no_such_module", "math", ":Epsilon"])
 def test_unusable_subject(spec: str, workers: int) -> None:
-    with pytest.raises(SubjectError, match="subject"), Runner(SOURCE, workers=workers, subjects=[spec]) as runner:
+    with pytest.raises(SubjectError, match=f"'{spec}'"), Runner(SOURCE, workers=workers, subjects=[spec]) as runner:
         list(runner.run(spec, _cases()))
 
 

@@ -58,6 +58,15 @@ FOLDER = Path(__file__).parent
 _HEADER = frozenset({"library", "versions", "deviation"})
 _ENTRY = frozenset({"pattern", "verdict", "reason", "link", "says", "formula", "sometimes"})
 _NEEDED = ("pattern", "verdict", "reason")
+_MINIMAL = """\
+library = "my_package"
+versions = ["1.0", "1.0"]
+
+[[deviation]]
+pattern = "errors/*/stabilizer-negative"
+verdict = "fail"
+reason = "A negative stabilizer is accepted."
+"""
 _NEAREST = 3  # ids that are named beside a pattern without any
 
 
@@ -112,7 +121,10 @@ class Deviations:
         if _numbers(self.versions[0]) <= _numbers(version) <= _numbers(self.versions[1]):
             return None
         known = " to ".join(dict.fromkeys(self.versions))
-        return f"the deviations of {self.name} were read from {self.library} {known}, and this is {version}"
+        return (
+            f"Note: the known deviations in {self.name} were recorded with {self.library} {known}, "
+            f"and this is version {version}"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,10 @@ def load(name: str | Path) -> Deviations:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"deviations {str(name)!r} cannot be read: {error.strerror}; name a file, or one of {_list(available())}"
+        msg = (
+            f"--deviations {str(name)!r} cannot be read: {error.strerror}; expected a file, or one of "
+            f"{_list(available())}"
+        )
         raise DeviationError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"{path.name} is not TOML: {error}"
@@ -153,7 +168,7 @@ def load(name: str | Path) -> Deviations:
     _check_keys(path.name, content, _HEADER, ("library", "versions"))
     library, versions, entries = content["library"], content["versions"], content.get("deviation", [])
     if not isinstance(library, str) or not library:
-        msg = f"{path.name}: library is {library!r}, expected the name of one"
+        msg = f'{path.name}: library is {library!r}, expected its name, such as "my_package"'
         raise DeviationError(msg)
     if not _is_texts(versions) or len(versions) != 2 or not _numbers(versions[0]) <= _numbers(versions[1]):
         msg = f"{path.name}: versions is {versions!r}, expected the first and the last, such as ['0.5.1', '0.5.1']"
@@ -230,9 +245,9 @@ def _why(entry: Deviation, pattern: str, verdicts: Counter[Verdict | None], ids:
         return f"matches no case{hint}; correct it, or delete it"
     found = ", ".join(f"{verdicts[v]} {v.value}" for v in Verdict if verdicts[v])
     if verdicts[entry.verdict]:
-        expected = f"{entry.verdict.value} as `says` and `formula` of the entry tell"
-        return f"matches {found}, expected {expected}: look what has changed"
-    return f"matches {found}, expected {entry.verdict.value}: if what it is about is mended, delete it"
+        expected = f"{entry.verdict.value} with the `says` and `formula` of the entry"
+        return f"matches {found}, expected {expected}: look at what has changed"
+    return f"matches {found}, expected {entry.verdict.value}: delete this entry if the library was repaired"
 
 
 def _nearest(pattern: str, ids: Iterable[str]) -> list[str]:
@@ -307,10 +322,11 @@ def _patterns(place: str, given: Any) -> tuple[str, ...]:
 
 def _check_keys(place: str, table: dict[str, Any], known: frozenset[str], needed: Iterable[str]) -> None:
     if unknown := sorted(set(table) - known):
-        msg = f"{place}: unknown {_list(unknown)}; known are {_list(sorted(known))}"
+        msg = f"{place}: {_list(unknown)} is unknown; expected {_list(sorted(known))}"
         raise DeviationError(msg)
     if missing := [key for key in needed if key not in table]:
-        msg = f"{place}: {_list(missing)} is missing"
+        verb = "is" if len(missing) == 1 else "are"
+        msg = f"{place}: {' and '.join(missing)} {verb} missing; the smallest file is\n\n{_MINIMAL}"
         raise DeviationError(msg)
 
 
