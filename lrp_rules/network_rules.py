@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lrp_rules.errors import see
 from lrp_rules.hooks.hook import Hook, LayerHook
 from lrp_rules.layers.blocks import stands_for_many
 from lrp_rules.layers.normalization import NormalizationLayer, added_to_variance, is_affine, is_normalization
@@ -68,7 +69,7 @@ class _ProductRule(Hook):
             msg = (
                 f"{type(self).__name__} on {module}: inputs of shapes {shapes} and outputs of "
                 f"{[tuple(z.shape) for z in output]}; expected an elementwise product, as large as its factors "
-                "together. Use Bilinear on matrix products"
+                f"together. Use Bilinear on matrix products{see('operations-that-a-rule-is-not-for')}"
             )
             raise ValueError(msg)
         self.factors = [_Factor(x.shape, x.dtype, x.requires_grad) for x in input]
@@ -156,7 +157,7 @@ class SignalTakesAll(_ProductRule):
                 return found[0]
         msg = (
             f"{called}; expected one signal, as large as the output, and gates that are broadcast to it. Say which is "
-            "the signal: SignalTakesAll(signal=0) takes the first"
+            f"the signal: SignalTakesAll(signal=0) takes the first{see('operations-that-a-rule-is-not-for')}"
         )
         raise ValueError(msg)
 
@@ -208,6 +209,7 @@ class Bilinear(Norm):
                         f"{type(self).__name__} on {layer.module}: its output is not linear in input {place} of "
                         f"{len(r)}; expected a product of its inputs, such as torch.matmul(a, b), without anything "
                         "added. Put the rule on a module that only multiplies, and Norm on sums"
+                        f"{see('operations-that-a-rule-is-not-for')}"
                     )
                     raise ValueError(msg)
         layer.known_right.add("bilinear")
@@ -249,6 +251,7 @@ class Softmax(LayerHook):
                     f"{type(self).__name__} on {layer.module}: its output is not the softmax of its input, of shape "
                     f"{tuple(x.shape)}, over dimension {dim}; expected nn.Softmax, or a module like it. Give the "
                     "dimension as Softmax(dim=...), and take masks and scales out of the module"
+                    f"{see('operations-that-a-rule-is-not-for')}"
                 )
                 raise ValueError(msg)
             layer.known_right.add("softmax")
@@ -268,7 +271,7 @@ class Softmax(LayerHook):
             return 0 if layer.x.ndim in {0, 1, 3} else 1  # as torch chooses, with a warning
         msg = (
             f"{type(self).__name__} on {module}: it has no attribute `dim`, and the rule was given none; expected the "
-            "dimension of the softmax. Use Softmax(dim=-1) for the last one"
+            f"dimension of the softmax. Use Softmax(dim=-1) for the last one{see('operations-that-a-rule-is-not-for')}"
         )
         raise ValueError(msg)
 
@@ -334,7 +337,7 @@ class LayerNormRule(Epsilon):
             msg = (
                 f"{type(self).__name__} on {module}, a {type(module).__name__}; expected nn.LayerNorm, nn.RMSNorm, "
                 "nn.GroupNorm or nn.InstanceNorm1d, 2d or 3d, with torch's own forward. Use Pass on other "
-                "normalisations, and Epsilon on a batch norm"
+                f"normalisations, and Epsilon on a batch norm{see('operations-that-a-rule-is-not-for')}"
             )
             raise TypeError(msg)
         self.added = None if is_affine(module) else added_to_variance(module, input[0])

@@ -197,7 +197,6 @@ class Registration:
             if (
                 type(x) is Tensor
                 and type(output) is Tensor
-                and output.is_floating_point()
                 and (not kind.used_parameters or ("weight" in parameters and "bias" in parameters))
                 and self._holds_weights
                 and (len(hooks) == 1 or next(iter(hooks)) == self._first)

@@ -51,7 +51,7 @@ def test_card_includes_the_reference_function(facts: ModuleType, rule: str) -> N
     assert f":pyobject: {facts.FUNCTIONS[rule]}\n" in facts.reference(rule)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *NETWORK_RULES])
 def test_card_links_to_every_file_of_vectors(facts: ModuleType, rule: str) -> None:
     linked = set(re.findall(r"\]\(../../vectors/([^)]+)\)", facts.vectors(rule)))
     there = {path.name for path in (DOCS.parent / "vectors").glob(f"{rule.lower()}-*.json")}
@@ -94,7 +94,7 @@ def test_example_of_epsilon_is_what_a_hand_computes(examples: ModuleType) -> Non
 @pytest.mark.parametrize("rule", NETWORK_RULES)
 def test_card_of_a_rule_for_networks(facts: ModuleType, examples: ModuleType, rule: str) -> None:
     assert re.search(rf"^{rule.lower()}$", (DOCS / "rules/index.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(r"<<(\w+)>>", card(rule))) == {"reference", "example", "differ", "papers"}
+    assert set(re.findall(r"<<(\w+)>>", card(rule))) == {"reference", "example", "vectors", "differ", "papers"}
     assert card(rule).startswith(f"# {rule}\n")
     assert f":pyobject: {facts.NETWORKS[rule]}\n" in facts.reference(rule)
     assert all(re.fullmatch(r"- \[.+ \d{4}\]\(https://\S+\)", line) for line in facts.papers(rule).splitlines())

@@ -139,6 +139,16 @@ def test_softmax(dim: int) -> None:
     assert torch.equal(again, r)
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (4, 2, 3), (2, 4, 1, 3)], ids=str)
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
+def test_softmax_over_the_dimension_that_torch_chooses(shape: tuple[int, ...]) -> None:
+    x = torch.full(shape, 3.0).requires_grad_()
+    R = integers(shape, 9)
+    (r,) = shares(Softmax(), nn.Softmax(), [x], R)
+    dim = shape.index(4)
+    assert torch.equal(r, 3 * (R - R.sum(dim, keepdim=True) / 4))
+
+
 def test_softmax_of_a_masked_row() -> None:
     x = torch.tensor([2.0, 2.0, -torch.inf]).requires_grad_()
     (r,) = shares(Softmax(), nn.Softmax(-1), [x], torch.tensor([1.0, 3.0, 4.0]))
@@ -219,67 +229,6 @@ def test_a_constant_deviation_conserves_all_but_bias_and_stabilizer(module: nn.M
     assert abs(r.sum() - left) <= 1000 * 2.0**-53 * (s * z).abs().sum()
 
 
-@pytest.mark.parametrize(
-    ("rule", "module", "inputs", "error", "message"),
-    [
-        (Uniform(), torch.matmul, ((2, 3), (3, 2)), ValueError, "elementwise product.*Use Bilinear on matrix products"),
-        (Uniform(), torch.sum, ((2, 3),), ValueError, r"shapes \[\(2, 3\)\] and outputs of \[\(\)\]"),
-        (SignalTakesAll(0), torch.matmul, ((2, 3), (3, 2)), ValueError, "Use Bilinear on matrix products"),
-        (SignalTakesAll(), torch.mul, ((2, 3), (2, 3)), ValueError, "expected one signal.*SignalTakesAll.signal=0"),
-        (SignalTakesAll(), torch.mul, ((2, 1), (1, 3)), ValueError, "expected one signal, as large as the output"),
-        (SignalTakesAll(2), torch.mul, ((2, 3), (2, 3)), ValueError, "expected one at position 2"),
-        (Bilinear(), torch.add, ((2, 3), (2, 3)), ValueError, "not linear in input 0 of 2.*Norm on sums"),
-        (Bilinear(), torch.square, ((2, 3),), ValueError, "not linear in input 0 of 1"),
-        (Bilinear(), lambda x: x.chunk(2), ((2, 3),), TypeError, "gave 2 tensors; expected one product"),
-        (Softmax(), torch.exp, ((2, 3),), ValueError, r"no attribute `dim`.*Use Softmax\(dim=-1\)"),
-        (Softmax(-1), torch.exp, ((2, 3),), ValueError, "not the softmax of its input, of shape.*over dimension -1"),
-        (Softmax(0), lambda x: x.softmax(1), ((2, 3),), ValueError, "over dimension 0"),
-        (Softmax(2), lambda x: x.softmax(1), ((2, 3),), ValueError, "over dimension 2"),
-        (LayerNormRule(), torch.exp, ((2, 3),), TypeError, "expected nn.LayerNorm, nn.RMSNorm"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_right_is_refused(
-    rule: Hook, module: Any, inputs: tuple[tuple[int, ...], ...], error: type[Exception], message: str
-) -> None:
-    made = tensors(*inputs)
-
-    def explain() -> None:
-        outputs = layer(*made)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.autograd.grad(outputs, made, [torch.ones_like(z) for z in outputs])
-
-    with rule.register(layer := Call(module)), pytest.raises(error, match=message):
-        explain()
-
-
-def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
-    class ChannelsLast(nn.LayerNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-    (x,) = tensors((2, 3, 4))
-    with LayerNormRule().register(module := ChannelsLast(3)), pytest.raises(TypeError, match="torch's own forward"):
-        module(x)
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: SignalTakesAll("a"), TypeError, "signal is 'a', a str; expected None, or the position"),  # type: ignore[arg-type]
-        (lambda: SignalTakesAll(True), TypeError, "signal is True"),
-        (lambda: SignalTakesAll(-1), ValueError, "signal is -1; expected None, or the position.*from 0"),
-        (lambda: Softmax(1.0), TypeError, "dim is 1.0, a float"),  # type: ignore[arg-type]
-        (lambda: Bilinear(-1), ValueError, "epsilon is -1"),
-        (lambda: LayerNormRule(None), TypeError, "stabilizer is None"),  # type: ignore[arg-type]
-    ],
-)
-def test_arguments_that_mean_nothing_are_refused(
-    make: Callable[[], Hook], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        make()
-
-
 SMOOTH: dict[str, tuple[Callable[[], Hook], Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "Uniform": (Uniform, multiply, ((2, 3), (3,))),
     "SignalTakesAll": (SignalTakesAll, multiply, ((2, 3), (3,))),
@@ -333,6 +282,23 @@ def test_batched_relevance_is_that_of_a_loop(name: str) -> None:
     looped = zip(*(shares(rule, module, inputs, one) for one in several), strict=True)
     for one, loop in zip(batched, looped, strict=True):
         assert agree(one, torch.stack(loop))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_half_precision(name: str) -> None:
+    rule, module, inputs, R = drawn(name)
+    halves = [x.detach().half().requires_grad_() for x in inputs]
+    found = shares(rule, module.half(), halves, R.half())
+    singles = [x.detach().float().requires_grad_() for x in halves]
+    for r, wanted in zip(found, shares(rule, module.float(), singles, R.half().float()), strict=True):
+        assert r.dtype == torch.float16
+        assert agree(r, wanted)
+
+
+def test_a_constant_in_half_precision_is_widened_with_the_input() -> None:
+    a, v = (integers(shape, 0).half() for shape in ((2, 3), (3, 2)))
+    (r,) = shares(Bilinear(power_of_two), Call(torch.matmul), [a.requires_grad_(), v], torch.ones(2, 2).half())
+    assert torch.equal(r, (a * ((1 / power_of_two((a @ v).float())) @ v.float().T)).half())
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -260,3 +260,16 @@ def test_a_hook_before_the_rule_that_puts_the_output_in_a_tuple() -> None:
         (z,) = module(x)
         handle.remove()
     assert torch.equal(torch.autograd.grad(z, x, R)[0], expected)
+
+
+class Sharded(Tensor):
+    """Looks like one of torch.distributed's."""
+
+    __module__ = "torch.distributed.tensor"
+
+
+def test_a_layer_whose_weight_makes_its_output_another_kind_of_tensor() -> None:
+    module = nn.Linear(3, 2, bias=False)
+    module.weight = nn.Parameter(module.weight.detach().as_subclass(Sharded))
+    with Epsilon().register(module), pytest.raises(TypeError, match="returned a Sharded"):
+        module(leaf())

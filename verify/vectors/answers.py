@@ -6,18 +6,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from reference import rules
+from reference import network_rules, rules
 from reference.affine import Affine
 from reference.base import Layer
 from reference.nonlinear import Elementwise
+from reference.operations import Product
 from reference.precision import Model, model_for
-from reference.rounding import Bound, beta_smooth_bound, bound, product_bound
+from reference.rounding import Bound, CallableStabilizer, beta_smooth_bound, bound, product_bound
 from reference.rules import Parts, Stabilizer
 from reference.windows import Array, Shape
 from verify.vectors import exact, smooth
 from verify.vectors.numbers import tidied
 from verify.vectors.parameters import GRADIENT_RULES, Parameters, stabilizer_name
 
+Stabilize = Stabilizer | CallableStabilizer
 SINKS = ("inputs", "bias", "stabilizer", "zero_branch")
 
 
@@ -39,8 +41,19 @@ class Expected:
         return int(np.isinf(self.bound).sum())
 
 
-def stabilizer_of(rule: str, parameters: Parameters) -> Stabilizer:
+#: Of rules for networks that have none to give.
+_FIXED: dict[str, Stabilize] = {
+    "Uniform": network_rules.COUNTED,
+    "SignalTakesAll": network_rules.COUNTED,
+    "Softmax": network_rules.UNDIVIDED,
+    "Stop": Stabilizer(1.0),
+}
+
+
+def stabilizer_of(rule: str, parameters: Parameters) -> Stabilize:
     """Return the stabilizer that the parameters name: a number, or the fields of `Stabilizer`."""
+    if rule in _FIXED:
+        return _FIXED[rule]
     given = parameters[stabilizer_name(rule)]
     return Stabilizer(**given) if isinstance(given, dict) else Stabilizer(float(given))
 
@@ -54,7 +67,26 @@ _PARTS: dict[str, Callable[[Affine, Parameters], Parts]] = {
     "ZBox": lambda layer, given: rules.zbox(layer, given["low"], given["high"]),
     "WSquare": lambda layer, _: rules.wsquare(layer),
     "Flat": lambda layer, _: rules.flat(layer),
+    "Uniform": lambda layer, _: network_rules.uniform(layer),
+    "SignalTakesAll": lambda layer, given: network_rules.signal_takes_all(layer, _signal(layer, given["signal"])),
+    "Bilinear": lambda layer, _: network_rules.bilinear(layer),
+    "Softmax": lambda layer, _: network_rules.softmax(layer),
+    "Stop": lambda layer, _: network_rules.stop(layer),
+    "LayerNormRule": lambda layer, _: network_rules.layer_norm(layer),
 }
+#: Rules whose parts have numbers that no rational operation gives.
+_SMOOTH = ("Softmax", "LayerNormRule")
+
+
+def _signal(layer: Affine, given: int | None) -> int:
+    """The position of the signal; None: the only variable factor, else the only one as large as the output."""
+    product = layer.layer
+    assert isinstance(product, Product)
+    if given is not None:
+        return given
+    whole = [k for k in product.variables if product.shapes[k] == product.output_shape]
+    (found,) = product.variables if len(product.variables) == 1 else whole
+    return found
 
 
 def parts_of(rule: str, layer: Layer, x: Array, parameters: Parameters, sample: int, batch: Shape) -> Parts:
@@ -91,7 +123,11 @@ def expected(rule: str, layer: Layer, parameters: Parameters, x: Array, R: Array
     bounds: list[Bound] = []
     for sample, (x_i, R_i) in enumerate(zip(x, R, strict=True)):
         parts = parts_of(rule, layer, x_i, parameters, sample, x.shape)
-        answers.append(exact.answer(smooth.parts_of(layer, x_i.ravel(), parts), R_i.ravel(), stabilizer))
+        if rule in _SMOOTH:
+            correct = smooth.of_networks(layer, x_i.ravel(), parts, tuple(parameters.get("zero_params", ())))
+        else:
+            correct = smooth.parts_of(layer, x_i.ravel(), parts)
+        answers.append(exact.answer(correct, R_i.ravel(), stabilizer))
         bounds.append(bound(parts, R_i, stabilizer, model))
     return Expected(
         np.array([one.relevance for one in answers]).reshape(x.shape),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reference.layers import same_padding
+from verify.formats.operands import Add, MatMul, Multiply, Operands
 from verify.formats.tensor_json import decode, encode
 from verify.model import NotOfferedError
 from verify.subjects.asking import relevance_of
@@ -35,6 +36,7 @@ _FUNCTIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "elu": nn.ELU,
 }
+_OPERATIONS: dict[str, type[nn.Module]] = {"Sum": Add, "Product": Multiply, "MatMul": MatMul}
 _WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": -float("inf")}
 
 
@@ -84,6 +86,9 @@ def module_of(layer: Json, tensors: Mapping[str, Tensor], x: Tensor) -> nn.Modul
     """Return a layer in JSON as a module in eval mode, with these parameters and buffers; x is a batch for it."""
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in layer.items()}
     kind = str(options.pop("type"))
+    if kind in _OPERATIONS:
+        constants = {int(name.rpartition("_")[2]): values for name, values in tensors.items()}
+        return Operands(_OPERATIONS[kind](), options["shapes"], constants)
     module = _built(kind, options, tensors, x).to(x.dtype).eval()
     with torch.no_grad():
         for name, values in tensors.items():
@@ -97,9 +102,8 @@ def _built(kind: str, options: Json, tensors: Mapping[str, Tensor], x: Tensor) -
         return _FUNCTIONS[options.pop("function")](**options)
     if kind == "Softmax":
         return nn.Softmax(dim=options["axis"] + 1)
-    if kind == "BatchNorm":
-        norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[x.ndim - 2]
-        return norm(x.shape[1], eps=options["eps"], affine=weight is not None)
+    if "Norm" in kind:
+        return _normalization(kind, options, x, affine=weight is not None)
     if weight is None:
         pool: nn.Module = getattr(nn, kind)(**_pooling(kind, options))
         return pool
@@ -112,6 +116,19 @@ def _built(kind: str, options: Json, tensors: Mapping[str, Tensor], x: Tensor) -
         options["padding"] = _padding(options["padding"], kernel, options["dilation"])
     convolution: nn.Module = getattr(nn, kind)(channels, outputs, kernel, bias=bias, **options)
     return convolution
+
+
+def _normalization(kind: str, options: Json, x: Tensor, *, affine: bool) -> nn.Module:
+    eps = options["eps"]
+    if kind == "BatchNorm":
+        norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[x.ndim - 2]
+        return norm(x.shape[1], eps=eps, affine=affine)
+    if kind == "GroupNorm":
+        return nn.GroupNorm(options["num_groups"], x.shape[1], eps=eps, affine=affine)
+    sizes = tuple(x.shape[x.ndim - options["axes"] :])
+    if kind == "RMSNorm":
+        return nn.RMSNorm(sizes, eps=eps, elementwise_affine=affine)
+    return nn.LayerNorm(sizes, eps=eps, elementwise_affine=affine)
 
 
 def _pooling(kind: str, options: Json) -> Json:

@@ -6,6 +6,7 @@ so that a change shows as what it is. Reading a file and writing it again gives 
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from reference.windows import Array
 from verify.formats import headers
 from verify.formats.tensor_json import decode, encode, widen
-from verify.vectors import CORPUS_VERSION, SCHEMA_VERSION
+from verify.vectors import CORPUS_VERSION, SCHEMA_VERSION, networks
 from verify.vectors.answers import SINKS, expected
 from verify.vectors.parameters import GRADIENT_RULES, Parameters, resolved
 from verify.vectors.questions import Question, layer_at, questions
@@ -59,7 +60,7 @@ def _lines(value: object) -> Iterator[str]:
 def documents() -> dict[str, Json]:
     """Return every file of vectors by name."""
     found: dict[str, list[Question]] = {}
-    for question in questions():
+    for question in chain(questions(), networks.questions()):
         found.setdefault(f"{question.rule.lower()}-{question.family}.json", []).append(question)
     return {name: _document(asked) for name, asked in found.items()}
 
@@ -129,7 +130,15 @@ def case_of(question: Question) -> Json:
 
 
 def _ordered(tensors: dict[str, Array]) -> Iterable[tuple[str, Array]]:
-    order = ("x", "weight", "bias", "running_mean", "running_var", "R")
+    order = (
+        "x",
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        *sorted(n for n in tensors if n[:9] == "constant_"),
+        "R",
+    )
     return ((name, tensors[name]) for name in order if name in tensors)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from reference.rounding import CallableStabilizer
 from reference.rules import Part, Parts, Stabilizer
 from reference.windows import Array
 
@@ -69,8 +70,10 @@ def contributions(part: Part) -> Fixed:
     return np.asarray(sum(product(matrix, fixed(v)) for matrix, v in part.terms))
 
 
-def stabilized(d: Fixed, stabilizer: Stabilizer) -> Fixed:
-    """S(d), with sgn(0) = +1."""
+def stabilized(d: Fixed, stabilizer: Stabilizer | CallableStabilizer) -> Fixed:
+    """S(d), with sgn(0) = +1; a callable is that of a rule that divides by 1."""
+    if not isinstance(stabilizer, Stabilizer):
+        return fixed(stabilizer(np.zeros(len(d))))
     eps = int(fixed(np.array(stabilizer.epsilon)))
     if stabilizer.norm_scale:
         eps = eps * isqrt(int((d * d).sum()) // len(d)) >> _SCALE
@@ -78,7 +81,7 @@ def stabilized(d: Fixed, stabilizer: Stabilizer) -> Fixed:
     return np.asarray(sign * np.maximum(abs(d), eps) if stabilizer.clip else d + sign * eps)
 
 
-def answer(parts: Parts, R: Array, stabilizer: Stabilizer) -> Answer:
+def answer(parts: Parts, R: Array, stabilizer: Stabilizer | CallableStabilizer) -> Answer:
     """Return the relevance of the inputs and where the rest went; nothing of it where a denominator is a pole."""
     given = fixed(R)
     closed = np.ones(len(R), np.bool_)
@@ -110,7 +113,8 @@ def _open(part: Part, index: int) -> npt.NDArray[np.bool_]:
     if part.gate is None:
         return np.ones(len(part.bias), np.bool_)
     opener = part.known_sizes.gate
-    assert opener is not None
+    if opener is None:  # closed, or open, whatever the numbers are
+        return part.gate
     z = contributions(opener) + fixed(opener.bias)
     return np.asarray(z > 0 if index == 0 else z < 0, np.bool_)
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from reference.base import Layer
 from reference.nonlinear import Elementwise, Softmax
-from reference.rules import Parts
+from reference.operations import Normalization
+from reference.rules import Part, Parts
 from reference.windows import Array
 
 _mp = mpmath.mp.clone()
@@ -95,6 +96,46 @@ def parts_of(layer: Layer, x: Array, parts: Parts) -> Parts:
         return parts
     (part,) = parts
     return (replace(part, terms=((jacobian, x),), bias=np.array([float(value) for value in rest])),)
+
+
+def of_networks(layer: Layer, x: Array, parts: Parts, zero_params: tuple[str, ...]) -> Parts:
+    """Return the one part of Softmax or LayerNormRule with its matrix and constant correctly rounded."""
+    (part,) = parts
+    if isinstance(layer, Softmax):
+        return (_of_softmax(layer, x, part),)
+    assert isinstance(layer, Normalization)
+    numbers = [_mp.mpf(float(value)) for value in x]
+    one = np.ones_like(x)
+    weight, bias = (
+        0 * one if name in zero_params else absent if given is None else layer.spread(given)
+        for name, given, absent in (("weight", layer.weight, one), ("bias", layer.bias, 0 * one))
+    )
+    matrix = np.zeros((len(x), len(x)))
+    for group in layer.groups:
+        mean = _mp.fsum(numbers[i] for i in group) / len(group) if layer.centred else _mp.mpf(0)
+        variance = _mp.fsum((numbers[i] - mean) ** 2 for i in group) / len(group)
+        deviation = _mp.sqrt(variance + _mp.mpf(layer.eps))
+        for j in group:
+            scale = _mp.mpf(float(weight[j])) / deviation
+            for i in group:
+                shared = _mp.mpf(1) / len(group) if layer.centred else _mp.mpf(0)
+                matrix[j, i] = float(scale * ((1 if i == j else 0) - shared))
+    return (replace(part, terms=((matrix, x),), bias=np.asarray(bias)),)
+
+
+def _of_softmax(layer: Softmax, x: Array, part: Part) -> Part:
+    ((_, finite),) = part.terms
+    matrix, bias = np.zeros((len(x), len(x))), np.zeros(len(x))
+    position = np.arange(len(x)).reshape(layer.input_shape)
+    for group in np.moveaxis(position, layer.axis, -1).reshape(-1, layer.input_shape[layer.axis]):
+        total = _mp.fsum(_mp.exp(_mp.mpf(float(x[i]))) for i in group)
+        s = {i: _mp.exp(_mp.mpf(float(x[i]))) / total for i in group}
+        mean = _mp.fsum(s[i] * _mp.mpf(float(finite[i])) for i in group)
+        for j in group:
+            bias[j] = float(1 - _mp.mpf(float(finite[j])) + mean)
+            for i in group:
+                matrix[j, i] = float((1 if i == j else 0) - s[i])
+    return replace(part, terms=((matrix, finite),), bias=bias)
 
 
 def _softmax(layer: Softmax, numbers: list[Any]) -> tuple[Array, list[Any]]:

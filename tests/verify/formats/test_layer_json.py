@@ -12,6 +12,7 @@ from verify.formats.torch_layers import describe as of_module
 from verify.questions.layers import FAMILIES, LayerCase
 from verify.questions.layers import LAYERS as GRID
 from verify.questions.networks import LAYERS as NETWORKS
+from verify.vectors import networks
 from verify.vectors.layers import LAYERS, Layer
 
 
@@ -20,13 +21,13 @@ def built(layer: Layer) -> ReferenceLayer:
     return layer_of(layer.options, tensors, layer.input_shape)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", [*LAYERS, *networks.LAYERS], ids=lambda layer: layer.name)
 def test_there_and_back(layer: Layer) -> None:
     text = json.dumps(layer.options)
     assert describe(built(layer)) == json.loads(text)
     assert list(describe(built(layer))) == ["type", *options_of(layer.options)]
     assert list(tensors_of(built(layer))) == list(layer.tensors)
-    assert family(layer.options) in FAMILIES
+    assert family(layer.options) in {*FAMILIES, *(case.family for case in NETWORKS)}
 
 
 @pytest.mark.parametrize("case", [*GRID, *NETWORKS], ids=lambda case: case.name)
@@ -63,9 +64,8 @@ def test_what_is_no_layer_is_refused(layer: dict[str, object], tensors: dict[str
 
 def test_the_vectors_have_every_type_of_layer() -> None:
     kinds = {name.replace("...", str(d)) for name in OPTIONS for d in (1, 2, 3)} | {"Elementwise"}
-    # operations of several tensors, and normalisations, are for rules that have no vectors yet
-    networks = {"Sum", "Product", "MatMul", "LayerNorm", "RMSNorm", "GroupNorm"}
-    assert {layer.type for layer in LAYERS} == kinds - {"AvgPool...d"} - networks
+    # Norm on a sum is not asked
+    assert {layer.type for layer in (*LAYERS, *networks.LAYERS)} == kinds - {"AvgPool...d", "Sum"}
 
 
 @pytest.mark.parametrize(
