@@ -119,8 +119,8 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
             say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
         if len(group) > _SHOWN:
             say(console, f"    and {len(group) - _SHOWN} more", "dim")
-        line = report.call.reproduce(report.subject, _clearest(group))
-        say(console, f"    {report.call.reproduces}: {line}", "cyan")
+        again = report.call.reproduce(report.subject, _clearest(group))
+        say(console, f"    {report.call.reproduces}: {again}", "cyan")
     console.print()
 
 
