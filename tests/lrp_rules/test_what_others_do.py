@@ -273,3 +273,23 @@ def test_a_layer_whose_weight_makes_its_output_another_kind_of_tensor() -> None:
     module.weight = nn.Parameter(module.weight.detach().as_subclass(Sharded))
     with Epsilon().register(module), pytest.raises(TypeError, match="returned a Sharded"):
         module(leaf())
+
+
+class Notes(nn.Module):
+    """Notes each run in a list, which a rerun would find, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(len(x))
+        return 2 * x
+
+
+def test_a_module_is_run_once_where_nobody_comes_before_the_rule() -> None:
+    module, x = Notes(), leaf()
+    module.register_forward_hook(lambda *_: None)
+    with Pass().register(module):
+        torch.autograd.grad(module(x).sum(), x)
+    assert module.runs == [2]
