@@ -34,7 +34,6 @@ class _Factor(NamedTuple):
     """What a rule has to know of a factor of a product."""
 
     shape: torch.Size
-    dtype: torch.dtype
     needs_grad: bool
 
     def share(self, R: Tensor) -> Tensor:
@@ -43,7 +42,7 @@ class _Factor(NamedTuple):
         repeated = [
             dim for dim in range(R.ndim) if dim < leading or (self.shape[dim - leading] == 1 and R.shape[dim] != 1)
         ]
-        return (R.sum(repeated, keepdim=True).reshape(self.shape) if repeated else R).to(self.dtype)
+        return R.sum(repeated).reshape(self.shape) if repeated else R
 
 
 class _ProductRule(Hook):
@@ -72,7 +71,7 @@ class _ProductRule(Hook):
                 f"together. Use Bilinear on matrix products{see('operations-that-a-rule-is-not-for')}"
             )
             raise ValueError(msg)
-        self.factors = [_Factor(x.shape, x.dtype, x.requires_grad) for x in input]
+        self.factors = [_Factor(x.shape, x.requires_grad) for x in input]
 
 
 class Uniform(_ProductRule):
@@ -139,7 +138,7 @@ class SignalTakesAll(_ProductRule):
         return [
             None if not factor.needs_grad
             else factor.share(grad_output[0]) if place == self.signal
-            else grad_output[0].new_zeros(factor.shape, dtype=factor.dtype)
+            else grad_output[0].new_zeros(factor.shape)
             for place, factor in enumerate(self.factors)
         ]  # fmt: skip
 

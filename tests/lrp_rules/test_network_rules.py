@@ -85,7 +85,7 @@ def test_a_constant_is_no_signal_unless_it_is_said_to_be() -> None:
 
 def test_a_product_of_two_dtypes_gives_each_its_own() -> None:
     a, b = torch.ones(2, dtype=torch.float32).requires_grad_(), torch.ones(2).requires_grad_()
-    for rule in (Uniform(), SignalTakesAll(0)):
+    for rule in (Uniform(), SignalTakesAll(0), SignalTakesAll(1)):
         assert [r.dtype for r in shares(rule, multiply(), [a, b], torch.ones(2))] == [torch.float32, torch.float64]
 
 
@@ -126,6 +126,18 @@ def test_bilinear_with_a_constant_is_epsilon() -> None:
     R = integers((2, 2), 9)
     (r,) = shares(Bilinear(power_of_two), Call(torch.matmul), [a, v.detach()], R)
     assert torch.equal(r, a * ((R / power_of_two(a @ v)) @ v.T))
+
+
+@pytest.mark.parametrize(
+    "R",
+    [[[1.0, torch.inf]], [[torch.nan, 1.0]], [[1e30, -1e29]], [[0.1 + 0.2, -0.3]]],
+    ids=["infinite", "NaN", "large", "cancels"],
+)
+def test_a_product_is_not_taken_for_something_else_by_its_relevance(R: list[list[float]]) -> None:
+    a, v = torch.tensor([[0.3]]).requires_grad_(), torch.tensor([[0.1, 0.7]]).requires_grad_()
+    r_a, r_v = shares(Bilinear(1e-30), Call(torch.matmul), [a, v], torch.tensor(R))
+    assert agree(r_v, torch.tensor(R) / 2)
+    assert agree(r_a, r_v.sum(1, keepdim=True)) or R == [[0.1 + 0.2, -0.3]]
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -194,6 +206,12 @@ def test_rms_norm_by_hand() -> None:
     x = entries(1.0, 2.0)[None]  # mean square 5/2, deviation 2: z = [1/2, 1], stabilized to [1, 2]
     (r,) = shares(LayerNormRule(power_of_two), module, [x], torch.tensor([[8.0, 6.0]]))
     assert r.tolist() == [[4.0, 3.0]]
+
+
+def test_an_eps_that_the_dtype_decides() -> None:
+    x = entries(2.0**-26, 2.0**-26)[None]  # mean square 2^-52, as large as eps
+    (r,) = shares(LayerNormRule(1e-30), nn.RMSNorm(2), [x], torch.tensor([[3.0, 5.0]]))
+    assert agree(r, torch.tensor([[3.0, 5.0]]))
 
 
 @pytest.mark.parametrize(
