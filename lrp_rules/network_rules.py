@@ -60,14 +60,15 @@ class _ProductRule(Hook):
 
         """
         shapes = [tuple(x.shape) for x in input]
-        try:
-            whole = [tuple(torch.broadcast_shapes(*shapes))]
+        outputs = [tuple(z.shape) for z in output]
+        try:  # a constant factor may be larger than these
+            fits = len(outputs) == 1 and tuple(torch.broadcast_shapes(*shapes, outputs[0])) == outputs[0]
         except RuntimeError:  # they do not broadcast
-            whole = []
-        if [tuple(z.shape) for z in output] != whole:
+            fits = False
+        if not fits:
             msg = (
                 f"{type(self).__name__} on {module}: inputs of shapes {shapes} and outputs of "
-                f"{[tuple(z.shape) for z in output]}; expected an elementwise product, as large as its factors "
+                f"{outputs}; expected an elementwise product, as large as its factors "
                 f"together. Use Bilinear on matrix products{see('operations-that-a-rule-is-not-for')}"
             )
             raise ValueError(msg)

@@ -100,6 +100,8 @@ class Call:
     #: Where the data of the parameters lies: what is replaced through ``.data`` leaves no other trace.
     places: Sequence[int] | None = None
     kept: tuple[str, ...] = ()
+    #: Of the output, when the call had made it.
+    version: int = 0
     output: Watched | None = None
     #: How many parameters the node has as inputs, behind the call's own.
     parameters: int = 0

@@ -112,7 +112,7 @@ def check_tensors(hook: HookInterface, module: nn.Module, given: Sequence[Any], 
     """Refuse kinds of tensors through which relevance would be lost, or the gradient."""
     for leaf, role in (*((leaf, "was given") for leaf in given), *((leaf, "returned") for leaf in results)):
         if not isinstance(leaf, Tensor):
-            if not isinstance(leaf, PLAIN) and any(tensor.requires_grad for tensor in _inside(leaf)):
+            if not isinstance(leaf, PLAIN) and any(tensor.requires_grad for tensor in tensors_inside(leaf)):
                 where = _where(hook, module)
                 msg = (
                     f"{where} {role} a {type(leaf).__name__} with a tensor in it that requires a gradient, which no "
@@ -143,21 +143,21 @@ def _strange(tensor: Tensor) -> str:
     return ""
 
 
-def _inside(leaf: Any, depth: int = 3) -> Iterator[Tensor]:
+def tensors_inside(leaf: Any, depth: int = 3) -> Iterator[Tensor]:
     """Find tensors in an object's attributes, and in what these hold."""
     if isinstance(leaf, Tensor):
         yield leaf
     elif depth and isinstance(leaf, (list, tuple, set)):
         for entry in leaf:
-            yield from _inside(entry, depth - 1)
+            yield from tensors_inside(entry, depth - 1)
     elif depth and isinstance(leaf, dict):
         for entry in leaf.values():
-            yield from _inside(entry, depth - 1)
+            yield from tensors_inside(entry, depth - 1)
     elif depth and not isinstance(leaf, (*PLAIN, type, nn.Module)) and not callable(leaf):
         slots = [name for cls in type(leaf).__mro__ for name in _slots(cls)]
         values = [*vars(leaf).values()] if hasattr(leaf, "__dict__") else []
         for entry in [*values, *(getattr(leaf, name) for name in slots if hasattr(leaf, name))]:
-            yield from _inside(entry, depth - 1)
+            yield from tensors_inside(entry, depth - 1)
 
 
 def _slots(cls: type) -> list[str]:
@@ -167,7 +167,7 @@ def _slots(cls: type) -> list[str]:
 
 def _may_hold(leaf: Any) -> bool:
     """Whether an object holds a tensor, or nobody can tell."""
-    return isinstance(leaf, Iterator) or next(_inside(leaf), None) is not None
+    return isinstance(leaf, Iterator) or next(tensors_inside(leaf), None) is not None
 
 
 def check_something(hook: HookInterface, module: nn.Module, leaves: Sequence[Any]) -> None:

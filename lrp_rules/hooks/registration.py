@@ -304,6 +304,7 @@ class Registration:
                 break
         # a module behind may write into what it gets, but not into what a graph that is kept goes through
         returned = tuple([o.detach().clone() if _is_among(o, saved) else o.detach() for o in outputs])
+        call.version = returned[0]._version
         if keep and not call.in_torch_func:
             call.output = Watched(returned[0].detach())
         if Derivative.alive and Derivative.under_way():

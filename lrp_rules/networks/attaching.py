@@ -175,7 +175,8 @@ def attach(
         for name, module in model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         check_keys([*table, *ignored, *left_out], names, any_model=composite is not None)
-        check_keys(kept, names, any_model=False)
+        missing = {*kept} - {name for own in names.values() for name in own}
+        check_keys(sorted(missing, key=str), {}, any_model=False)
         decided, taken = chosen(names, table, list(ignored), demands=composite is None)
         roots = [module for module, own in names.items() if any(matches(key, module, own) for key in left_out)]
         left = [module for module, own in names.items() if any(matches(key, module, own) for key in ignored)]
@@ -185,11 +186,10 @@ def attach(
         raise
     attachment = Attachment(model, between, [part for root in roots for part in root.modules()], left)
     attachment._canonized = canonized
-    between.parameters = {id(parameter) for parameter in model.parameters()}
     try:
         for module, own in names.items():
-            if own[0] in kept:
-                attachment.keep(own[0], module)
+            for name in {*own} & {*kept}:
+                attachment.keep(name, module)
             if is_wrapper(module) or (module in taken and module not in decided and module not in left):
                 continue
             registration = None
@@ -215,6 +215,7 @@ def _registered(attachment: Attachment, rule: Hook, at_first: Hook | None, modul
             registration = rule.register(module) if at_first is None else _OfTwo(at_first, rule, module)
         attachment.registrations.append(registration)
         attachment._made.append(registration)
-    if layer_type(module) in {LinearLayer, ConvLayer, ConvTransposeLayer}:
-        between.by_weight[id(module.weight)] = (rule, registration)
+    weight = module._parameters.get("weight")
+    if weight is not None and layer_type(module) in {LinearLayer, ConvLayer, ConvTransposeLayer}:
+        between.by_weight[id(weight)] = (rule, registration)
     return registration

@@ -50,7 +50,8 @@ class _Here(threading.local):
         frames = set(stack())
         self.inside = [call for call in self.inside if call.frame in frames]
         for flow in [flow for flow in self.flows if flow.frame not in frames]:
-            flow.end(interrupted=True)
+            flow.end()
+        frames.clear()  # this frame is one of them: a circle
 
 
 here = _Here()
@@ -72,7 +73,6 @@ class Between:
     ) -> None:
         self.rules, self.early, self.keeps = dict(rules), dict(early), set(keeps)
         self.strict, self.quiet = strict, quiet
-        self.parameters: set[int] = set()
         #: By the ids of weights: the rule of the module, which functions that use the weight have, too.
         self.by_weight: dict[int, tuple[Hook, Registration | None]] = {}
         self.calls: dict[Place, int] = {}

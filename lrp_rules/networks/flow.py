@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, resol
 from torch.utils._pytree import tree_leaves
 
 from lrp_rules.errors import see
+from lrp_rules.hooks.refusals import tensors_inside
 from lrp_rules.hooks.registration import is_in_checkpoint
-from lrp_rules.network_rules import SignalTakesAll
+from lrp_rules.network_rules import SignalTakesAll, Uniform
 from lrp_rules.networks.between import Inside, here, is_inner, stack
 from lrp_rules.networks.operations import LOOKUPS, as_module, in_place, operation_of, routes
 from lrp_rules.networks.report import Place
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 CONSTANT, REACHED, RAW = 0, 1, 2
 
 #: Functions whose results are gates, and the modules of torch that are one.
-GATES = {"sigmoid", "hardsigmoid"}
+GATES = {"sigmoid", "hardsigmoid", "special_expit", "expit", "rsqrt"}
 GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
 
 #: Nodes of autograd that are there for other reasons than an operation, and hand relevance on.
@@ -54,6 +55,8 @@ class Layer(NamedTuple):
     hook: Hook
     module: nn.Module
     x: Tensor
+    #: Of the output: whoever writes to it makes it another one.
+    version: int
 
 
 class Flow(TorchFunctionMode):
@@ -61,12 +64,17 @@ class Flow(TorchFunctionMode):
 
     def __init__(self, between: Between, frame: FrameType) -> None:
         super().__init__()
-        self.between, self.frame = between, frame
+        self.between = between
+        self.frame: FrameType | None = frame
         self.path: list[tuple[str, nn.Module]] = []
-        self.layers: dict[Any, Layer] = {}
+        self._layers: dict[Any, Layer] = {}
         #: Nodes of what lies between 0 and 1 by its function, and is a gate where it is multiplied.
         self._gates: set[Any] = set()
+        #: Nodes of 1 / sqrt(x).
+        self._normalisers: set[Any] = set()
         self._seen: dict[Any, int] = {}
+        #: Whether relevance was stopped somewhere, so that an output may have none to give.
+        self.stopped = False
         self._leaves: dict[int, tuple[Tensor, int]] = {}
         self._begin = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         #: In a backward pass that repeats a part of the model, nobody knows what is the model's input.
@@ -75,24 +83,48 @@ class Flow(TorchFunctionMode):
     def start(self) -> None:
         """See what is called from now on, on this thread."""
         here.flows.append(self)
-        # torch.compile would look into this mode, and compile what it does: what is compiled is run as it is written
-        self._compiler = _set_compiler(None)
         self.__enter__()  # type: ignore[no-untyped-call]
 
-    def end(self, *, interrupted: bool = False) -> None:
+    def end(self) -> None:
         """Stop seeing anything."""
         here.flows.remove(self)
-        if not interrupted:  # else, who has set it has taken it back
-            _set_compiler(self._compiler)
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
+        for table in (
+            self._layers,
+            self._seen,
+            self._leaves,
+            self._gates,
+            self._normalisers,
+            self.path,
+        ):  # frames make circles
+            table.clear()
 
     # what is known of tensors
 
-    def begin(self, inputs: Any) -> None:
-        """Note what the model was called with."""
-        for tensor in wanted(inputs):
-            self._note(tensor, REACHED if self.repeats else RAW)
+    def begin(self, module: nn.Module, inputs: Any) -> None:
+        """Note what the model was called with, and what it holds."""
+        for part in module.modules():
+            for values in (part._parameters, part._buffers, vars(part)):
+                for value in values.values():
+                    if isinstance(value, Tensor) and value.requires_grad:
+                        self._note(value, CONSTANT)
+        args, kwargs = inputs
+        for leaf in (*args, *kwargs.values()):
+            for tensor in tensors_inside(leaf, 5):
+                if tensor.requires_grad:
+                    self._note(tensor, REACHED if self.repeats else RAW)
+
+    def note_layer(self, output: Tensor, hook: Hook, module: nn.Module, x: Tensor) -> None:
+        """Note the call of a layer, for a batch norm behind it; not where a hook has made another output of it."""
+        call = getattr(output.grad_fn, "call", None)
+        if call is not None and call.module is module:
+            self._layers[output.grad_fn] = Layer(hook, module, x, call.version)
+
+    def layer_of(self, tensor: Tensor) -> Layer | None:
+        """Return the layer whose output this is, as it gave it."""
+        layer = self._layers.get(tensor.grad_fn)
+        return layer if layer is not None and layer.version == tensor._version else None
 
     def _note(self, tensor: Tensor, value: int) -> None:
         node = tensor.grad_fn
@@ -116,7 +148,7 @@ class Flow(TorchFunctionMode):
         if node is None:
             if id(tensor) in self._leaves:
                 return self._leaves[id(tensor)][1]
-            return CONSTANT if isinstance(tensor, nn.Parameter) or id(tensor) in self.between.parameters else REACHED
+            return CONSTANT if isinstance(tensor, nn.Parameter) else REACHED
         found = self._seen.get(node)
         if found is None:
             found = self._seen[node] = REACHED
@@ -171,8 +203,11 @@ class Flow(TorchFunctionMode):
         value = RAW if func in LOOKUPS else min([value for value in values if value], default=CONSTANT)
         if value and func not in LOOKUPS and not routes(func, args, kwargs) and self._is_alive():
             self._unruled(_name(func), None)
+        is_gate = any(leaf.grad_fn in self._gates for leaf in leaves)
         for tensor in results:
             self._note(tensor, value)
+            if is_gate and tensor.grad_fn is not None:
+                self._gates.add(tensor.grad_fn)
 
     def _operation(self, func: Any, operation: str, args: Any, kwargs: Any) -> Any:
         """Call a function that a rule can be given for."""
@@ -198,24 +233,26 @@ class Flow(TorchFunctionMode):
         module, inputs = as_module(func, operation, args, kwargs, self.value, f"{place.operation} at {place.where}")
         result = self._as_module(hook, module, inputs, value)
         if hook.is_constant:
-            value = CONSTANT
+            value, self.stopped = CONSTANT, True
         elif operation in between.early:
             value = REACHED
         # a gate by a constant is a gate, and so is 1 - gate
-        alone = operation in {"add", "mul", "div"} and len(inputs) == 1 and inputs[0].grad_fn in self._gates
-        if alone or getattr(func, "__name__", "").rstrip("_") in GATES:
-            self.note_gate(result)
+        is_gate = operation in {"add", "mul", "div"} and len(inputs) == 1 and inputs[0].grad_fn in self._gates
+        name = getattr(func, "__name__", "").rstrip("_")
+        is_gate = is_gate or name in GATES
         if in_place(func, args, kwargs):
             result = args[0].copy_(result)
         self.mark(result, value)
+        if is_gate:
+            self.note_gate(result)
+        if name == "rsqrt":
+            self._normalisers.add(result.grad_fn)
         return result
 
     def _as_module(self, hook: Hook, module: nn.Module, inputs: list[Tensor], value: int) -> Any:
         """Call a module that stands for a function, with its rule."""
-        if isinstance(hook, SignalTakesAll) and hook.signal is None:
-            # signal and gate may be told apart by what has made them
-            signals = [place for place, factor in enumerate(inputs) if factor.grad_fn not in self._gates]
-            hook = SignalTakesAll(signals[0]) if len(inputs) > 1 and len(signals) == 1 else hook
+        if isinstance(hook, Uniform) or (isinstance(hook, SignalTakesAll) and hook.signal is None):
+            hook = self._of_factors(hook, inputs)
         here.inside.append(Inside(sys._getframe(), value, module, None))
         try:
             return self._ruled(hook, module, inputs)
@@ -223,6 +260,17 @@ class Flow(TorchFunctionMode):
             raise ValueError(*error.args) from error  # a TypeError of `a * b` means to Python that there is no such *
         finally:
             here.inside.pop()
+
+    def _of_factors(self, hook: Hook, factors: list[Tensor]) -> Hook:
+        """Tell signal and gate apart by what has made them, if that can be done."""
+        if len(factors) < 2:
+            return hook
+        if all(factor is factors[0] for factor in factors):
+            return SignalTakesAll(0)  # x * x: all to x
+        # what a normalisation divides by is no signal, whatever the rule
+        sides = self._gates if isinstance(hook, SignalTakesAll) else self._normalisers
+        signals = [place for place, factor in enumerate(factors) if factor.grad_fn not in sides]
+        return SignalTakesAll(signals[0]) if len(signals) == 1 else hook
 
     def _ruled(self, hook: Hook, module: nn.Module, inputs: list[Tensor]) -> Any:
         folds = getattr(hook, "fold", None)
@@ -233,8 +281,8 @@ class Flow(TorchFunctionMode):
             result = module(*inputs)
         finally:
             registration.remove()
-        if len(inputs) == 1 and isinstance(result, Tensor) and result.grad_fn is not None:
-            self.layers[result.grad_fn] = Layer(hook, module, inputs[0])
+        if len(inputs) == 1 and isinstance(result, Tensor):
+            self.note_layer(result, hook, module, inputs[0])
         return result
 
     def _rule(self, operation: str, value: int, args: Any, kwargs: Any) -> tuple[Hook | None, Registration | None]:
@@ -247,6 +295,8 @@ class Flow(TorchFunctionMode):
                 return between.by_weight[id(weight)]
         if value == RAW and operation in between.early:
             return between.early[operation], None
+        if operation == "interpolate" and sum(map(bool, map(self.value, wanted((args, kwargs))))) > 1:
+            return None, None  # where it looks depends on the input, too
         return between.rules.get(operation), None
 
     def note_gate(self, result: Any) -> None:
@@ -285,11 +335,7 @@ class Flow(TorchFunctionMode):
 
     def _is_alive(self) -> bool:
         """Whether the call is under way: torch tells nobody of one that was interrupted from the keyboard."""
-        return self.frame in stack()
-
-
-#: What torch.compile is known to Python by, on this thread.
-_set_compiler = torch._C._dynamo.eval_frame.set_eval_frame
+        return any(frame is self.frame for frame in stack())
 
 
 def wanted(tensors: Any) -> list[Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lrp_rules.errors import see
 from lrp_rules.hooks.calls import opaque
 from lrp_rules.hooks.hook import Hook
-from lrp_rules.hooks.registration import Registration
+from lrp_rules.hooks.registration import Registration, is_in_checkpoint
 from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
-from lrp_rules.layers.known import LinearLayer, layer_type
+from lrp_rules.layers.known import BatchNormLayer, LinearLayer, layer_type
 from lrp_rules.modules import effective_parameters
 from lrp_rules.networks.layers import bare
 
@@ -83,7 +83,7 @@ class Folding(Registration):
 
     @opaque
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if self._handles and torch.is_grad_enabled() and len(args) == 1 and isinstance(output, Tensor):
+        if self._handles and torch.is_grad_enabled() and isinstance(output, Tensor):
             if isinstance(module, BatchNorm) and (module.training or module.running_mean is None):
                 msg = (
                     f"FoldBatchNorm on {module}: it normalises by the statistics of its batch, so that no sample "
@@ -91,14 +91,16 @@ class Folding(Registration):
                     f"{see('batch-norms')}"
                 )
                 raise RuntimeError(msg)
-            flow = self._flow()
-            layer = None if flow is None else flow.layers.get(args[0].grad_fn)
+            x, flow = (*args, *kwargs.values())[0], self._flow()
+            layer = None if flow is None or not isinstance(x, Tensor) else flow.layer_of(x)
             folded = None if layer is None else _folded(layer.module, layer.x, module)
             if folded is not None and layer is not None:
                 # what has been noted of the call before is not needed
                 vars(self._entries).pop("open", None)
                 self.calls += 1
                 self.folded += 1
+                if self.unrepeated:
+                    self.unrepeated -= is_in_checkpoint("backward")
                 return self.put(layer.hook, folded, layer.x, output)
         return super()._after(module, args, kwargs, output)
 
@@ -106,9 +108,10 @@ class Folding(Registration):
 def _folded(layer: nn.Module, x: Tensor, norm: nn.Module) -> nn.Module | None:
     """Return the layer with the batch norm in it; None where that is no layer of the same kind."""
     kind = layer_type(layer)
-    if not isinstance(norm, BatchNorm) or kind not in {LinearLayer, ConvLayer, ConvTransposeLayer}:
+    if kind not in {LinearLayer, ConvLayer, ConvTransposeLayer} or layer_type(norm) is not BatchNormLayer:
         return None
-    if kind is LinearLayer and x.ndim != 2:
+    assert isinstance(norm, BatchNorm)
+    if x.ndim != (2 if kind is LinearLayer else len(layer.kernel_size) + 2):  # type: ignore[arg-type]
         return None  # its channels are not those of the batch norm
     given = effective_parameters(layer, kind.used_parameters)
     weight, bias, mean, variance = given["weight"], given["bias"], norm.running_mean, norm.running_var
@@ -127,6 +130,7 @@ def _folded(layer: nn.Module, x: Tensor, norm: nn.Module) -> nn.Module | None:
     constant = (-mean if bias is None else bias - mean) * scale
     if norm.bias is not None:
         constant = constant + norm.bias
-    state = {name: value for name, value in vars(layer).items() if not name.startswith("_") or "reversed" in name}
-    kind_of = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn.modules"))
-    return bare(kind_of, {"weight": changed, "bias": constant}, **state)  # type: ignore[no-any-return]
+    own = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn.modules"))
+    names = (*getattr(own, "__constants__", ()), "_reversed_padding_repeated_twice", "transposed", "training")
+    state = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    return bare(own, {"weight": changed, "bias": constant}, **state)  # type: ignore[no-any-return]

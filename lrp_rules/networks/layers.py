@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,8 @@ def bare(kind: type[nn.Module], tensors: dict[str, Tensor | None], **attributes:
 def as_layer(function: Any, args: Any, kwargs: Any, reached: Reached) -> Found:
     """Return the layer of a call and its input; None where a call is not one."""
     name = getattr(function, "__name__", "")
+    if name == "softmax" and function is not F.softmax:
+        name = "torch.softmax"
     maker = _MAKERS.get(name)
     if maker is None or not isinstance(args[0] if args else None, Tensor):
         return None
@@ -42,7 +45,10 @@ def as_layer(function: Any, args: Any, kwargs: Any, reached: Reached) -> Found:
     if not reached(x) or any(t.requires_grad and reached(t) for t in tensors):
         return None  # a weight that the input reaches is no weight, but a factor
     module = maker(x, **values)
-    return None if module is None else (module, [x])
+    if module is None:
+        return None
+    dtype = values.get("dtype")
+    return module, [x if dtype is None else x.to(dtype)]
 
 
 def _signature(text: str) -> inspect.Signature:
@@ -103,12 +109,8 @@ def _batch_norm(
 
 
 def _layer_norm(
-    _x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Any:
+    _x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float, **_: Any
+) -> Any:  # fmt: skip
     return bare(
         nn.LayerNorm, {"weight": weight, "bias": bias}, normalized_shape=tuple(normalized_shape), eps=eps,
         elementwise_affine=weight is not None,
@@ -129,8 +131,21 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
     )  # fmt: skip
 
 
-def _softmax(x: Tensor, dim: int | None, _stacklevel: int, dtype: Any) -> Any:
-    return None if dim is None or dtype not in {None, x.dtype} else nn.Softmax(dim)
+def _softmax(_x: Tensor, dim: int | None, **_: Any) -> Any:
+    return None if dim is None else nn.Softmax(dim)
+
+
+def _instance_norm(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    use_input_stats: bool, momentum: float, eps: float,
+) -> Any:  # fmt: skip
+    kind = {4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}.get(x.ndim, nn.InstanceNorm1d)
+    module = bare(
+        kind, {"weight": weight, "bias": bias}, num_features=x.shape[1], eps=eps,
+        momentum=momentum, affine=weight is not None, track_running_stats=not use_input_stats, training=False,
+    )  # fmt: skip
+    module._buffers.update(running_mean=running_mean, running_var=running_var, num_batches_tracked=None)
+    return module
 
 
 _CONVOLVE = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
@@ -148,7 +163,9 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
     "softmax": _softmax,
+    "torch.softmax": _softmax,
 }
 _SIGNATURES = {
     name: _signature(text)
@@ -157,10 +174,13 @@ _SIGNATURES = {
         "conv1d conv2d conv3d": _CONVOLVE,
         "conv_transpose1d conv_transpose2d conv_transpose3d": _TRANSPOSED,
         "batch_norm": "input running_mean running_var weight=None bias=None training=False momentum=0.1 eps=1e-05",
-        "layer_norm": "input normalized_shape weight=None bias=None eps=1e-05",
+        "layer_norm": "input normalized_shape weight=None bias=None eps=1e-05 cudnn_enable=True",
         "rms_norm": "input normalized_shape weight=None eps=None",
         "group_norm": "input num_groups weight=None bias=None eps=1e-05",
+        "instance_norm": "input running_mean=None running_var=None weight=None bias=None use_input_stats=True "
+        "momentum=0.1 eps=1e-05",
         "softmax": "input dim=None _stacklevel=3 dtype=None",
+        "torch.softmax": "input dim=None dtype=None",
     }.items()
     for name in names.split()
 }

@@ -26,8 +26,8 @@ SPELLINGS = {
     "add": "add sub subtract rsub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ iadd isub",
     "mul": "mul multiply neg negative __mul__ __rmul__ __imul__ imul",
     "div": "div divide true_divide __truediv__ __rtruediv__ __itruediv__ __rdiv__ truediv itruediv",
-    "pow": "pow square __pow__ __rpow__",
-    "matmul": "matmul mm bmm mv dot inner einsum bilinear tensordot __matmul__ __rmatmul__",
+    "pow": "pow square __pow__ __rpow__ __ipow__",
+    "matmul": "matmul mm bmm mv dot inner einsum tensordot __matmul__ __rmatmul__",
     "addmm": "addmm baddbmm addmv",
     "sum": "sum cumsum fold index_add scatter_add",
     "mean": "mean",
@@ -36,12 +36,12 @@ SPELLINGS = {
     "linear": "linear",
     "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     "batch_norm": "batch_norm",
-    "layer_norm": "layer_norm rms_norm group_norm instance_norm native_layer_norm",
+    "layer_norm": "layer_norm rms_norm group_norm instance_norm",
     "softmax": "softmax",
     "relu": "relu",
     "activation": "relu6 leaky_relu elu celu selu prelu rrelu threshold hardtanh hardshrink softshrink gelu silu mish "
     "hardswish hardsigmoid sigmoid tanh softplus logsigmoid softsign tanhshrink erf abs clamp clamp_min clamp_max clip "
-    "exp log sqrt rsqrt",
+    "exp log sqrt rsqrt expit special_expit",
     "norm": "norm",
     "normalize": "normalize",
     "glu": "glu",
@@ -52,113 +52,19 @@ SPELLINGS = {
 
 #: Functions that hand each relevance to the entries that it belongs to, or drop what is constant, so that their
 #: gradient is a rule already. Each is tested to conserve relevance.
-ROUTING = [
-    "alias",
-    "as_strided",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "broadcast_tensors",
-    "broadcast_to",
-    "cat",
-    "chunk",
-    "clone",
-    "column_stack",
-    "concat",
-    "concatenate",
-    "contiguous",
-    "detach",
-    "diagonal",
-    "double",
-    "dsplit",
-    "dstack",
-    "expand",
-    "expand_as",
-    "flatten",
-    "flip",
-    "fliplr",
-    "flipud",
-    "float",
-    "gather",
-    "half",
-    "hsplit",
-    "hstack",
-    "index_select",
-    "masked_fill",
-    "masked_select",
-    "meshgrid",
-    "moveaxis",
-    "movedim",
-    "narrow",
-    "pad",
-    "permute",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "positive",
-    "ravel",
-    "repeat",
-    "repeat_interleave",
-    "reshape",
-    "reshape_as",
-    "roll",
-    "rot90",
-    "scatter",
-    "select",
-    "split",
-    "split_with_sizes",
-    "squeeze",
-    "stack",
-    "swapaxes",
-    "swapdims",
-    "t",
-    "take",
-    "take_along_dim",
-    "tensor_split",
-    "tile",
-    "to",
-    "transpose",
-    "tril",
-    "triu",
-    "type",
-    "type_as",
-    "unbind",
-    "unflatten",
-    "unfold",
-    "unsqueeze",
-    "view",
-    "view_as",
-    "vsplit",
-    "vstack",
-    "where",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "topk",
-    "sort",
-    "kthvalue",
-    "median",
-    "maximum",
-    "minimum",
-    "requires_grad_",
-    "retain_grad",
-    "index_put",
-    "index_copy",
-    "slice_scatter",
-    "select_scatter",
-    "masked_scatter",
-    "copy",
-    "__getitem__",
-    "__setitem__",
-    "getitem",
-    "setitem",
-]
+_ROUTING = (
+    "alias as_strided atleast_1d atleast_2d atleast_3d broadcast_tensors broadcast_to cat chunk clone column_stack "
+    "concat concatenate contiguous detach diagonal double dsplit dstack expand expand_as flatten flip fliplr flipud "
+    "float gather half hsplit hstack index_select masked_fill masked_select meshgrid moveaxis movedim narrow pad "
+    "permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave reshape reshape_as roll rot90 "
+    "scatter select split split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile to "
+    "transpose tril triu type type_as unbind unflatten unfold unsqueeze view view_as vsplit vstack where max_pool1d "
+    "max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin max min topk sort "
+    "kthvalue median maximum minimum requires_grad_ retain_grad index_put index_copy slice_scatter select_scatter "
+    "masked_scatter copy __getitem__ __setitem__ getitem setitem adjoint cpu cuda bfloat16 channel_shuffle diag_embed "
+    "index_fill nan_to_num max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"
+)
+ROUTING = _ROUTING.split()
 #: Those that look numbers up: what they give is where relevance ends, since no input before it requires a gradient.
 LOOKUPS = {F.embedding, torch.embedding, F.embedding_bag}
 #: Those that route where nothing is drawn at random: in eval mode.
@@ -203,6 +109,8 @@ def routes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
         share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
         training = kwargs.get("training", args[2] if len(args) > 2 else function not in vars(F).values())
         return not training or share == 0
+    if kwargs.get("accumulate") or (ROUTES.get(function) == "index_put" and len(args) > 3 and args[3]):
+        return False  # a sum
     return function in ROUTES
 
 
@@ -222,7 +130,7 @@ _INPLACE_ARGUMENT = {
 }  # fmt: skip
 
 
-_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul")} | {"iadd", "isub", "imul"}
+_IN_PLACE = {f"__{name}__" for name in ("iadd", "isub", "imul", "ipow")} | {"iadd", "isub", "imul"}
 
 
 class FunctionCall(nn.Module):
@@ -263,9 +171,19 @@ def as_module(
             call.positions.append(position)
         else:
             call._parameters[f"constant_{position}"] = leaf  # type: ignore[assignment]
+    inputs = [leaves[position] for position in call.positions]
     if writes:  # what is written to is needed as it was
-        leaves[0] = leaves[0].clone()
-    return call, [leaves[position] for position in call.positions]
+        place = args[0].untyped_storage().data_ptr()
+        leaves[:] = [_apart(leaf, place) for leaf in leaves]
+        inputs = [_apart(x, place) for x in inputs]
+    for position in call.positions:
+        leaves[position] = None  # the node has them as long as they are needed
+    return call, inputs
+
+
+def _apart(leaf: Any, place: int) -> Any:
+    """Return a copy of a tensor that lies at a place."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() == place else leaf
 
 
 def _out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:

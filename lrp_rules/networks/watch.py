@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lrp_rules.errors import see
 from lrp_rules.hooks.calls import drop_hooks, opaque
-from lrp_rules.networks.between import Inside, here
-from lrp_rules.networks.flow import CONSTANT, GATE_MODULES, RAW, REACHED, Flow, Layer, wanted
+from lrp_rules.networks.between import Inside, here, stack
+from lrp_rules.networks.flow import CONSTANT, GATE_MODULES, RAW, REACHED, Flow, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +66,8 @@ class Watch:
                 self.between.first.add(module)
             self.choose(first=first)
             value = min(value, REACHED)
+            if flow is None and torch.is_grad_enabled() and not here.blocks(self.between):
+                check_model_is_called(module)
         here.inside.append(Inside(sys._getframe(1), value, module, self.between if self.registration is None else None))
 
     @opaque
@@ -77,10 +81,11 @@ class Watch:
             return
         hook = None if self.registration is None else self.registration.hook
         flow.mark(output, CONSTANT if hook is not None and hook.is_constant else value)
+        flow.stopped = flow.stopped or (hook is not None and hook.is_constant)
         if isinstance(module, GATE_MODULES):
             flow.note_gate(output)
-        if hook is not None and len(args) == 1 and not kwargs and type(output) is Tensor and output.grad_fn is not None:
-            flow.layers[output.grad_fn] = Layer(hook, module, args[0])  # type: ignore[arg-type]
+        if hook is not None and isinstance(output, Tensor) and len(args) == 1 and not kwargs:
+            flow.note_layer(output, hook, module, args[0])  # type: ignore[arg-type]
 
     # a module without one
 
@@ -95,9 +100,20 @@ class Watch:
             flow = flow_of(self.between)
         if here.blocks(self.between) or not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
             return
+        if flow is None and is_compiling():
+            if self.between.rules or self.between.early:
+                msg = (
+                    f"{type(module).__name__} has rules for functions, and torch.compile runs it: what it makes of "
+                    "them would not be these rules. Call the model that was given to torch.compile"
+                    f"{see('between-the-layers')}"
+                )
+                raise RuntimeError(msg)
+            return
         if flow is None:
             flow = Flow(self.between, sys._getframe(1))
-            flow.begin((args, kwargs))
+            if self.between.early and self.name and not flow.repeats:
+                check_model_is_called(module)
+            flow.begin(module, (args, kwargs))
             flow.start()
         flow.path.append((self.name, module))
 
@@ -111,11 +127,43 @@ class Watch:
         while flow.path.pop()[1] is not module:
             pass
         if not flow.path:
+            values = [flow.value(tensor) for tensor in wanted(output)]
+            stopped = flow.stopped
             flow.end()
-            for tensor in wanted(output):
-                flow.value(tensor)
+            if isinstance(output, Iterator):
+                msg = (
+                    f"{type(module).__name__} gives a {type(output).__name__}, which computes after the call, where no "
+                    "function has a rule; expected a forward pass that returns what it computes. Put that in a list"
+                    f"{see('between-the-layers')}"
+                )
+                raise RuntimeError(msg)
+            if values and not any(values) and stopped and not self.name:
+                msg = (
+                    f"the output of {type(module).__name__} is a constant for relevance: it ends in a softmax whose "
+                    "rule is Stop; expected an output that relevance can start from. "
+                    f"Explain what the model computes before its softmax{see('between-the-layers')}"
+                )
+                raise RuntimeError(msg)
             if output is not None:
                 self.between.say()
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile runs what is called here."""
+    for frame in stack():
+        if frame.f_code.co_filename.endswith("_dynamo/eval_frame.py"):
+            return frame.f_code.co_qualname.startswith("_TorchDynamoContext.")  # and not what disables it
+    return False
+
+
+def check_model_is_called(module: nn.Module) -> None:
+    """Refuse a part that is called by itself, where first layers have rules of their own."""
+    msg = (
+        f"{type(module).__name__} was called by itself, and not by its model, and the composite has rules for the "
+        "layers that the model's input reaches first: which these are can only be seen in a call of the model. Call "
+        f"the model that the rules are attached to, or attach them to this part{see('between-the-layers')}"
+    )
+    raise RuntimeError(msg)
 
 
 def flow_of(between: Between) -> Flow | None:

@@ -33,7 +33,14 @@ def scaled_dot_product_attention(
     if is_causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -math.inf)
-    return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout_p, dropout_p > 0), value)
+    weights = torch.softmax(scores, -1) if attn_mask is None else _weights(scores)
+    return torch.matmul(F.dropout(weights, dropout_p, dropout_p > 0), value)
+
+
+def _weights(scores: Tensor) -> Tensor:
+    """Return the softmax of scores: zeros for a query that may look at nothing."""
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -90,7 +97,8 @@ def multi_head_attention_forward(
         padding = _with(key_padding_mask, added, False if key_padding_mask.dtype == torch.bool else 0.0, invert=True)
         padding = padding.view(samples, 1, 1, -1).expand(-1, num_heads, -1, -1).reshape(samples * num_heads, 1, -1)
         scores = _masked(scores, padding)
-    attention = F.dropout(torch.softmax(scores, -1), dropout_p, training)
+    masked = not need_weights and (attn_mask is not None or key_padding_mask is not None)
+    attention = F.dropout(_weights(scores) if masked else torch.softmax(scores, -1), dropout_p, training)
     out = torch.matmul(attention, v).transpose(0, 1).reshape(length, samples, -1)
     out = F.linear(out, out_proj_weight, out_proj_bias)
     shown: Tensor | None = None
