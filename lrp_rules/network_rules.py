@@ -91,10 +91,10 @@ class Uniform(_ProductRule):
 
     """
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
-        """Return the share of each factor; None for a constant."""
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
+        """Return the share of each factor; nobody asks for those of constants."""
         part = grad_output[0] / sum(factor.needs_grad for factor in self.factors)
-        return [factor.share(part) if factor.needs_grad else None for factor in self.factors]
+        return [factor.share(part) for factor in self.factors]
 
 
 class SignalTakesAll(_ProductRule):
@@ -134,14 +134,13 @@ class SignalTakesAll(_ProductRule):
         super().forward(module, input, output)
         self.signal = self._signal(module, output[0].shape)
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         """Return all for the signal, and zeros for its gates."""
+        (R,) = grad_output
         return [
-            None if not factor.needs_grad
-            else factor.share(grad_output[0]) if place == self.signal
-            else grad_output[0].new_zeros(factor.shape)
+            factor.share(R) if place == self.signal else R.new_zeros(factor.shape)
             for place, factor in enumerate(self.factors)
-        ]  # fmt: skip
+        ]
 
     def _signal(self, module: nn.Module, whole: torch.Size) -> int:
         given = [f"{tuple(f.shape)}{'' if f.needs_grad else ' (a constant)'}" for f in self.factors]

@@ -51,7 +51,8 @@ class NormalizationLayer(Layer):
         )  # fmt: skip
 
     def matrix(self, change: Change | None = None) -> Matrix:
-        scale = self._scale(change)
+        assert change is None  # the rule for them leaves weights as they are
+        scale = self._scale()
         return Map(lambda v: self._centred(v) * scale, lambda s: self._centred(s * scale), fresh=True)
 
     @property
@@ -67,13 +68,13 @@ class NormalizationLayer(Layer):
     def takes_samples(self) -> bool:
         return False  # the first dimension need not hold samples
 
-    def _scale(self, change: Change | None) -> Tensor:
+    def _scale(self) -> Tensor:
         """Return g / sd."""
         deviation = (self._mean(self._centred(self.x).square()) + self.eps).sqrt()
         weight = self.parameters.get("weight")
         if weight is None:
             return deviation.reciprocal()
-        return self._per_channel(weight if change is None else change(weight)) / deviation
+        return self._per_channel(weight) / deviation
 
     def _centred(self, v: Tensor) -> Tensor:
         return v if isinstance(self.module, nn.RMSNorm) else v - self._mean(v)

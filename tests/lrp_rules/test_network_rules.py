@@ -208,6 +208,19 @@ def test_rms_norm_by_hand() -> None:
     assert r.tolist() == [[4.0, 3.0]]
 
 
+@pytest.mark.parametrize("kind", [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d])
+def test_an_instance_norm_without_a_batch_is_one_of_one_sample(kind: type[nn.InstanceNorm1d]) -> None:
+    torch.manual_seed(0)
+    module = kind(2, affine=True)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    shape = (2, 3, 2, 2)[: 1 + int(kind.__name__[-2])]
+    x, R = torch.randn(shape).requires_grad_(), torch.randn(shape)
+    (alone,) = shares(LayerNormRule(0.5), module, [x], R)
+    (batched,) = shares(LayerNormRule(0.5), module, [x.detach()[None].requires_grad_()], R[None])
+    assert agree(alone, batched[0])
+
+
 def test_an_eps_that_the_dtype_decides() -> None:
     x = entries(2.0**-26, 2.0**-26)[None]  # mean square 2^-52, as large as eps
     (r,) = shares(LayerNormRule(1e-30), nn.RMSNorm(2), [x], torch.tensor([[3.0, 5.0]]))

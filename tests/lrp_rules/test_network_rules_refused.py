@@ -58,6 +58,14 @@ def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
         module(x)
 
 
+def test_a_norm_whose_forward_was_replaced_is_refused() -> None:
+    module = nn.LayerNorm(3)
+    module.forward = lambda x: x.exp()  # type: ignore[method-assign, assignment]
+    (x,) = tensors((2, 3))
+    with LayerNormRule().register(module), pytest.raises(TypeError, match="torch's own forward"):
+        module(x)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

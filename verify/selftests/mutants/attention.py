@@ -180,7 +180,7 @@ class LayerNormRuleCentringDropped(_OfNorm):
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         ones = torch.ones_like(layer.x)
         scale: Any = layer
-        back = scale._scale(None) * ones if hasattr(scale, "_scale") else ones  # noqa: SLF001  its own layer
+        back = scale._scale() * ones if hasattr(scale, "_scale") else ones  # noqa: SLF001  its own layer
         return layer.x * back * (R / self.stabilizer(self.denominator(layer)))
 
 
@@ -209,7 +209,7 @@ class LayerNormRuleDeviationDetached(LayerNormRule):
         with torch.no_grad():
             frozen = layer.matrix().T @ torch.ones_like(R)
             exact: Any = layer
-            scale = exact._scale(None) if hasattr(exact, "_scale") else frozen  # noqa: SLF001  its own layer
+            scale = exact._scale() if hasattr(exact, "_scale") else frozen  # noqa: SLF001  its own layer
         s = R / self.stabilizer(layer.linear_outputs[0]) * scale.detach()
         centred = exact._centred(s) if hasattr(exact, "_centred") else s  # noqa: SLF001  its own layer
         return layer.x * centred

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class UniformCopied(Uniform):
     """Each factor gets all of R, so that relevance doubles at each product."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         return super().backward(module, grad_input, (grad_output[0] * self.variables,))
 
     @property
@@ -37,7 +37,7 @@ class UniformCopied(Uniform):
 class UniformConstantsCounted(Uniform):
     """Constant factors count, and what they would get is lost."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         wanted = sum(factor.needs_grad for factor in self.factors)
         return super().backward(module, grad_input, (grad_output[0] * (wanted / len(self.factors)),))
 
@@ -46,7 +46,7 @@ class UniformConstantsCounted(Uniform):
 class UniformAlwaysHalves(Uniform):
     """Half of R goes to each factor, however many there are."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         wanted = sum(factor.needs_grad for factor in self.factors)
         return super().backward(module, grad_input, (grad_output[0] * max(wanted, 2) / 2,))
 
@@ -55,9 +55,9 @@ class UniformAlwaysHalves(Uniform):
 class UniformBroadcastAveraged(Uniform):
     """Where a factor was broadcast, the mean of the relevance is taken, and not the sum."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         found = super().backward(module, grad_input, grad_output)
-        return [None if r is None else r * (r.numel() / grad_output[0].numel()) for r in found]
+        return [r * (r.numel() / grad_output[0].numel()) for r in found]
 
 
 @mutant("gradient")
@@ -66,7 +66,7 @@ class UniformByGradient(Uniform):
 
     needs_grad_input = True
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         return list(grad_input)
 
 
@@ -83,17 +83,17 @@ class SignalTakesAllSwapped(SignalTakesAll):
 class SignalTakesAllShared(SignalTakesAll):
     """The gate gets a share as large as the signal's."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         half = grad_output[0] / max(1, sum(factor.needs_grad for factor in self.factors))
-        return [factor.share(half) if factor.needs_grad else None for factor in self.factors]
+        return [factor.share(half) for factor in self.factors]
 
 
 @mutant("relevance-copied", name="signaltakesall-relevance-copied")
 class SignalTakesAllCopied(SignalTakesAll):
     """The gate gets all of R, too."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
-        return [factor.share(grad_output[0]) if factor.needs_grad else None for factor in self.factors]
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
+        return [factor.share(grad_output[0]) for factor in self.factors]
 
 
 @mutant("gate-scales-relevance")
@@ -102,11 +102,8 @@ class SignalTakesAllScaled(SignalTakesAll):
 
     needs_grad_input = True
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
-        return [
-            g if place == self.signal else None if g is None else torch.zeros_like(g)
-            for place, g in enumerate(grad_input)
-        ]
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
+        return [g if place == self.signal else torch.zeros_like(g) for place, g in enumerate(grad_input)]
 
 
 @mutant()
@@ -124,9 +121,9 @@ class SignalTakesAllFirstGuessed(SignalTakesAll):
 class SignalTakesAllBroadcastAveraged(SignalTakesAll):
     """Where the signal was broadcast, the mean of the relevance is taken, and not the sum."""
 
-    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor | None]:
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Tensors) -> list[Tensor]:
         found = super().backward(module, grad_input, grad_output)
-        return [None if r is None else r * (r.numel() / grad_output[0].numel()) for r in found]
+        return [r * (r.numel() / grad_output[0].numel()) for r in found]
 
 
 # --- matrix products --------------------------------------------------------------------------------------------------
