@@ -29,7 +29,7 @@ from verify.explaining.diagnoses import Diagnosis, Known
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError, Verdict
 from verify.questions.variants import Sample
-from verify.subjects.asking import relevance_of
+from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ def asking(subject: Subject) -> Ask:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rule = subject.get(case.rule)(**setup.arguments)
-                r = relevance_of(rule, setup.problem.module, setup.problem.x, setup.problem.relevance)
+                r = relevance_by_call(rule, setup.problem)
                 if r.shape != setup.problem.x.shape or r.dtype != setup.problem.x.dtype:
                     return np.empty((0, 0))  # no relevance of this input
                 return agreement.rows(r, batched=True)

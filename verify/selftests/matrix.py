@@ -26,7 +26,7 @@ from rich.table import Table
 import lrp_rules
 from verify.model import BAD, Case, Finding, Level, NotOfferedError, Subject, Verdict
 from verify.questions.spreading import spread
-from verify.runs.worker import Source
+from verify.runs.worker import Source, reseed
 from verify.selftests.mutants import MUTANTS, Mutant
 from verify.selftests.mutants.registry import found
 
@@ -139,7 +139,7 @@ class Judge:
 
     def _failure(self, case: Case, subject: Subject) -> str | None:
         """Ask a case, and return what is wrong, or None."""
-        torch.manual_seed(0)
+        reseed(0)
         torch.set_grad_enabled(True)
         try:
             with warnings.catch_warnings():
