@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
+def relevance_or_wrong(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
     """Return the subject's relevance, one row a sample; or what is wrong with it, or with torch."""
     if unsupported := _unsupported(problem):
         return None, unsupported
@@ -82,9 +82,11 @@ def some(samples: int) -> list[int]:
 
 
 class Expected:
-    """What the reference says of one case: relevance, bounds and ledger, one row a sample."""
+    """What the reference says of one case: relevance, bounds and ledger, one row a sample; or of ``some`` samples."""
 
-    def __init__(self, problem: Problem, layer: LayerCase, variant: Variant, device: str) -> None:
+    def __init__(
+        self, problem: Problem, layer: LayerCase, variant: Variant, device: str, *, sampled: bool = False
+    ) -> None:
         self.model = model_for(str(problem.x.dtype), device)
         described = describe(problem.module, layer.sample_shape)
         x, relevance = (rows(t, batched=problem.batched) for t in (problem.x, problem.relevance))
@@ -92,7 +94,7 @@ class Expected:
         self.bounds: list[Bound] = []
         self.ledgers: list[Ledger] = []
         #: Which samples these are.
-        self.samples = some(len(x))
+        self.samples = some(len(x)) if sampled else list(range(len(x)))
         for index in self.samples:
             x_i, relevance_i = x[index], relevance[index]
             sample = Sample(index, tuple(problem.x.shape), problem.batched)
@@ -113,10 +115,10 @@ def agrees(
     """Check agreement: every entry within its bound."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
-    expected = Expected(problem, layer, variant, device)
+    expected = Expected(problem, layer, variant, device, sampled=True)
     return judge(
         got[expected.samples], expected.relevance, expected.worst, expected.probable, expected.model.name,
         expected.ledgers, expected.overflows, expected.samples,
@@ -176,10 +178,10 @@ def conserves(
     """Check conservation: the ledger balances, and the subject's relevance sums to what the ledger gives the inputs."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
-    expected = Expected(problem, layer, variant, device)
+    expected = Expected(problem, layer, variant, device, sampled=True)
     got = got[expected.samples]
     for index, account in enumerate(expected.ledgers):
         if not bool((np.abs(account.imbalance()) <= account.balance).all()):
@@ -209,7 +211,7 @@ def gradient_agrees(
     """Check agreement of a rule that looks only at the gradient."""
     problem = problem_of()
     rule = subject.get(rule_name)(**arguments)
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
     model = model_for(str(problem.x.dtype), device)

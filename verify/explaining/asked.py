@@ -120,7 +120,7 @@ def _numbers(case: Case, setup: Setup, got: Array | None) -> Numbers:
         parts: dict[str, Array] = {}
         ledgers: tuple[Shares, ...] = ()
     else:
-        found = agreement.Expected(problem, setup.layer, variant, case.device)
+        found = agreement.Expected(problem, setup.layer, variant, case.device, sampled=True)
         expected, bound = found.relevance, found.worst
         ledgers = tuple(account.total() for account in found.ledgers)
         parts = _denominators(described, variant, samples[0], problem)

@@ -175,13 +175,22 @@ def merge(
 def self_test(
     *,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per CPU.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Ask every check of every wrong rule, and print which finds which (minutes).")
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write down which case finds which mistake, to be asked first from now on.")
+    ] = False,
 ) -> None:
-    """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found."""
+    """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found.
+
+    A wrong rule is asked until one case finds its mistake.
+    """
 
     def run() -> int:
         from verify.selftests import matrix as selftest  # noqa: PLC0415  imports torch
 
-        return selftest.main(workers=workers)
+        return selftest.main(workers=workers, whole=all_, write=record)
 
     exit_with("lrp-verify", run)
 

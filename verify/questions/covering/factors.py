@@ -120,6 +120,8 @@ _BENT = (
 #: The slopes of these are what ReLUGuidedBackprop multiplies with.
 _SLOPES = ("relu", "leakyrelu", "tanh", "sigmoid", "softplus", "silu", "elu", "relu-inplace", "relu-subclass")
 
+#: Levels at which finite differences say little.
+_ROUGH = frozenset({"0", "whole", "1e-12..1e-7", "1e3..1e5", "clip", "far"})
 _DIFFERENTIATED: dict[str, Levels] = {
     "by": ("input", "parameters"),
     "batch": ("2", "1", "none"),
@@ -240,7 +242,7 @@ def spaces(rule: str) -> dict[str, Space]:
                   *(("tanh", "softmax", "softplus", "maxpool1d") if bent else ())),
         "shape": ("plain", "groups", "circular", "strided"),
         **_DIFFERENTIATED,
-        **{name: tuple(level for level in levels if level not in {"0", "whole", "1e-12..1e-7", "1e3..1e5", "clip", "far"})
+        **{name: tuple(level for level in levels if level not in _ROUGH)
            for name, levels in own.items() if name != "zero_params"},
         **({"zero_params": ("none", "bias", "list", "weight")} if "zero_params" in own and rule != "Flat" else {}),
     }  # fmt: skip

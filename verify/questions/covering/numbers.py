@@ -176,8 +176,7 @@ def laid_out(x: Tensor, level: str) -> Tensor:
 def box(level: str, source: Source, shape: Sequence[int], *, batched: bool) -> dict[str, Any]:
     """Return the bounds of a box, numbers or tensors of float64; low is below high everywhere."""
     if level in _BOXES:
-        low, high = _BOXES[level]
-        return {"low": low, "high": high}
+        return dict(zip(("low", "high"), _BOXES[level], strict=True))
     # a sample's axes: the first of them holds channels
     leading = (1,) * batched
     channels = (*leading, shape[len(leading)], *(1,) * (len(shape) - len(leading) - 1))

@@ -62,10 +62,7 @@ def window(row: Mapping[str, str]) -> tuple[type[nn.Module], dict[str, Any], Sha
     sides = _sides(padding, kernel, place)
     if not transposed:
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-        if padding == "same":
-            most = [(span - 1) // 2 + 1 for span in spans]
-        else:
-            most = list(sides)
+        most = [(span - 1) // 2 + 1 for span in spans] if padding == "same" else list(sides)
         # a window has to fit, a reflection to stay inside, and a circle to go round once
         inside = [p + 1 for p in most] if row["mode"] != "zeros" else [1] * dims
         room = [span if padding == "same" else span - 2 * p for span, p in zip(spans, most, strict=True)]
