@@ -80,6 +80,10 @@ def lrp_verify(
     examples: Annotated[
         int | None, typer.Option(min=1, help="Number of examples for --check search, in place of --seconds.")
     ] = None,
+    depth: Annotated[
+        int, typer.Option(min=2, max=3, help="2 asks every pair of options together, 3 every triple (an hour).")
+    ] = 2,
+    exit_first: Annotated[bool, typer.Option("-x", "--exitfirst", help="Stop at the first failure.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds for one case; not with --workers 0.")] = TIME_LIMIT,
     deviations: Annotated[
         str | None, typer.Option(metavar="NAME", help="Accept known deviations: zennit, captum, lxt, or a file.")
@@ -130,6 +134,8 @@ def lrp_verify(
             seconds,
             examples,
             deviations,
+            depth,
+            exit_first,
         )
         return _list(request) if list_ else _verify(request)
 
@@ -237,7 +243,7 @@ def _verify(request: Request) -> Status:
         known = None if request.deviations is None else running.known_deviations(request.deviations)
         report = running.run(
             request, source, selected, shards.deal(selected, *request.shard),
-            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console),
+            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
         )  # fmt: skip
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
