@@ -11,6 +11,7 @@ from verify.checks import (
     covering,
     errors,
     examples,
+    helpers,
     laws,
     network,
     second_order,
@@ -44,6 +45,7 @@ def all_cases(
 
 def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
     yield from api.cases()
+    yield from helpers.cases()
     for rule in dict.fromkeys(variant.rule for variant in VARIANTS):
         for layer, kind, variant in linear_grid(rule):
             yield from _comparisons(layer, kind, variant, dtypes, device, seed)

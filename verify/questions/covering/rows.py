@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -219,4 +219,10 @@ def questions(depth: int, seed: int) -> Iterator[Question]:
             yield Question(rule, space, row, seed)
 
 
-__all__ = ["FORMULAS", "Covered", "Question", "questions", "spaces_of"]
+@cache
+def by_id(depth: int, seed: int) -> dict[str, Question]:
+    """Return the questions by id."""
+    return {question.id: question for question in questions(depth, seed)}
+
+
+__all__ = ["FORMULAS", "Covered", "Question", "by_id", "questions", "spaces_of"]
