@@ -175,7 +175,9 @@ class Judge:
 
     def _ordered(self, rule: str, check: str) -> list[Case]:
         if (rule, check) not in self._spread:
-            self._spread[rule, check] = spread(self._by_rule[rule][check])
+            # what decides for every subject comes before advice
+            order = sorted(spread(self._by_rule[rule][check]), key=lambda case: case.level is not Level.MUST)
+            self._spread[rule, check] = order
         return self._spread[rule, check]
 
 

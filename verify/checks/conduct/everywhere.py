@@ -113,17 +113,8 @@ def _stepped(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
             change()
             x = leaf(on.x)
             found = grad(on.module(x), x, on.R)
-            expected = asked(subject, rule, _clean(on.module), on.x, on.R)
+            expected = asked(subject, rule, on.clean(on.module), on.x, on.R)
             yield from differs(found, expected, f"after the weights have changed ({change.__name__}), the relevance")
-
-
-def _clean(module: nn.Module) -> nn.Module:
-    """Return a copy of a module as it would be built, without hooks and without what a rule may have put on it."""
-    new = deepcopy(module)
-    for name in [name for name in vars(new) if name.endswith("_hooks")]:
-        vars(new)[name].clear()
-    vars(new).pop("forward", None)
-    return new
 
 
 def _late(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
@@ -286,7 +277,7 @@ def _world() -> dict[str, Any]:
     return {
         "Python's random numbers": random.getstate(),
         "NumPy's random numbers": str(np.random.get_state()),  # noqa: NPY002  the global one is what is looked at
-        "torch's random numbers": torch.get_rng_state().tolist(),
+        "torch's random numbers": torch.get_rng_state().numpy().tobytes(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "anomaly mode": torch.is_anomaly_enabled(),
@@ -346,7 +337,7 @@ def _copied(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(-2.0)
-    expected = asked(subject, rule, _clean(twin), on.x, on.R)
+    expected = asked(subject, rule, on.clean(twin), on.x, on.R)
     yield from differs(asked(subject, rule, twin, on.x, on.R), expected, "the relevance of a copy with other weights")
     fresh = on.relevance(subject, rule)
     instance = make(subject, rule)

@@ -20,11 +20,21 @@ if TYPE_CHECKING:
 class Setting:
     """A layer, two inputs and two relevances: all of them multiples of 1/2, so that arithmetic is exact."""
 
+    build: Callable[[], nn.Module]
     module: nn.Module
     x: Tensor
     R: Tensor
     other: Tensor
     its_R: Tensor  # noqa: N815  what the papers call relevance
+
+    def clean(self, module: nn.Module) -> nn.Module:
+        """Return the layer with the weights of a module, as it would be built: without anything that a rule put there.
+
+        It is no copy of the module: some rules make a module that cannot be copied.
+        """
+        new = self.build().double()
+        new.load_state_dict(module.state_dict())
+        return new.eval()
 
     def relevance(self, subject: Subject, rule: str) -> Tensor:
         """Return what a new rule makes of this, on a module without history."""
@@ -107,4 +117,4 @@ def setting(rule: str, kind: str) -> Setting:
     x, other = halves(generator, shape), halves(generator, shape)
     with torch.no_grad():
         outputs = tuple(module(x).shape)
-    return Setting(module, x, halves(generator, outputs), other, halves(generator, outputs))
+    return Setting(build, module, x, halves(generator, outputs), other, halves(generator, outputs))
