@@ -84,14 +84,15 @@ def main(strengths: Sequence[int]) -> None:
         depth = next((depth for depth in (strength, strength - 1) if arrays.path(depth).exists()), 0)
         known = arrays.read(depth) if depth else {}
         found: dict[str, list[dict[str, str]]] = {}
+        covered: dict[str, tuple[int, int]] = {}
         for rule in RULES:
             for name, space in spaces(rule).items():
                 kept = [row for row in known.get(f"{rule}/{name}", []) if _fits(space, row)]
                 rows = made(space, strength, kept)
                 found[f"{rule}/{name}"] = rows
-                covered, of = coverage(space, rows, strength)
-                print(f"{rule}/{name}: {len(rows)} rows, {covered} of {of}", flush=True)  # noqa: T201
-        arrays.write(strength, found)
+                covered[f"{rule}/{name}"] = coverage(space, rows, strength)
+                print(f"{rule}/{name}: {len(rows)} rows, {covered[f'{rule}/{name}']}", flush=True)  # noqa: T201
+        arrays.write(strength, found, covered)
 
 
 def _fits(space: Space, row: Row) -> bool:
