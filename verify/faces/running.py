@@ -85,8 +85,24 @@ def run(
     call = replace(call, selected=len(selected) + len(places) - len(whole))
     part = Shard(*request.shard, shards.corpus(places), len(places))
     seconds = time.perf_counter() - start
-    notes = (f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",) if ended else ()
+    notes = _met(request, selected, outcomes)
+    if ended:
+        notes = (f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",)
     return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places, notes)
+
+
+def _met(request: Request, selected: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Say how many options were asked together, where all of the cases that do so were asked."""
+    from verify.questions.covering import arrays  # noqa: PLC0415  reads a file
+
+    whole = {case.id for case in selected if "," in case.id}
+    found = arrays.coverage(request.depth).values()
+    rows, seconds = sum(one.rows for one in found), sum(o.seconds for o in outcomes if o.id in whole)
+    if not rows or len(whole) < rows:  # some were left out, as by --rule
+        return ()
+    covered, of = sum(one.covered for one in found), sum(one.of for one in found)
+    what = {2: "pairs", 3: "triples"}[request.depth]
+    return (f"options together: {covered:,} of {of:,} {what}, in {rows:,} cases, {seconds:.0f} s of one core",)
 
 
 def _decides(outcome: Outcome, info: SubjectInfo, request: Request, known: deviating.Deviations | None) -> bool:
