@@ -28,6 +28,7 @@ from verify.explaining.asked import Setup
 from verify.explaining.diagnoses import Diagnosis, Known
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError, Verdict
+from verify.questions.covering.rows import Covered
 from verify.questions.variants import Sample
 from verify.subjects.asking import relevance_by_call
 
@@ -127,6 +128,8 @@ def _told_apart(case: Case) -> bool:
     if not isinstance(run, partial) or run.func not in {agreement.agrees, agreement.gradient_agrees}:
         return False
     layer: LayerCase = run.args[1]
+    if isinstance(layer, Covered):  # where many options meet, few variants are all that is wrong
+        return False
     return case.dtype in _DTYPES and layer.batched and "batch-of-0" not in case.id
 
 
