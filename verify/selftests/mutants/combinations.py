@@ -265,6 +265,37 @@ class ZBoxHoldsZero(ZBox):
         return ZBox(self.low.clamp(max=0), self.high.clamp(min=0), self.stabilizer).relevance(layer, R)
 
 
+def _fits(bound: Tensor, x: Tensor) -> bool:
+    try:
+        return bool(torch.broadcast_shapes(bound.shape, x.shape) == x.shape)
+    except RuntimeError:
+        return False
+
+
+@mutant()
+class ZBoxBoundsReshaped(ZBox):
+    """A bound with as many values as the input is reshaped to it."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        x = layer.x
+        low, high = (v.view(x.shape) if v.numel() == x.numel() else v for v in (self.low, self.high))
+        return ZBox(low, high, self.stabilizer).relevance(layer, R)
+
+
+@mutant()
+class ZBoxBoundsRepeated(ZBox):
+    """A bound that is shorter than the batch is repeated."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        def repeated(v: Tensor) -> Tensor:
+            x = layer.x
+            if v.numel() == 0 or _fits(v, x) or v.ndim != x.ndim or x.numel() % v.numel():
+                return v
+            return v.flatten().repeat(x.numel() // v.numel()).view(x.shape)
+
+        return ZBox(repeated(self.low), repeated(self.high), self.stabilizer).relevance(layer, R)
+
+
 # sizes
 
 
