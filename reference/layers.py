@@ -114,7 +114,7 @@ class Conv(_Channels):
         return (self.weight.shape[0], *spatial)
 
     @cached_property
-    def _position(self) -> Index:
+    def position(self) -> Index:
         axes = zip(
             self.input_shape[1:],
             self.output_shape[1:],
@@ -131,7 +131,7 @@ class Conv(_Channels):
 
     def matrix(self, weight: Array | None = None) -> Array:
         weight = self.weight if weight is None else weight
-        return convolve(weight, self.groups, self._position, prod(self.input_shape[1:]))
+        return convolve(weight, self.groups, self.position, prod(self.input_shape[1:]))
 
     @property
     def gathers(self) -> bool:
@@ -160,7 +160,7 @@ class ConvTranspose(_Channels):
         return (self.weight.shape[1] * self.groups, *map(int, spatial))
 
     @cached_property
-    def _position(self) -> Index:
+    def position(self) -> Index:
         # The convolution that reads this layer's output at the taps where an input is written to.
         axes = zip(
             self.output_shape[1:],
@@ -176,7 +176,7 @@ class ConvTranspose(_Channels):
 
     def matrix(self, weight: Array | None = None) -> Array:
         weight = self.weight if weight is None else weight
-        return convolve(weight, self.groups, self._position, prod(self.output_shape[1:])).T
+        return convolve(weight, self.groups, self.position, prod(self.output_shape[1:])).T
 
 
 @dataclass(frozen=True, eq=False)

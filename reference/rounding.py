@@ -325,7 +325,9 @@ def product_bound(size: Array, R: Array, roundings: int, model: Model) -> Bound:
 def beta_smooth_bound(x: Array, R: Array, beta: float, model: Model) -> Bound:
     """Return the bound of ReLUBetaSmooth, r = sigmoid(beta x) R.
 
-    beta is rounded, and beta x: exp is off by |beta x| gamma(2) of itself; then 1 + exp, the reciprocal, the product.
+    beta is rounded, and t = beta x, which moves sigmoid by |t| sigmoid'(t) gamma(2). What computes the gate, as
+    1 / (1 + exp(-t)) or (1 + tanh(t / 2)) / 2, does so with an absolute error: the gate lies between 0 and 1, and the
+    bound is in units of |R|.
     """
     t = beta * np.asarray(x, np.float64).ravel()
-    return product_bound(sigmoid(t) * (1 + np.abs(t)), R, LIBRARY + 4, model)
+    return product_bound(1 + np.abs(t) * sigmoid(t) * sigmoid(-t), R, LIBRARY + 4, model)

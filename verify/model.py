@@ -153,12 +153,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a rule is asked about: a module, its input, and the relevance of its output, which is independent of it."""
+    """What a rule is asked about: a module, its input, and the relevance of its output, which is independent of it.
+
+    ``call`` is how it is asked: see ``verify.subjects.asking``.
+    """
 
     module: nn.Module
     x: Tensor
     relevance: Tensor
     batched: bool
+    call: str = "grad"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from verify.checks.comparator import compare
 from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
 from verify.questions.variants import Sample, Variant
-from verify.subjects.asking import relevance_of
+from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 
-def _got(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
+def relevance_or_wrong(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
     """Return the subject's relevance, one row a sample; or what is wrong with it, or with torch."""
     if unsupported := _unsupported(problem):
         return None, unsupported
     x = problem.x
-    r = relevance_of(rule, problem.module, x, problem.relevance)
+    r = relevance_by_call(rule, problem)
     if not isinstance(r, torch.Tensor) or r.shape != x.shape:
         shape = tuple(r.shape) if isinstance(r, torch.Tensor) else type(r).__name__
         return None, Finding(
@@ -62,7 +62,7 @@ def _unsupported(problem: Problem) -> Finding | None:
     """Tell a layer that torch itself cannot run in this dtype from a rule that is wrong."""
     try:
         x = problem.x.detach().requires_grad_()
-        torch.autograd.grad(problem.module(x), x, problem.relevance)
+        torch.autograd.grad(problem.module(x * 1 if problem.call == "inner" else x), x, problem.relevance)
     except (RuntimeError, NotImplementedError) as error:
         if "not implemented" in str(error):
             return Finding(Verdict.SKIPPED, reason=f"torch itself: {error}")
@@ -70,26 +70,43 @@ def _unsupported(problem: Problem) -> Finding | None:
     return None
 
 
-class Expected:
-    """What the reference says of one case: relevance, bounds and ledger, one row a sample."""
+#: Of more samples than these, some are compared.
+_SAMPLES = 6
 
-    def __init__(self, problem: Problem, layer: LayerCase, variant: Variant, device: str) -> None:
+
+def some(samples: int) -> list[int]:
+    """Return which samples of a batch are compared: all of a small one, else the first, the last and the middle."""
+    if samples <= _SAMPLES:
+        return list(range(samples))
+    return [0, 1, samples // 2, samples - 2, samples - 1]
+
+
+class Expected:
+    """What the reference says of one case: relevance, bounds and ledger, one row a sample; or of ``some`` samples."""
+
+    def __init__(
+        self, problem: Problem, layer: LayerCase, variant: Variant, device: str, *, sampled: bool = False
+    ) -> None:
         self.model = model_for(str(problem.x.dtype), device)
         described = describe(problem.module, layer.sample_shape)
         x, relevance = (rows(t, batched=problem.batched) for t in (problem.x, problem.relevance))
         found: list[Array] = []
         self.bounds: list[Bound] = []
         self.ledgers: list[Ledger] = []
-        for index, (x_i, relevance_i) in enumerate(zip(x, relevance, strict=True)):
+        #: Which samples these are.
+        self.samples = some(len(x)) if sampled else list(range(len(x)))
+        for index in self.samples:
+            x_i, relevance_i = x[index], relevance[index]
             sample = Sample(index, tuple(problem.x.shape), problem.batched)
             parts = variant.parts(affine(described, x_i, variant.zero_params), sample)
             found.append(ref.relevance(parts, relevance_i, variant.stabilizer))
             self.bounds.append(bound(parts, relevance_i, variant.stabilizer, self.model))
             self.ledgers.append(ledger(parts, relevance_i, variant.stabilizer))
-        self.relevance = np.array(found).reshape(x.shape)
-        self.worst = np.array([limit.worst for limit in self.bounds]).reshape(x.shape)
-        self.probable = np.array([limit.probable for limit in self.bounds]).reshape(x.shape)
-        self.overflows = np.array([limit.overflows for limit in self.bounds], np.bool_).reshape(x.shape)
+        shape = (len(self.samples), *x.shape[1:])
+        self.relevance = np.array(found).reshape(shape)
+        self.worst = np.array([limit.worst for limit in self.bounds]).reshape(shape)
+        self.probable = np.array([limit.probable for limit in self.bounds]).reshape(shape)
+        self.overflows = np.array([limit.overflows for limit in self.bounds], np.bool_).reshape(shape)
 
 
 def agrees(
@@ -98,13 +115,13 @@ def agrees(
     """Check agreement: every entry within its bound."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
-    expected = Expected(problem, layer, variant, device)
+    expected = Expected(problem, layer, variant, device, sampled=True)
     return judge(
-        got, expected.relevance, expected.worst, expected.probable, expected.model.name, expected.ledgers,
-        expected.overflows,
+        got[expected.samples], expected.relevance, expected.worst, expected.probable, expected.model.name,
+        expected.ledgers, expected.overflows, expected.samples,
     )  # fmt: skip
 
 
@@ -116,14 +133,15 @@ def judge(
     model: str,
     ledgers: list[Ledger] | None = None,
     overflows: NDArray[np.bool_] | None = None,
+    samples: list[int] | None = None,
 ) -> Finding:
-    """Turn a comparison into a finding: every check that compares ends here. One row a sample."""
+    """Turn a comparison into a finding: every check that compares ends here. One row a sample, of those named."""
     found = compare(got, expected, worst, probable, overflows)
     details: dict[str, Any] = {"model": model}
     if found.index is not None:
         sample, entry = (int(i) for i in np.unravel_index(found.index, got.shape))
         details["worst entry"] = {
-            "sample": sample,
+            "sample": sample if samples is None else samples[sample],
             "entry": entry,
             "got": float(got[sample, entry]),
             "expected": float(expected[sample, entry]),
@@ -164,10 +182,11 @@ def conserves(
     """Check conservation: the ledger balances, and the subject's relevance sums to what the ledger gives the inputs."""
     problem = problem_of()
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
-    expected = Expected(problem, layer, variant, device)
+    expected = Expected(problem, layer, variant, device, sampled=True)
+    got = got[expected.samples]
     for index, account in enumerate(expected.ledgers):
         if not bool((np.abs(account.imbalance()) <= account.balance).all()):
             reason = (
@@ -182,7 +201,10 @@ def conserves(
         bounded = np.isfinite(row).all() or (np.isnan(row) & ~limit.overflows).any()
         sums[index] = row.sum() if bounded else inputs[index]
         room[index] = account.inputs_bound(limit, row) if bounded else np.inf
-    return judge(sums, inputs, np.where(np.isnan(room), np.inf, room), None, expected.model.name, expected.ledgers)
+    return judge(
+        sums, inputs, np.where(np.isnan(room), np.inf, room), None, expected.model.name, expected.ledgers, None,
+        expected.samples,
+    )  # fmt: skip
 
 
 def gradient_agrees(
@@ -196,7 +218,7 @@ def gradient_agrees(
     """Check agreement of a rule that looks only at the gradient."""
     problem = problem_of()
     rule = subject.get(rule_name)(**arguments)
-    got, wrong = _got(rule, problem)
+    got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
         return wrong or Finding(Verdict.ERROR)
     model = model_for(str(problem.x.dtype), device)

@@ -5,7 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from verify.checks import agreement, api, errors, examples, laws, network, networks, second_order, second_order_chain
+from verify.checks import (
+    agreement,
+    api,
+    covering,
+    errors,
+    examples,
+    helpers,
+    laws,
+    network,
+    networks,
+    second_order,
+    second_order_chain,
+    sizes,
+)
 from verify.checks.conduct import topics as conduct
 from verify.model import Case, Level, Problem
 from verify.questions.drawing import draw
@@ -20,13 +33,20 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_DTYPES", "DTYPES", "all_cases"]
 
 
-def all_cases(*, seed: int = 0, dtypes: Sequence[str] = DEFAULT_DTYPES, device: str = "cpu") -> tuple[Case, ...]:
-    """Return all of them, in the order of the report."""
-    return tuple(_all_cases(seed, dtypes, device))
+def all_cases(
+    *, seed: int = 0, dtypes: Sequence[str] = DEFAULT_DTYPES, device: str = "cpu", depth: int = 2
+) -> tuple[Case, ...]:
+    """Return all of them, in the order of the report; at ``depth`` 3 each triple of options is asked together."""
+    return (
+        *_all_cases(seed, dtypes, device),
+        *covering.cases(depth=depth, seed=seed, dtypes=dtypes, device=device),
+        *sizes.cases(seed=seed, dtypes=dtypes, device=device),
+    )
 
 
 def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
     yield from api.cases()
+    yield from helpers.cases()
     for rule in dict.fromkeys(variant.rule for variant in VARIANTS):
         for layer, kind, variant in linear_grid(rule):
             yield from _comparisons(layer, kind, variant, dtypes, device, seed)

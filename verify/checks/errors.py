@@ -162,6 +162,12 @@ def _bounds() -> Iterator[Case]:
             _refused("ZBox", arguments, ValueError, ("(1, 4)", "(2, 3)")),
             Level.SHOULD,
         )
+    # of an input of (2, 3): what would fit if it were repeated, reshaped, transposed or cut
+    for shape in ((1, 2), (1, 6), (2, 6), (3, 2), (2, 2), (2, 4), (1, 1, 3), (2, 1, 3), (6, 1, 1)):
+        spelled = "x".join(map(str, shape))
+        for name, beside, value in (("low", "high", -4.0), ("high", "low", 3.0)):
+            box: Arguments = {name: torch.full(shape, value, dtype=torch.float64), beside: -value - 1.0}
+            yield _case(f"{name}-of-shape-{spelled}", "ZBox", _refused("ZBox", box, Exception), Level.MUST)
     high = torch.tensor([[3.0, 3.0, -5.0]], dtype=torch.float64)
     low = torch.full((1, 3), -4.0, dtype=torch.float64)
     refused: dict[str, Arguments] = {

@@ -34,9 +34,11 @@ _KNOWN = {
 }  # fmt: skip
 
 
-def all_cases(*, seed: int = 0, dtypes: Sequence[str] = DEFAULT_DTYPES, device: str = "cpu") -> tuple[Case, ...]:
+def all_cases(
+    *, seed: int = 0, dtypes: Sequence[str] = DEFAULT_DTYPES, device: str = "cpu", depth: int = 2
+) -> tuple[Case, ...]:
     """Return the cases of the protocol and the whole grid, in the order of the report."""
-    return (*_own(), *grid.all_cases(seed=seed, dtypes=dtypes, device=device))
+    return (*_own(), *grid.all_cases(seed=seed, dtypes=dtypes, device=device, depth=depth))
 
 
 def _own() -> Iterator[Case]:

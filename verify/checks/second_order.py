@@ -135,6 +135,40 @@ def _of_gradient_rule(
     return finding(rows(got, batched=problem.batched), *of_each_sample(problem, value))
 
 
+def directional(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, by: str, subject: Subject) -> Finding:
+    """Compare the derivative of a problem by its input, or by its parameters, along two directions."""
+    problem = away_from_zero(problem_of())
+    module: Any = problem.module
+    parameters = dict(module.named_parameters()) if by == "parameters" else {}
+    if parameters:
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter.add_(outwards(parameter))
+            z = module(problem.x)
+        problem = replace(problem, relevance=problem.relevance * (z.abs() > _MARGIN))
+    rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
+    found = derivatives([(rule, module)], problem, lambda x: list(parameters.values()) or [x])
+    described = describe(module, layer.sample_shape)
+    data = samples(problem)
+
+    def of_parameter(name: str, at: Array) -> Value:
+        parameter: Any = {name: at.reshape(getattr(described, name).shape)}
+        changed = replace(described, **parameter)
+        return Value.total([_value(changed, of, one) for one in data])
+
+    def of_input(at: Array) -> Value:
+        moved = at.reshape(len(data), -1)
+        return Value.total([_value(described, of, replace(one, x=x)) for one, x in zip(data, moved, strict=True)])
+
+    if not parameters:
+        (gradient,) = found
+        return of_parameters([(of_input, array(problem.x), array(gradient))])
+    return of_parameters(
+        (partial(of_parameter, name), array(parameter), array(gradient))
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+    )
+
+
 def of_parameters(parameters: Iterable[tuple[Callable[[Array], Value], Array, Array]]) -> Finding:
     """Compare along two directions for each parameter; each entry takes part in both, with other factors.
 

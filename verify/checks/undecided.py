@@ -36,6 +36,10 @@ class _Ones:
         """Put it on a module."""
         return module.register_full_backward_hook(_ones)
 
+    def copy(self) -> _Ones:
+        """Return another."""
+        return _Ones()
+
 
 def _ones(_module: nn.Module, gradients: tuple[Tensor | None, ...], _: Any) -> tuple[Tensor | None, ...]:
     return tuple(None if gradient is None else torch.ones_like(gradient) for gradient in gradients)

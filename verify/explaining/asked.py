@@ -19,7 +19,7 @@ from verify.formats import layer_json
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError
 from verify.questions.variants import Sample, Variant
-from verify.subjects.asking import relevance_of
+from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,9 +97,7 @@ def _got(case: Case, setup: Setup, subject: Subject, seed: int, seconds: float) 
     torch.set_grad_enabled(True)
     try:
         with subject.asking(case, seconds):
-            r: Any = relevance_of(
-                subject.get(case.rule)(**setup.arguments), problem.module, problem.x, problem.relevance
-            )
+            r: Any = relevance_by_call(subject.get(case.rule)(**setup.arguments), problem)
         if not isinstance(r, torch.Tensor) or r.shape != problem.x.shape:
             return None
         got: Array = array(r)
@@ -122,10 +120,15 @@ def _numbers(case: Case, setup: Setup, got: Array | None) -> Numbers:
         parts: dict[str, Array] = {}
         ledgers: tuple[Shares, ...] = ()
     else:
-        found = agreement.Expected(problem, setup.layer, variant, case.device)
+        found = agreement.Expected(problem, setup.layer, variant, case.device, sampled=True)
         expected, bound = found.relevance, found.worst
         ledgers = tuple(account.total() for account in found.ledgers)
         parts = _denominators(described, variant, samples[0], problem)
+    if len(expected) < len(samples[0]):  # of a large batch, some samples are compared: the others have no bound
+        chosen = agreement.some(len(samples[0]))
+        every = [np.full(samples[0].shape, value) for value in (np.nan, np.inf)]
+        every[0][chosen], every[1][chosen] = expected, bound
+        expected, bound = every
     return Numbers(
         setup.layer.name, layer, parameters, tensors, expected.reshape(shape), bound.reshape(shape), got, parts, ledgers
     )

@@ -28,8 +28,9 @@ from verify.explaining.asked import Setup
 from verify.explaining.diagnoses import DEFAULT, Diagnosis, Known
 from verify.formats.torch_layers import array, describe
 from verify.model import UnansweredError, Verdict
+from verify.questions.covering.rows import Covered
 from verify.questions.variants import Sample
-from verify.subjects.asking import relevance_of
+from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def asking(subject: Subject) -> Ask:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rule = subject.get(case.rule)(**setup.arguments)
-                r = relevance_of(rule, setup.problem.module, setup.problem.x, setup.problem.relevance)
+                r = relevance_by_call(rule, setup.problem)
                 if r.shape != setup.problem.x.shape or r.dtype != setup.problem.x.dtype:
                     return np.empty((0, 0))  # no relevance of this input
                 return agreement.rows(r, batched=True)
@@ -127,6 +128,8 @@ def _told_apart(case: Case) -> bool:
     if not isinstance(run, partial) or run.func not in {agreement.agrees, agreement.gradient_agrees}:
         return False
     layer: LayerCase = run.args[1]
+    if isinstance(layer, Covered):  # where many options meet, few variants are all that is wrong
+        return False
     return case.dtype in _DTYPES and layer.batched and "batch-of-0" not in case.id
 
 

@@ -93,6 +93,10 @@ def lrp_verify(
     examples: Annotated[
         int | None, typer.Option(min=1, help="Number of examples for --check search, in place of --seconds.")
     ] = None,
+    depth: Annotated[
+        int, typer.Option(min=2, max=3, help="2 asks every pair of options together, 3 every triple (an hour).")
+    ] = 2,
+    exit_first: Annotated[bool, typer.Option("-x", "--exitfirst", help="Stop at the first failure.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds for one case; not with --workers 0.")] = TIME_LIMIT,
     deviations: Annotated[
         str | None, typer.Option(metavar="NAME", help="Accept known deviations: zennit, captum, lxt, or a file.")
@@ -143,6 +147,8 @@ def lrp_verify(
             seconds,
             examples,
             deviations,
+            depth,
+            exit_first,
         )
         return _list(request) if list_ else _verify(request)
 
@@ -190,13 +196,22 @@ def merge(
 def self_test(
     *,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per CPU.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Ask every check of every wrong rule, and print which finds which (minutes).")
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write down which case finds which mistake, to be asked first from now on.")
+    ] = False,
 ) -> None:
-    """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found."""
+    """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found.
+
+    A wrong rule is asked until one case finds its mistake.
+    """
 
     def run() -> int:
         from verify.selftests import matrix as selftest  # noqa: PLC0415  imports torch
 
-        return selftest.main(workers=workers)
+        return selftest.main(workers=workers, whole=all_, write=record)
 
     exit_with("lrp-verify", run)
 
@@ -243,7 +258,7 @@ def _verify(request: Request) -> Status:
         known = None if request.deviations is None else running.known_deviations(request.deviations)
         report = running.run(
             request, source, selected, shards.deal(selected, *request.shard),
-            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console),
+            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
         )  # fmt: skip
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error

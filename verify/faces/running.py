@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from verify.explaining import deviations as deviating
 from verify.formats.environment import environment
-from verify.model import BAD, Verdict
+from verify.model import BAD, Level, Verdict
 from verify.reports.report import Call, Report, Shard
 from verify.runs import searching, shards
+from verify.runs.order import by_urgency
 from verify.runs.runner import Runner
 from verify.runs.selection import UnusableError
 from verify.runs.worker import SubjectInfo
@@ -39,10 +40,12 @@ def run(
     whole: Sequence[Case],
     selected: Sequence[Case],
     begun: Callable[[SubjectInfo, Call], object] = lambda _subject, _call: None,
+    known: deviating.Deviations | None = None,
 ) -> Report:
     """Run the selected ones of all cases, search, and come back with what there is when interrupted.
 
-    ``begun`` is told what is tested, as soon as the subject is loaded and before any case is asked.
+    ``begun`` is told what is tested, as soon as the subject is loaded and before any case is asked. ``known`` are the
+    failures that do not end a run that ends with the first one.
     """
     start = time.perf_counter()
     workers = min(request.workers, len(selected))
@@ -55,7 +58,7 @@ def run(
         request.time_limit,
         request.strict,
     )
-    info, interrupted = SubjectInfo(request.subject), False
+    info, interrupted, ended = SubjectInfo(request.subject), False, False
     outcomes: list[Outcome] = []
     try:
         with Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner:
@@ -63,12 +66,15 @@ def run(
             begun(info, call)
             with (
                 _progress(request, len(selected)) as progress,
-                contextlib.closing(runner.run(request.subject, selected)) as answers,
+                contextlib.closing(runner.run(request.subject, by_urgency(selected))) as answers,
             ):
                 for outcome in answers:
                     outcomes.append(outcome)
                     progress.show(outcomes)
-        if request.searching:
+                    if request.exit_first and _decides(outcome, info, request, known):
+                        ended = True
+                        break
+        if request.searching and not ended:
             outcomes.extend(searching.run(request))  # what there is stays when it is interrupted
     except KeyboardInterrupt:
         interrupted = True
@@ -79,7 +85,33 @@ def run(
     call = replace(call, selected=len(selected) + len(places) - len(whole))
     part = Shard(*request.shard, shards.corpus(places), len(places))
     seconds = time.perf_counter() - start
-    return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places)
+    notes = _met(request, selected, outcomes)
+    if ended:
+        notes = (f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",)
+    return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places, notes)
+
+
+def _met(request: Request, selected: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """Say how many options were asked together, where all of the cases that do so were asked."""
+    from verify.questions.covering import arrays  # noqa: PLC0415  reads a file
+
+    whole = {case.id for case in selected if "," in case.id}
+    found = arrays.coverage(request.depth).values()
+    rows, seconds = sum(one.rows for one in found), sum(o.seconds for o in outcomes if o.id in whole)
+    if not rows or len(whole) < rows:  # some were left out, as by --rule
+        return ()
+    covered, of = sum(one.covered for one in found), sum(one.of for one in found)
+    what = {2: "pairs", 3: "triples"}[request.depth]
+    return (f"options together: {covered:,} of {of:,} {what}, in {rows:,} cases, {seconds:.0f} s of one core",)
+
+
+def _decides(outcome: Outcome, info: SubjectInfo, request: Request, known: deviating.Deviations | None) -> bool:
+    if outcome.verdict not in BAD or not (outcome.level is Level.MUST or info.ours or request.strict):
+        return False
+    if known is None:
+        return True
+    ((marked,), _) = deviating.apply((outcome,), known, seed=request.seed, device=request.device, ids=(outcome.id,))
+    return not deviating.is_known(marked)
 
 
 class _Shown(Progress):
@@ -115,7 +147,8 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
         report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
     )
     doubt = known.doubt(report.subject.version)
-    marked = replace(report, outcomes=outcomes, notes=(doubt,) if doubt else (), stale=tuple(map(str, stale)))
+    notes = (*report.notes, doubt) if doubt else report.notes
+    marked = replace(report, outcomes=outcomes, notes=notes, stale=tuple(map(str, stale)))
     left = {(outcome.rule, outcome.level) for outcome in marked.unexplained}
     return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
 

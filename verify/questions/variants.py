@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from reference import rules as ref
+from reference.restriction import Cut
 from reference.rounding import CallableStabilizer
 from verify.model import Level
 
@@ -171,7 +172,13 @@ def _box(low: Any, high: Any) -> Callable[[Affine, Sample], tuple[Part, ...]]:
         whole = np.broadcast_to(values, shape)
         return whole[sample.index] if sample.batched else whole
 
-    return lambda layer, sample: ref.zbox(layer, of_sample(low, sample), of_sample(high, sample))
+    def parts(layer: Affine, sample: Sample) -> tuple[Part, ...]:
+        bounds = (of_sample(low, sample), of_sample(high, sample))
+        if isinstance(layer.layer, Cut):
+            bounds = (bounds[0].ravel()[layer.layer.columns], bounds[1].ravel()[layer.layer.columns])
+        return ref.zbox(layer, *bounds)
+
+    return parts
 
 
 def _tensors(low: Any, high: Any) -> Callable[[Shape, torch.dtype], dict[str, Any]]:

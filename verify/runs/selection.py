@@ -54,6 +54,8 @@ class Request:
     seconds: float | None = None  # of a search
     examples: int | None = None
     deviations: str | None = None
+    depth: int = 2  # how many options meet in a case
+    exit_first: bool = False
 
     @property
     def cases(self) -> str:
@@ -85,7 +87,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
     # a case that is named may be of any dtype
     given = _chosen("dtype", request.dtypes, known)
     dtypes = known if request.ids else given or module.DEFAULT_DTYPES
-    source = Source(tuple(dtypes), request.seed, request.device, request.cases)
+    source = Source(tuple(dtypes), request.seed, request.device, request.cases, request.depth)
     cases = source.cases()
     if request.ids:
         return source, [_named(id_, cases) for id_ in request.ids]
@@ -108,7 +110,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
 def all_ids(request: Request) -> tuple[str, ...]:
     """Return the ids of all cases there are, also of those that were not selected."""
     module = importlib.import_module(request.cases.partition(":")[0])
-    return tuple(Source(tuple(module.DTYPES), request.seed, request.device, request.cases).cases())
+    return tuple(Source(tuple(module.DTYPES), request.seed, request.device, request.cases, request.depth).cases())
 
 
 @contextlib.contextmanager

@@ -36,20 +36,23 @@ class RunnerError(Exception):
 class Source:
     """Where the cases come from, as plain data, so that a worker can build them again.
 
-    ``function`` is ``MODULE:NAME`` of something that takes ``seed``, ``dtypes`` and ``device`` and returns the cases.
+    ``function`` is ``MODULE:NAME`` of something that takes ``seed``, ``dtypes`` and ``device`` and returns the cases;
+    and ``depth``, where another one is asked for than that of every run: how many options meet in a case.
     """
 
     dtypes: tuple[str, ...]
     seed: int = 0
     device: str = "cpu"
     function: str = "verify.checks.cases:all_cases"
+    depth: int = 2
 
     def cases(self) -> dict[str, Case]:
         """Build the cases, by id, in the order of the report."""
         module, _, name = self.function.partition(":")
         function = getattr(importlib.import_module(module), name)
         cases: dict[str, Case] = {}
-        for case in function(seed=self.seed, dtypes=self.dtypes, device=self.device):
+        deeper = {} if self.depth == Source.depth else {"depth": self.depth}
+        for case in function(seed=self.seed, dtypes=self.dtypes, device=self.device, **deeper):
             if case.id in cases:
                 msg = f"{self.function} gives two cases the id {case.id}; an id must name one case"
                 raise RunnerError(msg)
@@ -124,7 +127,7 @@ def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: floa
 
     torch: Any = importlib.import_module("torch")
     # What an earlier case left behind must not decide this one, or a case asked alone would answer otherwise.
-    torch.manual_seed(seed)
+    reseed(seed)
     torch.set_grad_enabled(True)
     start = time.perf_counter()
     try:
@@ -144,6 +147,14 @@ def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: floa
         if here:
             finding = replace(finding, details={"traceback": "".join(traceback.format_exception(error))})
     return outcome_of(case, finding, time.perf_counter() - start)
+
+
+def reseed(seed: int) -> None:
+    """Do what ``torch.manual_seed`` does, without the traceback that it makes for a device that is not in use."""
+    torch: Any = importlib.import_module("torch")
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def carried(id_: str) -> Case:

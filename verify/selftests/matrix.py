@@ -1,13 +1,16 @@
 """The verifier is verified: which check finds which of the mistakes in :mod:`verify.selftests.mutants`.
 
-A mutant is killed by a case that it fails and that ``lrp_rules`` itself passes. Each check is asked of each mutant
-until one of its cases kills it, or until enough of them have not: ``ENOUGH`` for a mutant that another check kills, and
-all there are for one that no check does. So a dot in the matrix says that a check does not find the mistake at once,
-and a row of dots that nothing finds it at all.
+A mutant is killed by a case that it fails and that ``lrp_rules`` itself passes. It is asked until one kills it, first
+the case that is written down for it in ``kills.json``; ``--record`` writes that file.
+
+For the whole matrix (``--all``), each check is asked of each mutant until one of its cases kills it, or until enough of
+them have not: ``ENOUGH`` for a mutant that another check kills, and all there are for one that no check does. So a dot
+in the matrix says that a check does not find the mistake at once, and a row of dots that nothing finds it at all.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
@@ -16,6 +19,7 @@ import warnings
 from collections import defaultdict
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +30,7 @@ from rich.table import Table
 import lrp_rules
 from verify.model import BAD, Case, Finding, Level, NotOfferedError, Subject, Verdict
 from verify.questions.spreading import spread
-from verify.runs.worker import Source
+from verify.runs.worker import Source, reseed
 from verify.selftests.mutants import MUTANTS, Mutant
 from verify.selftests.mutants.registry import found
 
@@ -46,6 +50,8 @@ _SHOWN = 20
 _WIDTH = 160
 #: Seconds for one mutant.
 TIME_LIMIT = 120.0
+#: The case that kills a mutant, by the names of mutants.
+KILLS = Path(__file__).parent / "kills.json"
 SOURCE = Source(("float64", "float32"))
 
 #: Mutants that are no mistakes after all, each with the reason why.
@@ -102,16 +108,25 @@ class Judge:
 
     def __init__(self, cases: Iterable[Case]) -> None:
         self._by_rule: dict[str, dict[str, list[Case]]] = defaultdict(lambda: defaultdict(list))
+        self._spread: dict[tuple[str, str], list[Case]] = {}
+        self._by_id: dict[str, Case] = {}
         for case in cases:
+            self._by_id[case.id] = case
             self._by_rule[case.rule][case.check].append(case)
         self._real = Subject("lrp_rules", lrp_rules, lrp_rules.__version__)
         self._passed: dict[str, bool] = {}
 
-    def row(self, mutant: Mutant, *, once: bool = False) -> tuple[Row, list[str]]:
-        """Return the row of a mutant, and the cases that ``lrp_rules`` fails; ``once`` stops at the first kill."""
+    def row(self, mutant: Mutant, *, once: bool = False, first: str = "") -> tuple[Row, list[str]]:
+        """Return the row of a mutant, and the cases that ``lrp_rules`` fails.
+
+        ``once`` stops at the first kill; ``first`` names the case that is asked before all others.
+        """
         subject, unusable = mutant.subject(), list[str]()
         kills: dict[str, Kill] = {}
         asked: dict[str, int] = {}
+        known = self._by_id.get(first)
+        if known is not None and (reason := self._failure(known, subject)) is not None and self._usable(known):
+            return Row(mutant.name, {known.check: Kill(known.id, known.level, reason)}, {known.check: 1}), unusable
         # first what finds most at little cost; what is left of each check is asked of mutants that survive all of it
         waiting = {check: self._relevant(mutant, check) for check in self._checks(mutant)}
         for rest in (False, True):
@@ -139,7 +154,7 @@ class Judge:
 
     def _failure(self, case: Case, subject: Subject) -> str | None:
         """Ask a case, and return what is wrong, or None."""
-        torch.manual_seed(0)
+        reseed(0)
         torch.set_grad_enabled(True)
         try:
             with warnings.catch_warnings():
@@ -156,7 +171,14 @@ class Judge:
 
     def _relevant(self, mutant: Mutant, check: str) -> list[Case]:
         # cases about all rules at once come after those about this one
-        return spread(self._by_rule[mutant.rule][check]) + spread(self._by_rule["all"][check])
+        return [case for rule in (mutant.rule, "all") for case in self._ordered(rule, check)]
+
+    def _ordered(self, rule: str, check: str) -> list[Case]:
+        if (rule, check) not in self._spread:
+            # what decides for every subject comes before advice
+            order = sorted(spread(self._by_rule[rule][check]), key=lambda case: case.level is not Level.MUST)
+            self._spread[rule, check] = order
+        return self._spread[rule, check]
 
 
 def _place(check: str) -> int:
@@ -175,12 +197,24 @@ def _begin(source: Source, ids: frozenset[str] | None) -> None:
     _judge.append(Judge(case for id_, case in source.cases().items() if ids is None or id_ in ids))
 
 
-def _row(name: str) -> tuple[Row, list[str]]:
-    return _judge[0].row(found[name])
+def _row(name: str, first: str | None) -> tuple[Row, list[str]]:
+    return _judge[0].row(found[name], once=first is not None, first=first or "")
+
+
+def recorded() -> dict[str, str]:
+    """Return the case that is known to kill a mutant, by the names of mutants."""
+    known: dict[str, str] = json.loads(KILLS.read_text(encoding="utf-8"))
+    return known
+
+
+def record(matrix: Matrix) -> None:
+    """Write down which case kills which mutant; of several, that of the check that answers first."""
+    known = {row.mutant: next(iter(row.kills.values())).case for row in matrix.rows if row.kills}
+    KILLS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _rows(
-    mutants: Sequence[Mutant], ids: frozenset[str], workers: int, source: Source
+    mutants: Sequence[Mutant], ids: frozenset[str] | None, workers: int, source: Source, first: Mapping[str, str] | None
 ) -> Iterator[tuple[Row, list[str]]]:
     pool = ProcessPool(
         min(workers, len(mutants)),
@@ -190,7 +224,8 @@ def _rows(
     )
     with pool:
         running: dict[Future[tuple[Row, list[str]]], Mutant] = {
-            pool.schedule(_row, args=(m.name,), timeout=TIME_LIMIT): m for m in mutants
+            pool.schedule(_row, args=(m.name, None if first is None else first.get(m.name, "")), timeout=TIME_LIMIT): m
+            for m in mutants
         }
         for future in as_completed(running):
             try:
@@ -204,22 +239,26 @@ def kill_matrix(
     cases: Sequence[Case] | None = None,
     workers: int = 1,
     source: Source = SOURCE,
+    first: Mapping[str, str] | None = None,
 ) -> Matrix:
-    """Ask every check of every mutant.
+    """Ask every check of every mutant; where ``first`` is given, of each only until one case kills it.
 
+    ``first`` names the case that is asked of a mutant before all others.
     Workers build the cases again from ``source``, and ask those that are among ``cases``; by default all. With
     ``workers=0`` all is done here, for mutants that are not in the registry and for a debugger.
     """
     start = time.perf_counter()
-    chosen = list(source.cases().values()) if cases is None else list(cases)
     if workers and any(found.get(mutant.name) is not mutant for mutant in mutants):
         msg = "workers know mutants of verify.selftests.mutants alone; ask others with workers=0"
         raise ValueError(msg)
     if workers and mutants:
-        results = list(_rows(mutants, frozenset(case.id for case in chosen), workers, source))
+        ids = None if cases is None else frozenset(case.id for case in cases)
+        results = list(_rows(mutants, ids, workers, source, first))
     else:
-        judge = Judge(chosen)
-        results = [judge.row(mutant) for mutant in mutants]
+        judge = Judge(source.cases().values() if cases is None else cases)
+        results = [
+            judge.row(mutant, once=first is not None, first=(first or {}).get(mutant.name, "")) for mutant in mutants
+        ]
     rows = {row.mutant: row for row, _ in results}
     unusable = dict.fromkeys(id_ for _, ids in results for id_ in ids)
     asked = dict.fromkeys(check for row in rows.values() for check in row.asked)
@@ -259,17 +298,20 @@ def _cell(row: Row, check: str) -> str:
     return "·" if row.asked.get(check) else "-"
 
 
-def show(matrix: Matrix, console: Console) -> None:
-    """Print the matrix, and what the verifier does not find."""
-    console.print(table(matrix))
-    by: dict[int, int] = defaultdict(int)
-    for row in matrix.rows:
-        by[len(row.kills)] += 1
-    spelled = ", ".join(f"{count} by {checks}" for checks, count in sorted(by.items()))
+def show(matrix: Matrix, console: Console, *, once: bool = False) -> None:
+    """Print the matrix, and what the verifier does not find; ``once``: each mutant was asked until it was killed."""
+    if once:
+        totals = {check: sum(check in row.kills for row in matrix.rows) for check in matrix.checks}
+        spelled = "by " + ", ".join(f"{check} {count}" for check, count in totals.items() if count)
+    else:
+        console.print(table(matrix))
+        by: dict[int, int] = defaultdict(int)
+        for row in matrix.rows:
+            by[len(row.kills)] += 1
+        spelled = f"by how many checks: {', '.join(f'{count} by {checks}' for checks, count in sorted(by.items()))}"
     share = 100 * matrix.killed / max(len(matrix.rows), 1)
     console.print(
-        f"{matrix.killed} of {len(matrix.rows)} mutants are killed ({share:.1f} %) in {matrix.seconds:.0f} s; "
-        f"by how many checks: {spelled}"
+        f"{matrix.killed} of {len(matrix.rows)} mutants are killed ({share:.1f} %) in {matrix.seconds:.0f} s; {spelled}"
     )
     for name, reason in EQUIVALENT.items():
         console.print(f"equivalent: {name}: {reason}")
@@ -281,14 +323,20 @@ def show(matrix: Matrix, console: Console) -> None:
             console.print(f"SURVIVES: {row.mutant}: {matrix.why[row.mutant]} {row.trouble}", style="bold red")
 
 
-def main(*, workers: int | None = None, mutants: Sequence[Mutant] = MUTANTS) -> int:
+def main(
+    *, workers: int | None = None, mutants: Sequence[Mutant] = MUTANTS, whole: bool = False, write: bool = False
+) -> int:
     """Run the self-test and print it; return the exit status, 1 if a mutant survives."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    matrix = kill_matrix(mutants, workers=count if workers is None else workers)
+    first = None if whole else recorded()
+    matrix = kill_matrix(mutants, workers=count if workers is None else workers, first=first)
     console = Console(highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = _WIDTH  # a log has no width, and all columns are wanted
-    show(matrix, console)
+    show(matrix, console, once=not whole)
+    if write:
+        record(matrix)
+        console.print(f"{KILLS}: a case for each of {matrix.killed} mutants")
     return 0 if matrix.held else 1
 
 

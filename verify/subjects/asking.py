@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from verify.formats.operands import ruled
 from verify.model import RULES, NotOfferedError, Subject
+
+if TYPE_CHECKING:
+    from verify.model import Problem
 
 _ARGUMENTS: dict[str, dict[str, float]] = {"AlphaBeta": {"alpha": 1.0, "beta": 0.0}, "ZBox": {"low": 0.0, "high": 4.0}}
 
@@ -25,6 +28,32 @@ def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> 
     finally:
         handle.remove()
     return r
+
+
+def relevance_by_call(rule: Any, problem: Problem) -> Tensor:
+    """Return what a rule makes of the relevance of a problem, asked for as the problem says: each way is the same."""
+    module, x, relevance, call = problem.module, problem.x, problem.relevance, problem.call
+    if call == "copy":
+        rule = rule.copy()
+    handle = rule.register(module)
+    try:
+        if call == "again":  # what an earlier call with other numbers leaves behind is of no account
+            other = (1.0 - x.detach()).requires_grad_()
+            torch.autograd.grad(module(other), other, -relevance)
+        elif call == "no-grad-first":
+            with torch.no_grad():
+                module(x.detach())
+        x = x.detach().requires_grad_()
+        y = module(x * 1 if call == "inner" else x)
+        if call == "backward":
+            y.backward(relevance)
+            r: Tensor | None = x.grad
+            assert r is not None, "backward() has left no gradient"
+        else:
+            (r,) = torch.autograd.grad(y, x, relevance, create_graph=call == "create-graph")
+    finally:
+        handle.remove()
+    return r.detach()
 
 
 def smoke(subject: Subject) -> str | None:

@@ -6,6 +6,6 @@ rounding may be from it, `corpus` and `writing` make files of it, `checking` rea
 """
 
 #: The version of the corpus in `vectors/`, a SemVer of its own: see `vectors/CHANGELOG.md` and `released`.
-CORPUS_VERSION = "1.1.0"
+CORPUS_VERSION = "2.0.0"
 #: The version of the form of its files.
 SCHEMA_VERSION = 1

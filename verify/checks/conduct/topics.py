@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from verify.checks.conduct import calls as conduct_calls
 from verify.checks.conduct import containers as conduct_containers
+from verify.checks.conduct import everywhere
 from verify.checks.conduct import hooks as conduct_hooks
 from verify.checks.conduct import inplace as conduct_inplace
 from verify.checks.conduct import kinds as conduct_kinds
@@ -53,3 +54,4 @@ def cases() -> Iterator[Case]:
         for topic in TOPICS:
             if rule in topic.rules:
                 yield topic.case(rule)
+    yield from everywhere.cases()

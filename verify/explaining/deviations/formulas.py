@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from reference import rules as ref
 from reference.affine import negative, positive, same
@@ -21,8 +23,10 @@ from reference.rounding import CallableStabilizer, bound
 from reference.rules import Part
 from verify.checks.agreement import rows
 from verify.formats.torch_layers import describe
+from verify.questions.covering.arrays import DEPTHS
+from verify.questions.covering.rows import by_id
 from verify.questions.drawing import draw
-from verify.questions.layers import LAYERS
+from verify.questions.layers import LAYERS, LayerCase
 from verify.questions.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.affine import Change
-    from verify.model import Outcome
+    from verify.model import Outcome, Problem
 
     Array = NDArray[np.float64]
     Arguments = Mapping[str, Any]
@@ -139,17 +143,37 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
+def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Problem]] | None:
+    """Return what a case asks; None for one of a large layer, of which some entries alone are known."""
+    _, rest = id_.split("/", 1)
+    for depth in DEPTHS:
+        if question := by_id(depth, seed).get(rest):
+            return question.layer, question.variant, question.problem
+        if "," not in id_:
+            break
+    rule, layer_name, variant_name, kind, dtype = rest.split("/")
+    layer = next((layer for layer in LAYERS if layer.name == layer_name), None)
+    of = next((variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name)), None)
+    if layer is None or of is None:
+        return None
+    return layer, of, partial(draw, layer, kind, dtype, seed)
+
+
 def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
     """Whether the formula gives what the subject answered where it was furthest off."""
     where = outcome.details.get("worst entry")
     if outcome.check not in {"agreement", "conservation"} or where is None:
         return False
-    _, rule, layer_name, variant_name, kind, dtype = outcome.id.split("/")
-    layer = next(layer for layer in LAYERS if layer.name == layer_name)
-    of = next(variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name))
+    found = _asked(outcome.id, seed)
+    if found is None:
+        return False
+    layer, of, of_problem = found
+    dtype = outcome.dtype
+    if any(isinstance(of.arguments(layer.shape, torch.float64).get(name), torch.Tensor) for name in ("low", "high")):
+        return False  # formulas here know bounds that are numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its layers
-        problem = draw(layer, kind, dtype, seed)
+        problem = of_problem()
     x, R = (rows(t, batched=problem.batched)[where["sample"]] for t in (problem.x, problem.relevance))
     at = affine(describe(problem.module, layer.sample_shape), x, of.zero_params)
     parts, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
