@@ -35,7 +35,7 @@ def relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     module, x, relevance, call = problem.module, problem.x, problem.relevance, problem.call
     if call == "copy":
         rule = rule.copy()
-    handle = rule.register(module)
+    handle = rule.register(ruled(module))
     try:
         if call == "again":  # what an earlier call with other numbers leaves behind is of no account
             other = (1.0 - x.detach()).requires_grad_()
