@@ -1,0 +1,216 @@
+"""What a row says in words: what went wrong, why, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import lrp_rules as lrp
+from verify.auditing.formulas import BatchNorm, NoFormulaError, gamma
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from verify.auditing.calls import Call
+    from verify.auditing.judging import Question
+
+_NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_U32 = 2.0**-24
+
+
+def cut(call: Call) -> str:
+    """Say that relevance cannot come here."""
+    return (
+        "detached: what is computed from this gives no relevance back to the input. Take the detach() out, or the rule "
+        f"for {call.operation} that returns a detached output"
+    )
+
+
+def not_to_be_judged(call: Call) -> str:
+    """Say why a call cannot be held to anything; nothing, if it can."""
+    if call.path == "?":
+        return "no function of torch that can be seen: a part written in another language, or with autograd.Function"
+    own = call if call.folded is None else call.folded
+    if own.was_overwritten():
+        return "its input was written over by a later operation"
+    if not own.inputs:
+        return "no tensor among its arguments requires a gradient"
+    training = own.module is not None and own.module.training
+    if ("Dropout" in own.operation and training) or (training and isinstance(own.module, BatchNorm)):
+        return "it is in train mode: call model.eval()"
+    return ""
+
+
+def leak(question: Question, came: float, went: float) -> str:
+    """Say why relevance appears or vanishes in a call that follows its rule, or has none."""
+    rule, operation, module = question.rule, question.operation, question.module
+    times = f"x{went / came:.3g}" if came else "from nothing"
+    if _is_normalisation(question):
+        name = type(module).__name__ if module is not None else operation
+        given = "the gradient" if rule is None else type(rule).__name__
+        return f"{times}: {name} under {given} keeps nothing: use Pass or LayerNormRule"
+    if rule is not None:
+        return f"{times}: {type(rule).__name__} does not conserve on an operation that is not proportional to its input"
+    key = {"relu": "F.relu", "softmax": "F.softmax"}.get(str(operation), f"torch.{operation}")
+    if operation == "add":
+        many = sum(question.own.reached)
+        return f"{times}: relevance is copied to {'both summands' if many == 2 else 'each summand'}: put Norm on {key}"
+    if operation in {"mul", "div"}:
+        return f"{times}: the gradient of a product counts it once for each factor: put SignalTakesAll or Uniform on {key}"
+    if operation == "matmul":
+        return f"{times}: both factors get a share by the gradient: put Bilinear on torch.matmul"
+    if operation == "softmax":
+        return f"{times}: a softmax under its gradient: put Stop (CP-LRP) or Softmax (AttnLRP) on F.softmax"
+    if isinstance(module, BatchNorm) or operation == "batch_norm":
+        return f"{times}: a batch norm under its gradient: put FoldBatchNorm(Epsilon()) on it"
+    if operation in {"sum", "mean", "avg_pool", "interpolate"}:
+        return f"{times}: put Norm on it"
+    if operation in {"relu", "activation"}:
+        return f"{times}: an activation under its gradient: put Pass on it"
+    if operation in {"linear", "convolution"} or isinstance(module, nn.Linear):
+        return f"{times}: a layer under its gradient: give it a rule"
+    return f"{times}: its gradient does not conserve: give it a rule"
+
+
+def held(question: Question) -> str:
+    """Say what is to be known of a call that follows its rule."""
+    if isinstance(question.rule, lrp.Pass) and isinstance(question.module, BatchNorm):
+        moved = _moved(question.module, question.own.inputs[0])
+        if moved > 1e-4:
+            return f"Pass on a batch norm that moves its input by {moved:.0%}: fold it"
+    return ""
+
+
+def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
+    """Say which known mistake explains what was got."""
+    for name, rule, folded in _candidates(question):
+        if _explains(question, got, own, rule, folded=folded):
+            return name
+    factor = _factor(question, got, own)
+    if factor is not None:
+        return f"x{factor:.6g} of what {_name(question.rule)} gives, everywhere"
+    if torch.float64 in {x.dtype for x in own.inputs} and _explains(question, got, own, ..., u=_U32):
+        return f"{_name(question.rule)} up to the rounding of single precision: something is cast to float32"
+    if not any(bool((g != 0).any()) for g in got):
+        return "nothing arrives at its inputs"
+    return f"not what {_name(question.rule)} gives, nor another rule that is known here"
+
+
+def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
+    """Give each known mistake with the rule that it is, and whether a batch norm behind is a part of the layer."""
+    rule = question.rule
+    meant = _name(rule)
+    if rule is not None and not isinstance(question.norm, BatchNorm):
+        yield f"its plain gradient: {meant} never ran here", None, True
+    norm, passed = question.norm, ""
+    if isinstance(norm, BatchNorm):
+        moved = _moved_folded(question)
+        much = "" if moved is None else f" that moves its input by {moved:.0%}"
+        passed = f"Pass on a batch norm{much}: fold it"
+        yield passed, rule, False
+    if not isinstance(rule, lrp.Pass):
+        yield f"passed on as it is, not by {meant}", lrp.Pass(), True
+    stabilizer = getattr(rule, "stabilizer", 1e-6)
+    zero = tuple(getattr(rule, "zero_params", ()))
+    others: list[tuple[str, Any]] = []
+    if hasattr(rule, "zero_params"):
+        if "bias" not in zero:
+            others.append((f"{meant} without the bias", _without_bias(rule)))
+        others += [("Epsilon", lrp.Epsilon(stabilizer, zero)), ("ZPlus", lrp.ZPlus(stabilizer, zero))]
+        others += [(f"Gamma({g:g})", lrp.Gamma(g, stabilizer, zero)) for g in (0.25, 0.1, 0.5, 1.0, 0.05, 10.0)]
+        others += [("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, stabilizer, zero)), ("Flat", lrp.Flat(stabilizer))]
+        others += [("WSquare", lrp.WSquare(stabilizer, zero))]
+        others += [(f"{meant} with a stabilizer of {eps:g}", _stabilized(rule, eps)) for eps in (1e-6, 1e-9, 1e-3, 0.0)]
+    elif isinstance(rule, (lrp.Uniform, lrp.SignalTakesAll)):
+        others = [("Uniform", lrp.Uniform()), ("SignalTakesAll", lrp.SignalTakesAll(0)), ("Bilinear", lrp.Bilinear())]
+    elif isinstance(rule, (lrp.Stop, lrp.Softmax)):
+        others = [("Softmax", lrp.Softmax()), ("Stop", lrp.Stop())]
+    elif isinstance(rule, lrp.Pass):
+        others = [("Norm", lrp.Norm())]
+    if isinstance(rule, lrp.Norm):
+        others = [("Pass", lrp.Pass()), ("Uniform", lrp.Uniform())]
+    for name, other in others:
+        yield f"this is what {name} gives, not {_described(rule)}", other, True
+        if passed:
+            yield f"this is what {name} gives, not {_described(rule)}, and {passed}", other, False
+    if isinstance(norm, BatchNorm):
+        yield f"its plain gradient: {meant} never ran here", None, False
+
+
+def _explains(
+    question: Question, got: Sequence[Tensor], own: Call, rule: Any, *, folded: bool = True, u: float | None = None
+) -> bool:
+    from verify.auditing.judging import merged, within  # noqa: PLC0415  a verdict asks for its note
+
+    try:
+        answer = question.answer(rule, folded=folded, u=u)
+        expected, bounds = merged(answer, own)
+        if [e.shape for e in expected] != [g.shape for g in got]:
+            return False
+    except (NoFormulaError, RuntimeError, ValueError, TypeError, AttributeError):
+        return False
+    off = [g - e for g, e in zip(got, expected, strict=True)]
+    size = sum(float(e.abs().sum()) for e in expected)
+    return within(off, bounds, gamma(4 * (sum(e.numel() for e in expected) + 8), u or question.u) * size)
+
+
+def _factor(question: Question, got: Sequence[Tensor], own: Call) -> float | None:
+    """Return c where what was got is c times what the rule gives."""
+    from verify.auditing.judging import merged, within  # noqa: PLC0415  a verdict asks for its note
+
+    try:
+        expected, bounds = merged(question.answer(), own)
+    except NoFormulaError:
+        return None
+    square = sum(float((e * e).sum()) for e in expected)
+    c = sum(float((g * e).sum()) for g, e in zip(got, expected, strict=True)) / square if square else 0.0
+    if c == 0:
+        return None
+    off = [g - c * e for g, e in zip(got, expected, strict=True)]
+    size = sum(float(e.abs().sum()) for e in expected)
+    room = None if bounds is None else [(abs(c) + 1) * b + 4 * question.u * e.abs() for b, e in zip(bounds, expected, strict=True)]
+    return c if within(off, room, gamma(8 * (sum(e.numel() for e in expected) + 8), question.u) * size) else None
+
+
+def _is_normalisation(question: Question) -> bool:
+    return isinstance(question.module, _NORMALISATIONS) or question.operation == "layer_norm"
+
+
+def _moved(norm: Any, x: Tensor) -> float:
+    """How far a batch norm moves its input, relative to what it gives."""
+    with torch.no_grad():
+        y = torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps)
+        return float((y - x).norm() / y.norm())
+
+
+def _moved_folded(question: Question) -> float | None:
+    inputs = question.call.inputs
+    return _moved(question.norm, inputs[0]) if inputs and not question.call.was_overwritten() else None
+
+
+def _without_bias(rule: Any) -> Any:
+    return _changed(rule, zero_params=(*rule.zero_params, "bias"))
+
+
+def _stabilized(rule: Any, epsilon: float) -> Any:
+    return _changed(rule, stabilizer=lrp.Stabilizer(epsilon))
+
+
+def _changed(rule: Any, **values: Any) -> Any:
+    other = object.__new__(type(rule))
+    vars(other).update({**{k: v for k, v in vars(rule).items() if not k.startswith("_")}, "_made": None, **values})
+    return other
+
+
+def _name(rule: Any) -> str:
+    return "the gradient" if rule is None else type(rule).__name__
+
+
+def _described(rule: Any) -> str:
+    if isinstance(rule, lrp.Gamma):
+        return f"Gamma({rule.gamma:g})"
+    if isinstance(rule, lrp.AlphaBeta):
+        return f"AlphaBeta({rule.alpha:g}, {rule.beta:g})"
+    return _name(rule)
