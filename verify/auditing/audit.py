@@ -167,7 +167,7 @@ def audit(
     with context as yielded:
         seen = yielded if isinstance(yielded, nn.Module) else model
         meaning = Meaning(seen, rules if expected is None else expected)
-        watch = Watch(seen, inputs, meaning, writes_out=pipeline is None)
+        watch = Watch(seen, inputs, meaning)
         with watch.forward(), torch.enable_grad():
             output = seen(*inputs)
         if not isinstance(output, Tensor):

@@ -62,9 +62,9 @@ class Call:
         """What calls of the same operation at the same place have in common."""
         return (self.operation, self.path, self.where)
 
-    def settle(self) -> None:
+    def settle(self, r: dict[End, Tensor]) -> None:
         """Count what is constant through Stop as reached where relevance went there all the same."""
-        went = {key_of(end) for end, r in self.r.items() if bool((r != 0).any())}
+        went = {key_of(end) for end, one in r.items() if bool((one != 0).any())}
         for place, (end, value) in enumerate(zip(self.ends, self.known, strict=True)):
             self.reached[place] = value > 0 or (value < 0 and key_of(end) in went)
 

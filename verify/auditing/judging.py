@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 import lrp_rules as lrp
 from lrp_rules.networks.layers import as_layer
-from lrp_rules.networks.operations import in_place, operation_of
+from lrp_rules.networks.operations import in_place, operation_of, routes
 from verify.auditing import formulas, notes
 from verify.auditing.calls import key_of
 from verify.auditing.formulas import Answer, NoFormulaError, gamma
@@ -86,8 +86,7 @@ class Judge:
             raise NoFormulaError(problem)
         rule = self._rule_of(call)
         own = call if call.folded is None else call.folded
-        own.r = call.r
-        own.settle()
+        own.settle(call.r)
         u = torch.finfo(own.inputs[0].dtype).eps / 2
         Rs = [
             call.R.get(end, torch.zeros(shape, dtype=dtype)) if end is not None else torch.zeros(shape, dtype=dtype)
@@ -99,8 +98,8 @@ class Judge:
         expected, bounds = merged(answer, own)
         constants = _total([r for r, place in zip(answer.r, places(own), strict=True) if not own.reached[place]])
         constants += answer.constants
-        if isinstance(rule, lrp.Stop):
-            constants += sums[0]
+        if isinstance(rule, lrp.Stop) or question.routes():
+            constants += sums[0] - _total(answer.r)
         known = answer.bias + answer.stabilizer + answer.dead + constants
         unexplained = sums[1] - sums[0] + known
         size = _total([v.abs() for v in expected])
@@ -182,6 +181,11 @@ class Question:
                     layer = formulas.folded(layer, self.module, self.norm)
                 return formulas.by_parts(rule, layer, x, Rs[0], u)
         return formulas.by_function(rule, self.again(), self.operation, xs, Rs, u)
+
+    def routes(self) -> bool:
+        """Whether its gradient is a rule: what its inputs do not get is that of constants, as of a class token."""
+        call = self.own
+        return self.rule is None and call.function is not None and routes(call.function, *tree_unflatten(*call.arguments))
 
     def _plain_layer(self) -> bool:
         return len(self.own.inputs) == 1 or self.own.function is not None

@@ -121,11 +121,11 @@ class Meaning:
             if len(reached) != 1 or not isinstance(self.of(call), FoldBatchNorm):
                 continue
             layer = layers.get(key_of(reached[0]))
-            if layer is None or uses[key_of(reached[0])] != 1:
+            if layer is None:
                 continue
             if "Linear" in layer.operation and layer.inputs[0].ndim != 2:
                 continue
-            flow.fold(call, layer)
+            flow.fold(call, layer, alone=uses[key_of(reached[0])] == 1)
 
     def idle(self, model: nn.Module, called: set[Any]) -> tuple[str, ...]:
         """Return the names of modules that have a rule and were not called."""

@@ -91,7 +91,8 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
     factor = _factor(question, got, own)
     if factor is not None:
         return f"x{factor:.6g} of what {_name(question.rule)} gives, everywhere"
-    if torch.float64 in {x.dtype for x in own.inputs} and _explains(question, got, own, ..., u=_U32):
+    single = all(g.dtype == torch.float64 and bool((g == g.float().double()).all()) for g in got)
+    if single and question.u < _U32 and any(bool((g != 0).any()) for g in got) and _explains(question, got, own, ..., u=_U32):
         return f"{_name(question.rule)} up to the rounding of single precision: something is cast to float32"
     if not any(bool((g != 0).any()) for g in got):
         return "nothing arrives at its inputs"

@@ -33,10 +33,12 @@ def text(audit: Audit, *, depth: int = 1, every: bool = False) -> str:
     for name, rows in blocks(audit.rows, depth):
         counts = Counter(row.verdict for row in rows)
         verdict = ", ".join(f"{count} {what}" for what, count in sorted(counts.items(), key=lambda kv: kv[0] != HELD))
-        first, last = rows[0], rows[-1]
+        came = rows[0].relevance_in
+        # shortcuts leave it, too
+        went = came + sum(row.relevance_out - row.relevance_in for row in rows)
         sums = [sum(getattr(row, column) for row in rows) for column in ("bias", "stabilizer", "dead", "constants", "unexplained")]
         scale = max(row.gross_in for row in rows)
-        lines.append((name, "", "", f"{first.relevance_in:.4g}", f"{last.relevance_out:.4g}",
+        lines.append((name, "", "", f"{came:.4g}", f"{went:.4g}",
                       *(_number(v, scale) for v in sums), "", verdict))  # fmt: skip
         for row in rows:
             if every or row.verdict != HELD or row.note:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, resolve_name
 from torch.utils._pytree import tree_flatten
 
+import lrp_rules
 from lrp_rules import Stop
+from lrp_rules.networks.between import INNER, here
 from lrp_rules.networks.operations import in_place, operation_of
 from lrp_rules.networks.written_out import WRITTEN_OUT
 from verify.auditing.calls import TRANSPARENT, Call, end_of, floats, key_of
@@ -27,9 +30,14 @@ if TYPE_CHECKING:
     from verify.auditing.calls import End
     from verify.auditing.meaning import Meaning
 
-#: Code that calls functions on behalf of somebody else.
-_BETWEEN = ("/lrp_rules/", "/verify/auditing/", "/torch/overrides.py", "/torch/_tensor.py", "/torch/functional.py")
-_BETWEEN += ("/torch/nn/functional.py", "/torch/utils/", "/zennit/")
+#: Folders and files of code that calls functions on behalf of somebody else.
+_TORCH = Path(torch.__file__).parent
+_BETWEEN = (
+    f"{Path(lrp_rules.__file__).parent}/", f"{Path(__file__).parent}/", f"{_TORCH}/overrides.py", f"{_TORCH}/_tensor.py",
+    f"{_TORCH}/functional.py", f"{_TORCH}/nn/functional.py", f"{_TORCH}/utils/",
+)  # fmt: skip
+# what attach says of a line of the model is said of that line, and not of this file
+INNER.append(f"{Path(__file__).parent}/")
 _GATES = {"sigmoid", "hardsigmoid"}
 _GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
 _RAW, _REACHED, _STOPPED = 2, 1, -1
@@ -38,9 +46,9 @@ _RAW, _REACHED, _STOPPED = 2, 1, -1
 class Watch(TorchFunctionMode):
     """Notes the calls of one forward pass in ``calls``."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], meaning: Meaning, *, writes_out: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], meaning: Meaning) -> None:
         super().__init__()
-        self.model, self.meaning, self.writes_out = model, meaning, writes_out
+        self.model, self.meaning = model, meaning
         self.calls: list[Call] = []
         self.modules_called: set[nn.Module] = set()
         self._stack: list[tuple[str, nn.Module, Call | None]] = []
@@ -191,7 +199,7 @@ class Watch(TorchFunctionMode):
         given = [t for t in floats((args, kwargs)) if t.requires_grad]
         if not given or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return func(*args, **kwargs)
-        if self.writes_out and operation_of(func) in WRITTEN_OUT and any(self.value(t) > 0 for t in given):
+        if here.flows and here.flows[-1].between.rules and operation_of(func) in WRITTEN_OUT and any(self.value(t) > 0 for t in given):
             with self:  # attach computes it of the same parts, and each of them is a call
                 return WRITTEN_OUT[str(operation_of(func))](*args, **kwargs)
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
@@ -246,12 +254,14 @@ class Flow:
                 hook.remove()
             self.calls[:] = [c for c in self.calls if (c.R or c.cut) and not _hands_on(c)]
 
-    def fold(self, norm: Call, layer: Call) -> None:
-        """Make one operation of a batch norm and the layer before it."""
+    def fold(self, norm: Call, layer: Call, *, alone: bool) -> None:
+        """Make one operation of a batch norm and the layer before it; of what else uses the layer, the layer itself."""
+        norm.folded = layer
+        if not alone:
+            return
         for node in layer.nodes:
             self._of[node] = norm
         norm.nodes |= layer.nodes
-        norm.folded = layer
         self.calls.remove(layer)
 
     def _seen(self, node: Any, call: Call) -> Callable[[Any, Any], None]:
@@ -292,6 +302,6 @@ def name_of(func: Any) -> str:
 def _where() -> str:
     """Return the line that called a function."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and any(part in frame.f_code.co_filename for part in _BETWEEN):
+    while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back
     return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
