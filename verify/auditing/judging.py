@@ -144,7 +144,10 @@ class Question:
             operations = {operation_of(one) for one in self.own.inner}
             self.operation = operations.pop() if len(operations) == 1 else None
         self.module = self.own.module if self.own.function is None else module_of(self.own)
-        self.norm = None if call.folded is None else call.module if call.function is None else module_of(call)
+        norm = None if call.folded is None else call.module if call.function is None else module_of(call)
+        #: Whether a canonizer has merged the batch norm into the layer already, and left one that does nothing.
+        self.is_merged = isinstance(norm, formulas.BatchNorm) and _does_nothing(norm)
+        self.norm = None if self.is_merged else norm
 
     def answer(self, rule: Any = ..., *, folded: bool = True, u: float | None = None) -> Answer:
         """Return what a rule gives; the one that is meant, if none is named."""
@@ -225,6 +228,12 @@ class Question:
             return function(*args, **{k: v for k, v in kwargs.items() if k not in {"inplace", "dtype"}})
 
         return again
+
+
+def _does_nothing(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether a batch norm is one that canonizers leave behind; its eps may be forgotten."""
+    pairs = ((norm.running_mean, 0), (norm.running_var, 1), (norm.weight, 1), (norm.bias, 0))
+    return all(value is None or bool((value == number).all()) for value, number in pairs)
 
 
 def out_of_place(function: Any) -> Any:

@@ -64,7 +64,9 @@ class Meaning:
         """Whether a module is one row of the table: it has a rule, or is a module of torch with none below it."""
         if module in self.modules:
             return True
-        return next(module.children(), None) is None and type(module).__module__.startswith("torch.nn.")
+        if next(module.children(), None) is not None:
+            return False
+        return type(module).__module__.startswith("torch.nn.") or _is_hooked(module)
 
     def is_first_layer(self, call: Call) -> bool:
         """Whether a call is of a layer after which no other is a first one."""
@@ -132,3 +134,14 @@ class Meaning:
         names = {module: name for name, module in model.named_modules()}
         used = {part for module in called if module is not None for part in module.modules()}
         return tuple(names[module] for module in self.modules if module not in used and module in names)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody has hooks on a module, besides those by which lrp_rules and the audit look on."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())
+    return any(not _module_of(hook).startswith(("lrp_rules.networks.watch", "verify.auditing")) for hook in hooks)
+
+
+def _module_of(hook: Any) -> str:
+    owner = getattr(hook, "__self__", None)
+    return str(getattr(hook if owner is None else type(owner), "__module__", ""))

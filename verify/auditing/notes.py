@@ -76,6 +76,10 @@ def leak(question: Question, came: float, went: float) -> str:
 
 def held(question: Question) -> str:
     """Say what is to be known of a call that follows its rule."""
+    norm = question.call.module
+    if question.is_merged and isinstance(norm, BatchNorm) and norm.eps:
+        moved = 1 - (1 + norm.eps) ** -0.5
+        return f"merged by a canonizer, which forgot the eps of {norm.eps:g}: the output is off by {moved:.1g}"
     if isinstance(question.rule, lrp.Pass) and isinstance(question.module, BatchNorm):
         moved = _moved(question.module, question.own.inputs[0])
         if moved > 1e-4:
