@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections import Counter
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lrp_rules import attach
-from verify.auditing.judging import HELD, Judge, Row
+from verify.auditing.account import Account
+from verify.auditing.judging import Judge
 from verify.auditing.meaning import Meaning
+from verify.auditing.page import write_page
+from verify.auditing.text import text
 from verify.auditing.watch import Flow, Watch
 
 if TYPE_CHECKING:
@@ -22,93 +23,24 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    import pandas as pd
-
     from lrp_rules import Composite
     from lrp_rules.hooks.hook import Hook
+    from verify.auditing.account import Row
 
     Pipeline = str | Callable[[nn.Module], AbstractContextManager[Any]] | None
 
 
-@dataclass(frozen=True)
-class Audit:
+class Audit(Account):
     """What became of the relevance in one explanation of a network.
 
     ``print`` it for the account by blocks.
     """
 
-    model: str
-    pipeline: str
-    rows: tuple[Row, ...]
-    #: The sum of the relevance that was put in at the output, and of its magnitudes.
-    put_in: float
-    gross: float
-    #: The relevance of each input, as the pipeline gives it.
-    relevance: tuple[Tensor | None, ...]
-    output: Tensor
-    #: Names of modules that have a rule and were not called.
-    never_called: tuple[str, ...] = ()
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row for each call of a module or function, from the output down.
-
-        ========================== ==================================================================================
-        operation, module, where   what was called: a type of module or a function; in which module; at which line
-        rule                       the rule that was meant; empty: its gradient
-        calls                      how often this operation was called at this place
-        relevance_in, _out         sums of the relevance of its outputs and of its inputs
-        gross_in, gross_out        sums of the magnitudes
-        bias, stabilizer, dead     what these take by the rule; dead: outputs to which nothing contributed
-        constants                  what the rule gives to learned constants, such as a position embedding
-        unexplained                relevance_out - relevance_in, and all that is named: 0 but for rounding
-        deviation                  sum of abs(got - expected) over all inputs, by that of abs(expected)
-        verdict                    held, deviates, unexplained, not judged
-        note                       why, and what to do
-        ========================== ==================================================================================
-        """
-        import pandas as pd  # noqa: PLC0415  it takes a second
-
-        return pd.DataFrame([asdict(row) for row in self.rows], columns=[one.name for one in fields(Row)])
-
-    @property
-    def arrived(self) -> float:
-        """The sum of the relevance at the inputs."""
-        return sum(float(r.double().sum()) for r in self.relevance if r is not None)
-
-    @property
-    def unexplained(self) -> float:
-        """Sum over all operations of the relevance that has no explanation, in units of what was put in."""
-        return sum(abs(row.unexplained) for row in self.rows) / self.gross if self.gross else 0.0
-
-    @property
-    def held(self) -> bool:
-        """Whether every operation follows the rule that was meant, and all relevance is explained."""
-        return bool(self.rows) and not self.faults and not self.never_called
-
-    @property
-    def faults(self) -> tuple[Row, ...]:
-        """The rows that did not hold."""
-        return tuple(row for row in self.rows if row.verdict != HELD)
-
     def __str__(self) -> str:
-        from verify.auditing.text import text  # noqa: PLC0415  it needs this class
-
         return text(self)
-
-    def to_json(self) -> str:
-        """Return the numbers and all rows as JSON."""
-        content = {
-            "format": "lrp-audit/1", "model": self.model, "pipeline": self.pipeline, "put_in": self.put_in,
-            "arrived": self.arrived, "unexplained": self.unexplained, "held": self.held,
-            "never_called": self.never_called, "rows": [asdict(row) for row in self.rows],
-        }  # fmt: skip
-        return json.dumps(_finite(content), indent=1)
 
     def html(self, path: str | Path) -> None:
         """Write one self-contained page: the flow down the network, and a table that filters and sorts."""
-        from verify.auditing.page import write_page  # noqa: PLC0415  imports jinja2
-
         write_page(self, path)
 
 
@@ -159,7 +91,9 @@ def audit(
     for one in given:
         if not isinstance(one, Tensor) or not one.is_floating_point():
             what = str(one.dtype) if isinstance(one, Tensor) else type(one).__name__
-            msg = f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
+            msg = (
+                f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
+            )
             msg += "their embeddings on"
             raise TypeError(msg)
     inputs = [one.detach().clone().requires_grad_() for one in given]
@@ -178,7 +112,8 @@ def audit(
             raise ValueError(msg)
         R = _relevance(output, target)
         flow = Flow(output, inputs, watch.calls)
-        meaning.fold(watch.calls, flow)
+        for norm, layer, alone in meaning.folds(watch.calls):
+            flow.fold(norm, layer, alone=alone)
         relevance = flow.backward(output, R)
         rows = _judged(watch, meaning)
         called = {call.module for call in watch.calls} | {c.folded.module for c in watch.calls if c.folded is not None}
@@ -231,17 +166,6 @@ def _relevance(output: Tensor, target: int | Tensor | None) -> Tensor:
         raise ValueError(msg)
     place = flat.argmax(1) if target is None else torch.full((len(flat),), target % flat.shape[1], device=flat.device)
     return torch.zeros_like(flat).scatter_(1, place[:, None], 1.0).reshape(output.shape)
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON without NaN and inf, which it does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
 
 
 def assert_conserves(

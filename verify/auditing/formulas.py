@@ -46,7 +46,7 @@ class Answer:
 
 
 def gamma(n: float, u: float) -> float:
-    """n u / (1 - n u): how far n roundings take a product."""
+    """N u / (1 - n u): how far n roundings take a product."""
     return n * u / (1 - n * u) if n * u < 0.5 else float("inf")
 
 
@@ -326,7 +326,7 @@ def _contributions(
 
 
 def passed(xs: Tensors, Rs: Tensors, u: float) -> Answer:
-    """r = R."""
+    """R = R."""
     if [x.shape for x in xs] != [R.shape for R in Rs]:
         msg = "Pass, and its output does not look like its input"
         raise NoFormulaError(msg)
@@ -334,7 +334,7 @@ def passed(xs: Tensors, Rs: Tensors, u: float) -> Answer:
 
 
 def stopped(xs: Tensors) -> Answer:
-    """r = 0: the weights are constants, and keep what comes to them."""
+    """R = 0: the weights are constants, and keep what comes to them."""
     return Answer([torch.zeros_like(x, dtype=torch.float64) for x in xs], [torch.zeros_like(x).double() for x in xs])
 
 
@@ -360,7 +360,7 @@ def product(rule: Any, xs: Tensors, R: Tensor, u: float, signal: int | None) -> 
 
 
 def softmax(f: Function, dim: int, x: Tensor, R: Tensor, u: float) -> Answer:
-    """x * (R - s sum R); the constant of the Taylor expansion keeps the rest."""
+    """X * (R - s sum R); the constant of the Taylor expansion keeps the rest."""
     x, R = x.double(), R.double()
     s = f(x)
     x = x.masked_fill(x == -torch.inf, 0)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from lrp_rules.hooks.hook import Hook
     from verify.auditing.calls import Call
-    from verify.auditing.watch import Flow
 
 LINEAR = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -106,8 +105,9 @@ class Meaning:
         operations = {operation_of(function) for function in call.inner}
         return operations.pop() if len(operations) == 1 and call.module not in self.modules else None
 
-    def fold(self, calls: list[Call], flow: Flow) -> None:
-        """Make one operation of each batch norm that is to be folded and the layer that it follows."""
+    def folds(self, calls: list[Call]) -> list[tuple[Call, Call, bool]]:
+        """Return each batch norm that is to be folded, the layer that it follows, and whether nothing else does."""
+        found = []
         layers = {
             key_of(call.outs[0]): call
             for call in calls
@@ -118,7 +118,7 @@ class Meaning:
         for call in calls:
             for end in call.ends:
                 uses[key_of(end)] = uses.get(key_of(end), 0) + 1
-        for call in list(calls):
+        for call in calls:
             reached = [end for end, known in zip(call.ends, call.reached, strict=True) if known]
             if len(reached) != 1 or not isinstance(self.of(call), FoldBatchNorm):
                 continue
@@ -127,7 +127,8 @@ class Meaning:
                 continue
             if "Linear" in layer.operation and layer.inputs[0].ndim != 2:
                 continue
-            flow.fold(call, layer, alone=uses[key_of(reached[0])] == 1)
+            found.append((call, layer, uses[key_of(reached[0])] == 1))
+        return found
 
     def idle(self, model: nn.Module, called: set[Any]) -> tuple[str, ...]:
         """Return the names of modules that have a rule and were not called."""

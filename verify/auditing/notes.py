@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules as lrp
+from verify.auditing.comparing import merged, within
 from verify.auditing.formulas import BatchNorm, NoFormulaError, gamma
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from verify.auditing.calls import Call
-    from verify.auditing.judging import Question
+    from verify.auditing.question import Question
 
 _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _U32 = 2.0**-24
@@ -58,7 +59,9 @@ def leak(question: Question, came: float, went: float) -> str:
         many = sum(question.own.reached)
         return f"{times}: relevance is copied to {'both summands' if many == 2 else 'each summand'}: put Norm on {key}"
     if operation in {"mul", "div"}:
-        return f"{times}: the gradient of a product counts it once for each factor: put SignalTakesAll or Uniform on {key}"
+        return (
+            f"{times}: the gradient of a product counts it once for each factor: put SignalTakesAll or Uniform on {key}"
+        )
     if operation == "matmul":
         return f"{times}: both factors get a share by the gradient: put Bilinear on torch.matmul"
     if operation == "softmax":
@@ -96,7 +99,12 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
     if factor is not None:
         return f"x{factor:.6g} of what {_name(question.rule)} gives, everywhere"
     single = all(g.dtype == torch.float64 and bool((g == g.float().double()).all()) for g in got)
-    if single and question.u < _U32 and any(bool((g != 0).any()) for g in got) and _explains(question, got, own, ..., u=_U32):
+    if (
+        single
+        and question.u < _U32
+        and any(bool((g != 0).any()) for g in got)
+        and _explains(question, got, own, ..., u=_U32)
+    ):
         return f"{_name(question.rule)} up to the rounding of single precision: something is cast to float32"
     if not any(bool((g != 0).any()) for g in got):
         return "nothing arrives at its inputs"
@@ -147,8 +155,6 @@ def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
 def _explains(
     question: Question, got: Sequence[Tensor], own: Call, rule: Any, *, folded: bool = True, u: float | None = None
 ) -> bool:
-    from verify.auditing.judging import merged, within  # noqa: PLC0415  a verdict asks for its note
-
     try:
         answer = question.answer(rule, folded=folded, u=u)
         expected, bounds = merged(answer, own)
@@ -163,8 +169,6 @@ def _explains(
 
 def _factor(question: Question, got: Sequence[Tensor], own: Call) -> float | None:
     """Return c where what was got is c times what the rule gives."""
-    from verify.auditing.judging import merged, within  # noqa: PLC0415  a verdict asks for its note
-
     try:
         expected, bounds = merged(question.answer(), own)
     except NoFormulaError:
@@ -175,7 +179,11 @@ def _factor(question: Question, got: Sequence[Tensor], own: Call) -> float | Non
         return None
     off = [g - c * e for g, e in zip(got, expected, strict=True)]
     size = sum(float(e.abs().sum()) for e in expected)
-    room = None if bounds is None else [(abs(c) + 1) * b + 4 * question.u * e.abs() for b, e in zip(bounds, expected, strict=True)]
+    room = (
+        None
+        if bounds is None
+        else [(abs(c) + 1) * b + 4 * question.u * e.abs() for b, e in zip(bounds, expected, strict=True)]
+    )
     return c if within(off, room, gamma(8 * (sum(e.numel() for e in expected) + 8), question.u) * size) else None
 
 
@@ -186,7 +194,9 @@ def _is_normalisation(question: Question) -> bool:
 def _moved(norm: Any, x: Tensor) -> float:
     """How far a batch norm moves its input, relative to what it gives."""
     with torch.no_grad():
-        y = torch.nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps)
+        y = torch.nn.functional.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps
+        )
         return float((y - x).norm() / y.norm())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from verify.auditing.judging import HELD, Row
+from verify.auditing.account import HELD, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from verify.auditing.audit import Audit
+    from verify.auditing.account import Account
 
 HEAD = ("block / operation", "where", "rule", "R in", "R out", "bias", "stabil.", "dead", "const.", "unexpl.", "off rule", "verdict")  # fmt: skip
 
@@ -26,7 +26,7 @@ def blocks(rows: Iterable[Row], depth: int = 1) -> list[tuple[str, list[Row]]]:
     return found
 
 
-def text(audit: Audit, *, depth: int = 1, every: bool = False) -> str:
+def text(audit: Account, *, depth: int = 1, every: bool = False) -> str:
     """Return the account; with all rows, where ``every`` is given."""
     lines: list[tuple[str, ...]] = [HEAD]
     notes: dict[int, str] = {}
@@ -36,7 +36,10 @@ def text(audit: Audit, *, depth: int = 1, every: bool = False) -> str:
         came = rows[0].relevance_in
         # shortcuts leave it, too
         went = came + sum(row.relevance_out - row.relevance_in for row in rows)
-        sums = [sum(getattr(row, column) for row in rows) for column in ("bias", "stabilizer", "dead", "constants", "unexplained")]
+        sums = [
+            sum(getattr(row, column) for row in rows)
+            for column in ("bias", "stabilizer", "dead", "constants", "unexplained")
+        ]
         scale = max(row.gross_in for row in rows)
         lines.append((name, "", "", f"{came:.4g}", f"{went:.4g}",
                       *(_number(v, scale) for v in sums), "", verdict))  # fmt: skip
@@ -48,14 +51,16 @@ def text(audit: Audit, *, depth: int = 1, every: bool = False) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     out = [f"Audit of {audit.model} by {audit.pipeline}: {len(audit.rows)} operations"]
     for number, line in enumerate(lines, 1):
-        cells = [v.ljust(w) if c in {0, 1, 2, 11} else v.rjust(w) for c, (v, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            v.ljust(w) if c in {0, 1, 2, 11} else v.rjust(w) for c, (v, w) in enumerate(zip(line, widths, strict=True))
+        ]
         out.append("  ".join(cells).rstrip())
         if number in notes:
             out.append(f"      {notes[number]}")
     return "\n".join([*out, "", *summary(audit)])
 
 
-def summary(audit: Audit) -> list[str]:
+def summary(audit: Account) -> list[str]:
     """Return the last lines."""
     counts = Counter(row.verdict for row in audit.rows)
     total = ", ".join(f"{count} {what}" for what, count in counts.items())
@@ -87,9 +92,19 @@ def _number(value: float, scale: float) -> str:
     return "" if abs(value) <= 1e-6 * scale else f"{value:.3g}"
 
 
-def markdown(audit: Audit) -> str:
+def markdown(audit: Account) -> str:
     """Return the rows that did not hold, and the totals, in Markdown."""
-    columns: Sequence[str] = ("operation", "module", "where", "rule", "relevance in", "relevance out", "unexplained", "verdict", "note")
+    columns: Sequence[str] = (
+        "operation",
+        "module",
+        "where",
+        "rule",
+        "relevance in",
+        "relevance out",
+        "unexplained",
+        "verdict",
+        "note",
+    )
     lines = [f"**Audit of {audit.model} by {audit.pipeline}**", "", *(f"{line}  " for line in summary(audit)), ""]
     if audit.faults:
         lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

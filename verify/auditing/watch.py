@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-    from verify.auditing.calls import End
     from verify.auditing.meaning import Meaning
 
 #: Folders and files of code that calls functions on behalf of somebody else.
@@ -199,7 +198,12 @@ class Watch(TorchFunctionMode):
         given = [t for t in floats((args, kwargs)) if t.requires_grad]
         if not given or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return func(*args, **kwargs)
-        if here.flows and here.flows[-1].between.rules and operation_of(func) in WRITTEN_OUT and any(self.value(t) > 0 for t in given):
+        if (
+            here.flows
+            and here.flows[-1].between.rules
+            and operation_of(func) in WRITTEN_OUT
+            and any(self.value(t) > 0 for t in given)
+        ):
             with self:  # attach computes it of the same parts, and each of them is a call
                 return WRITTEN_OUT[str(operation_of(func))](*args, **kwargs)
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]

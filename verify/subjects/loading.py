@@ -25,9 +25,25 @@ def load(spec: str) -> Subject:
     """
     if is_command(spec):
         return port.load(spec)
+    namespace, module_name = named(spec, "the subject"), spec.partition(":")[0]
+    if not any(hasattr(namespace, rule) for rule in RULES):
+        msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
+        raise SubjectError(msg)
+    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+
+
+def named(spec: str, what: str = "what is named") -> Any:
+    """Import what is named ``MODULE`` or ``MODULE:ATTRIBUTE``, also from the folder of the call.
+
+    Raises
+    ------
+    SubjectError
+        If it cannot be imported.
+
+    """
     module_name, _, attribute = spec.partition(":")
     if not module_name:
-        msg = f"the subject is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        msg = f"{what} is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
         raise SubjectError(msg)
     # as `python -m` would: a subject in the folder of the call needs no installation
     here = str(Path.cwd())
@@ -39,15 +55,12 @@ def load(spec: str) -> Subject:
         for part in filter(None, attribute.split(".")):
             namespace = getattr(namespace, part)
     except Exception as error:
-        msg = f"the subject {spec!r} cannot be imported: {type(error).__name__}: {error}"
+        msg = f"{what} {spec!r} cannot be imported: {type(error).__name__}: {error}"
         raise SubjectError(msg) from error
     finally:
         if added:
             sys.path.remove(here)
-    if not any(hasattr(namespace, rule) for rule in RULES):
-        msg = f"the subject {spec!r} has none of the rules {', '.join(RULES)}; name the module or object that has them"
-        raise SubjectError(msg)
-    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+    return namespace
 
 
 def _version(module_name: str) -> str:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 import verify
-from lrp_rules import Composite, Epsilon, Gamma, Norm, Pass, UnruledWarning, ZPlus, attach, composites
+from lrp_rules import Composite, Epsilon, Gamma, Pass, UnruledWarning, ZPlus, attach, composites
 from tests.lrp_rules.networks import NETWORKS, prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from verify.auditing.judging import Row
+    from verify.auditing.account import Row
 
 GAMMA = composites.EpsilonGammaBox(-9.0, 9.0)
 PLUS = composites.EpsilonPlus()
@@ -121,11 +121,15 @@ MUTANTS = {
         "residual", PLUS, attached(PLUS, ignore="7"), [("Linear", "7", "its plain gradient: Epsilon never ran here")]
     ),
     "no rule on a convolution": Mutant(
-        "gated", PLUS, attached(PLUS, ignore="2.conv"),
+        "gated",
+        PLUS,
+        attached(PLUS, ignore="2.conv"),
         [("Conv2d", "2.conv", "its plain gradient: ZPlus never ran here")],
     ),
     "another gamma on one layer": Mutant(
-        "gated", GAMMA, named({"2.conv": Gamma(0.5)}, GAMMA),
+        "gated",
+        GAMMA,
+        named({"2.conv": Gamma(0.5)}, GAMMA),
         [("Conv2d", "2.conv", "this is what Gamma(0.5) gives, not Gamma(0.25)")],
     ),
     "ZPlus in place of Epsilon": Mutant(
@@ -135,25 +139,33 @@ MUTANTS = {
         "residual", PLUS, named({"7": Epsilon(1e-9)}, PLUS), [("Linear", "7", "Epsilon with a stabilizer of 1e-09")]
     ),
     "the bias dropped in one layer": Mutant(
-        "residual", PLUS, named({"7": Epsilon(zero_params="bias")}, PLUS),
+        "residual",
+        PLUS,
+        named({"7": Epsilon(zero_params="bias")}, PLUS),
         [("Linear", "7", "this is what Epsilon without the bias gives")],
     ),
     "a batch norm passed": Mutant(
-        "residual", PLUS, named({"4.bn2": Pass()}, PLUS),
+        "residual",
+        PLUS,
+        named({"4.bn2": Pass()}, PLUS),
         [("Conv2d + BatchNorm2d", "4.conv2", "Pass on a batch norm that moves its input by")],
     ),
     "a skip doubled in one block": Mutant("residual", PLUS, doubled, [("Tensor.add_", "4", "Norm never ran here")]),
     "a branch detached": Mutant("residual", PLUS, detached, [("Conv2d", "3.conv2", "detached")]),
     "a hook lost": Mutant("gated", PLUS, lost, [("Conv2d", "2.conv", "its plain gradient: ZPlus never ran here")]),
     "scaled by 1.001 in one layer": Mutant(
-        "gated", PLUS, hooked("2.conv", lambda r: 1.001 * r, PLUS),
+        "gated",
+        PLUS,
+        hooked("2.conv", lambda r: 1.001 * r, PLUS),
         [("Conv2d", "2.conv", "x1.001 of what ZPlus gives")],
     ),
     "the sign turned in one layer": Mutant(
         "gated", PLUS, hooked("2.conv", torch.neg, PLUS), [("Conv2d", "2.conv", "x-1 of what ZPlus gives")]
     ),
     "cast to float32 in one layer": Mutant(
-        "gated", PLUS, hooked("2.conv", lambda r: r.float().double(), PLUS),
+        "gated",
+        PLUS,
+        hooked("2.conv", lambda r: r.float().double(), PLUS),
         [("Conv2d", "2.conv", "up to the rounding of single precision")],
     ),
     "nothing from one layer": Mutant(
@@ -169,7 +181,9 @@ MUTANTS = {
         "decoder", PLUS, without({F.softmax, nn.Softmax}, PLUS), [("torch.softmax", "", "its plain gradient: Stop")]
     ),
     "a gate by its gradient": Mutant(
-        "gated", PLUS, without({torch.mul}, PLUS),
+        "gated",
+        PLUS,
+        without({torch.mul}, PLUS),
         [("Tensor.mul", "2", "SignalTakesAll never ran here"), ("Tensor.mul", "0", "SignalTakesAll never ran here")],
     ),
     "means by their gradient": Mutant(

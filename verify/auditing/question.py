@@ -1,0 +1,176 @@
+"""One call and the relevance that came to it, as a question: what does a rule give?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+import lrp_rules as lrp
+from lrp_rules.networks.layers import as_layer
+from lrp_rules.networks.operations import in_place, operation_of, routes
+from verify.auditing import formulas
+from verify.auditing.comparing import places
+from verify.auditing.formulas import Answer, NoFormulaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from verify.auditing.calls import Call
+
+
+class Question:
+    """One call and the relevance that came to it: what does a rule give?"""
+
+    def __init__(self, call: Call, rule: Any, Rs: list[Tensor], u: float) -> None:
+        self.call, self.rule, self.Rs, self.u = call, rule, Rs, u
+        self.own = call if call.folded is None else call.folded
+        self.operation = operation_of(self.own.function) if self.own.function is not None else None
+        if self.own.module is not None and self.own.inner:
+            operations = {operation_of(one) for one in self.own.inner}
+            self.operation = operations.pop() if len(operations) == 1 else None
+        self.module = self.own.module if self.own.function is None else module_of(self.own)
+        norm = None if call.folded is None else call.module if call.function is None else module_of(call)
+        #: Whether a canonizer has merged the batch norm into the layer already, and left one that does nothing.
+        self.is_merged = isinstance(norm, formulas.BatchNorm) and _does_nothing(norm)
+        self.norm = None if self.is_merged else norm
+
+    def answer(self, rule: Any = ..., *, folded: bool = True, u: float | None = None) -> Answer:
+        """Return what a rule gives; the one that is meant, if none is named."""
+        rule, u = self.rule if rule is ... else rule, u or self.u
+        own, Rs = self.own, self.Rs
+        xs = [own.inputs[place] for place in places(own)]
+        if isinstance(rule, lrp.Stop):
+            return formulas.stopped(xs)
+        if isinstance(rule, lrp.Pass):
+            return formulas.passed(xs, Rs, u)
+        if isinstance(rule, lrp.ReLUDeconvNet):
+            return Answer([Rs[0].double().clamp(min=0)], [2 * u * Rs[0].double().abs()])
+        if isinstance(rule, lrp.ReLUBetaSmooth):
+            x = xs[0].double()
+            return Answer([torch.sigmoid(rule.beta_smooth * x) * Rs[0].double()], None)
+        if isinstance(rule, (lrp.Uniform, lrp.SignalTakesAll)):
+            return formulas.product(rule, xs, Rs[0], u, self._signal(rule))
+        if isinstance(rule, lrp.LayerNormRule):
+            if self.module is None:
+                msg = "no formula for LayerNormRule on this function here"
+                raise NoFormulaError(msg)
+            return formulas.normalisation(rule, self.module, xs[0], Rs[0], u)
+        if isinstance(rule, lrp.Softmax):
+            dim = rule.dim if rule.dim is not None else getattr(self.module, "dim", None)
+            if dim is None:
+                msg = "the dimension of the softmax is not known"
+                raise NoFormulaError(msg)
+            return formulas.softmax(lambda v: torch.softmax(v, dim), dim, xs[0], Rs[0], u)
+        if hasattr(rule, "zero_params") and self.module is not None and self._plain_layer():
+            x = xs[0]
+            layer = formulas.layer_of(self.module, x.double())
+            if layer is not None:
+                if folded and isinstance(self.norm, formulas.BatchNorm):
+                    layer = formulas.folded(layer, self.module, self.norm)
+                return formulas.by_parts(rule, layer, x, Rs[0], u)
+        return formulas.by_function(rule, self.again(), self.operation, xs, Rs, u)
+
+    def routes(self) -> bool:
+        """Whether its gradient is a rule: what its inputs do not get is that of constants, as of a class token."""
+        call = self.own
+        return (
+            self.rule is None and call.function is not None and routes(call.function, *tree_unflatten(*call.arguments))
+        )
+
+    def _plain_layer(self) -> bool:
+        return len(self.own.inputs) == 1 or self.own.function is not None
+
+    def _signal(self, rule: Any) -> int | None:
+        """Return which of the inputs is the signal; -1, where that is a constant."""
+        if not isinstance(rule, lrp.SignalTakesAll):
+            return None
+        own, chosen = self.own, places(self.own)
+        if rule.signal is None:
+            signals = [place for place in chosen if not own.gates[place]]
+            return chosen.index(signals[0]) if len(signals) == 1 and len(own.inputs) > 1 else None
+        if own.function is None:
+            return rule.signal
+        tensors = [leaf for leaf in own.arguments[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        signal = tensors[rule.signal] if rule.signal < len(tensors) else None
+        return next((at for at, place in enumerate(chosen) if own.inputs[place] is signal), -1)
+
+    def again(self) -> Callable[..., Any]:
+        """Return the call as a function of its inputs, in float64 and not in place."""
+        call = self.own
+        if call.function is None:
+            return _module_again(call)
+        leaves, structure = call.arguments
+        at = [next(i for i, leaf in enumerate(leaves) if leaf is call.inputs[place]) for place in places(call)]
+        others = [leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves]
+        function = call.function
+        args, kwargs = tree_unflatten(leaves, structure)
+        if in_place(function, args, kwargs):
+            function = out_of_place(function)
+
+        def again(*xs: Tensor) -> Any:
+            given = list(others)
+            for place, x in zip(at, xs, strict=True):
+                given[place] = x
+            args, kwargs = tree_unflatten(given, structure)
+            return function(*args, **{k: v for k, v in kwargs.items() if k not in {"inplace", "dtype"}})
+
+        return again
+
+
+def _does_nothing(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether a batch norm is one that canonizers leave behind; its eps may be forgotten."""
+    pairs = ((norm.running_mean, 0), (norm.running_var, 1), (norm.weight, 1), (norm.bias, 0))
+    return all(value is None or bool((value == number).all()) for value, number in pairs)
+
+
+def out_of_place(function: Any) -> Any:
+    """Return what does the same as a function that writes to its argument, and writes to nothing."""
+    name = getattr(function, "__name__", "")
+    if name in {"__iadd__", "iadd"}:
+        return torch.add
+    if name in {"__isub__", "isub"}:
+        return torch.sub
+    if name in {"__imul__", "imul"}:
+        return torch.mul
+    if name in {"__itruediv__", "__idiv__", "itruediv"}:
+        return torch.div
+    if name.endswith("_") and not name.startswith("__"):
+        for space in (torch, torch.Tensor, nn.functional):
+            if hasattr(space, name[:-1]):
+                return getattr(space, name[:-1])
+    return function
+
+
+def _module_again(call: Call) -> Callable[..., Any]:
+    """A module of torch without anybody's hooks, and in float64."""
+    assert call.module is not None
+    module = call.module
+    args, kwargs = call.arguments
+    if kwargs or len(call.inputs) != 1 or len(tree_leaves(args)) != 1 or next(module.children(), None) is not None:
+        msg = "no formula for a module with several arguments, or with modules below it"
+        raise NoFormulaError(msg)
+    state = {
+        name: value.detach().double() if value.is_floating_point() else value
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+    twin = object.__new__(type(module))
+    nn.Module.__init__(twin)
+    own = {k: v for k, v in vars(module).items() if not (k.startswith("_") and k.endswith("hooks"))}
+    vars(twin).update({k: v for k, v in own.items() if k not in {"_parameters", "_buffers"}})
+    for name in module._parameters:
+        twin._parameters[name] = state.get(name)  # type: ignore[assignment]
+    twin._buffers = {name: state.get(name) for name in module._buffers}
+    if getattr(module, "inplace", False):
+        vars(twin)["inplace"] = False
+    return twin.forward  # type: ignore[no-any-return]
+
+
+def module_of(call: Call) -> nn.Module | None:
+    """Return the layer that a call of a function is, if it is one."""
+    args, kwargs = tree_unflatten(*call.arguments)
+    reached = [x for x, known in zip(call.inputs, call.reached, strict=True) if known]
+    found = as_layer(call.function, args, kwargs, lambda t: any(t is x for x in reached))
+    return None if found is None else found[0]
