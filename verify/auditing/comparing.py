@@ -47,8 +47,10 @@ def within(off: Sequence[Tensor], bounds: Sequence[Tensor] | None, whole: float)
 
 
 def total(values: Sequence[Tensor]) -> float:
+    """Return the sum of all entries."""
     return sum(float(v.double().sum()) for v in values)
 
 
 def size(values: Sequence[Tensor]) -> int:
+    """Return the number of entries."""
     return sum(v.numel() for v in values)

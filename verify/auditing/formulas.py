@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 import lrp_rules as lrp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from verify.auditing.layers import Layer
+
     Change = Callable[[Tensor], Tensor]
     Function = Callable[..., Any]
     Tensors = Sequence[Tensor]
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class NoFormulaError(Exception):
@@ -50,67 +48,6 @@ def gamma(n: float, u: float) -> float:
     return n * u / (1 - n * u) if n * u < 0.5 else float("inf")
 
 
-class Layer(NamedTuple):
-    """A linear layer: weight, bias, v -> A(weight) v, and the most products in a sum of it or of its transpose."""
-
-    weight: Tensor
-    bias: Tensor | None
-    apply: Callable[[Tensor, Tensor], Tensor]
-    count: int
-
-    def constant(self, bias: Tensor, like: Tensor) -> Tensor:
-        """Return a bias as it is added to the output."""
-        if like.ndim < 2 or self.apply.__name__ == "linear":
-            return bias.expand_as(like)
-        return bias.view(-1, *[1] * (like.ndim - 2)).expand_as(like)
-
-
-def layer_of(module: nn.Module, x: Tensor) -> Layer | None:
-    """Return a linear layer in float64; None for other modules."""
-    if not isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)):
-        return None
-    weight = module.weight.detach().double()
-    bias = None if module.bias is None else module.bias.detach().double()
-    first, second, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
-    if isinstance(module, nn.Linear):
-
-        def linear(w: Tensor, v: Tensor) -> Tensor:
-            return F.linear(v, w)
-
-        return Layer(weight, bias, linear, max(weight.shape))
-    groups = module.groups
-    if isinstance(module, _CONVOLUTIONS):
-        conv: Any = module
-
-        def convolve(w: Tensor, v: Tensor) -> Tensor:
-            return conv._conv_forward(v, w, None)  # type: ignore[no-any-return]
-
-        return Layer(weight, bias, convolve, taps * max(first // groups, second))
-    transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[weight.ndim - 3]
-    m: Any = module
-
-    def spread(w: Tensor, v: Tensor) -> Tensor:
-        return transpose(v, w, None, m.stride, m.padding, m.output_padding, groups, m.dilation)
-
-    return Layer(weight, bias, spread, taps * max(first // groups, second))
-
-
-def folded(layer: Layer, module: nn.Module, norm: BatchNorm) -> Layer:
-    """Return a layer with the batch norm behind it in it."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    own = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
-    scale = own / (variance + norm.eps).sqrt()
-    shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
-    bias = ((0 if layer.bias is None else layer.bias) - mean) * scale + shift
-    if isinstance(module, _TRANSPOSED):
-        groups = int(module.groups)
-        weight = layer.weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *[1] * (layer.weight.ndim - 2))
-        return layer._replace(weight=weight.flatten(0, 1), bias=bias)
-    return layer._replace(weight=layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), bias=bias)
-
-
 # --- rules by their parts ---------------------------------------------------------------------------------------------
 
 
@@ -118,7 +55,7 @@ class _Part(NamedTuple):
     """c * sum of v A(w)^T R / S(sum of A(w) v + b), for changes of w and of b; gate: which sign of z opens it."""
 
     coefficient: float
-    terms: list[tuple[Change, Tensor]]
+    terms: Sequence[tuple[Change, Tensor]]
     bias: Change | None
     gate: int = 0
 
@@ -139,7 +76,7 @@ def _raised(g: float, part: Change) -> Change:
     return lambda v: v + g * part(v)
 
 
-def _parts(rule: Any, x: Tensor) -> list[_Part]:
+def _parts(rule: Any, x: Tensor) -> list[_Part]:  # noqa: PLR0911  one for each rule
     up, down = _positive(x), _negative(x)
     positive = [(_positive, up), (_negative, down)]
     match rule:
@@ -184,7 +121,7 @@ def by_parts(rule: Any, layer: Layer, x: Tensor, R: Tensor, u: float) -> Answer:
     parts = _parts(rule, x)
     answer = Answer([torch.zeros_like(x)], [torch.zeros_like(x)])
     assert answer.bound is not None
-    z, unsure, g = None, None, gamma(4 * (layer.count + 8), u)
+    z, unsure, g = None, None, gamma(4 * (layer.products + 8), u)
     if any(part.gate for part in parts):
         z, size = layer.apply(layer.weight, x), layer.apply(layer.weight.abs(), x.abs())
         if layer.bias is not None:
@@ -268,7 +205,7 @@ def by_function(rule: Any, f: Function, operation: str | None, xs: Tensors, Rs: 
 
 
 def _outputs(found: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(found)
+    leaves = tree_leaves(found)
     return [y for y in leaves if isinstance(y, Tensor) and y.is_floating_point()]
 
 
@@ -293,8 +230,7 @@ def _contributions(
             sizes = [c.abs() for c in none]
             for place, x in enumerate(xs):
                 alone = [*zeros[:place], x.detach().abs(), *zeros[place + 1 :]]
-                for size, y, c in zip(sizes, _outputs(f(*alone)), none, strict=True):
-                    size += (y - c).abs()
+                sizes = [size + (y - c).abs() for size, y, c in zip(sizes, _outputs(f(*alone)), none, strict=True)]
         count = max(len(xs), *(x.numel() // max(1, min(y.numel() for y in ys)) for x in xs))
         g = gamma(4 * (16 * count + 8), u)
         answer, ss, errors = Answer([], []), [], []
@@ -359,10 +295,10 @@ def product(rule: Any, xs: Tensors, R: Tensor, u: float, signal: int | None) -> 
     return answer
 
 
-def softmax(f: Function, dim: int, x: Tensor, R: Tensor, u: float) -> Answer:
+def softmax(dim: int, x: Tensor, R: Tensor, u: float) -> Answer:
     """X * (R - s sum R); the constant of the Taylor expansion keeps the rest."""
     x, R = x.double(), R.double()
-    s = f(x)
+    s = torch.softmax(x, dim)
     x = x.masked_fill(x == -torch.inf, 0)
     total, size = R.sum(dim, keepdim=True), R.abs().sum(dim, keepdim=True)
     r = x * (R - s * total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,32 @@ from verify.auditing.formulas import NoFormulaError, gamma
 from verify.auditing.question import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from verify.auditing.calls import Call
     from verify.auditing.meaning import Meaning
 
 _U64 = 2.0**-53
+
+
+class Sums(NamedTuple):
+    """What came to a call and left it."""
+
+    relevance_in: float
+    relevance_out: float
+    gross_in: float
+    gross_out: float
+
+
+class Found(NamedTuple):
+    """What the rule makes of the difference, and the verdict."""
+
+    bias: float
+    stabilizer: float
+    dead: float
+    constants: float
+    unexplained: float
+    deviation: float
+    verdict: str
+    note: str
 
 
 class Judge:
@@ -33,29 +53,33 @@ class Judge:
     def row(self, call: Call, calls: int) -> Row:
         """Return the row of a call."""
         came, went = list(call.R.values()), list(call.r.values())
-        sums = [total(came), total(went), total([v.abs() for v in came]), total([v.abs() for v in went])]
-        rule = self.meaning.resolved(call)
-        name = call.operation if call.folded is None else f"{call.folded.operation} + {call.operation}"
-        path = call.path if call.folded is None else call.folded.path
-        shown = "" if rule is None else type(rule if call.folded is None else self._rule_of(call)).__name__
-        head = (name, path, call.where, shown, calls, *sums)
+        sums = Sums(total(came), total(went), total([v.abs() for v in came]), total([v.abs() for v in went]))
+        layer = call if call.folded is None else call.folded
+        rule = self._rule_of(call)
+        name = call.operation if call.folded is None else f"{layer.operation} + {call.operation}"
+
+        def row(found: Found) -> Row:
+            shown = "" if rule is None else type(rule).__name__
+            return Row(name, layer.path, call.where, shown, calls, **sums._asdict(), **found._asdict())
+
         if call.cut:
-            return Row(*head, 0, 0, 0, 0, 0, 0, DEVIATES, notes.cut(call))
+            return row(Found(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, DEVIATES, notes.cut(call)))
         try:
-            return Row(*head, *self._verdict(call, sums))
+            return row(self._verdict(call, sums))
         except NoFormulaError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  whatever a function does when it is called again
             reason = f"it could not be computed again: {type(error).__name__}: {error}"
-        lost = sums[1] - sums[0]
+        lost = sums.relevance_out - sums.relevance_in
         dtype = came[0].dtype if came else torch.float64
-        none = abs(lost) <= gamma(size(came) + size(went), torch.finfo(dtype).eps) * (sums[2] + sums[3])
-        return Row(*head, 0, 0, 0, 0, 0 if none else lost, float("nan"), NOT_JUDGED, reason)
+        room = gamma(size(came) + size(went), torch.finfo(dtype).eps) * (sums.gross_in + sums.gross_out)
+        unexplained = 0.0 if abs(lost) <= room else lost
+        return row(Found(0.0, 0.0, 0.0, 0.0, unexplained, float("nan"), NOT_JUDGED, reason))
 
     def _rule_of(self, call: Call) -> Any:
         return self.meaning.resolved(call if call.folded is None else call.folded)
 
-    def _verdict(self, call: Call, sums: Sequence[float]) -> tuple[Any, ...]:
+    def _verdict(self, call: Call, sums: Sums) -> Found:
         problem = notes.not_to_be_judged(call)
         if problem:
             raise NoFormulaError(problem)
@@ -74,13 +98,13 @@ class Judge:
         constants = total([r for r, place in zip(answer.r, places(own), strict=True) if not own.reached[place]])
         constants += answer.constants
         if isinstance(rule, lrp.Stop) or question.routes():
-            constants += sums[0] - total(answer.r)
+            constants += sums.relevance_in - total(answer.r)
         known = answer.bias + answer.stabilizer + answer.dead + constants
-        unexplained = sums[1] - sums[0] + known
+        unexplained = sums.relevance_out - sums.relevance_in + known
         most = total([v.abs() for v in expected])
         off = [g - e for g, e in zip(got, expected, strict=True)]
         deviation = total([v.abs() for v in off])
-        gross = sums[2] + most + abs(answer.bias) + abs(answer.stabilizer) + abs(answer.dead) + abs(constants)
+        gross = sums.gross_in + most + abs(answer.bias) + abs(answer.stabilizer) + abs(answer.dead) + abs(constants)
         whole = gamma(4 * (size(Rs) + size(expected) + 8), u)
         share = deviation / most if most else float(deviation > 0)
         numbers = (answer.bias, answer.stabilizer, answer.dead, constants, unexplained, share)
@@ -88,13 +112,13 @@ class Judge:
             msg = "rounding could explain any value: use double precision, model.double()"
             raise NoFormulaError(msg)
         if not within(off, bounds, whole * gross):
-            return (*numbers, DEVIATES, notes.deviation(question, got, own))
+            return Found(*numbers, DEVIATES, notes.deviation(question, got, own))
         # the formula is exact in float64, whatever the dtype of the model
-        by_rule = total(expected) - sums[0] + known
+        by_rule = total(expected) - sums.relevance_in + known
         room = gamma(4 * (size(Rs) + size(expected) + 8), _U64) * gross
         if not self.meaning.gradient and not abs(by_rule) <= room:
-            return (*numbers, UNEXPLAINED, notes.leak(question, sums[0], sums[1]))
-        return (*numbers, HELD, notes.held(question))
+            return Found(*numbers, UNEXPLAINED, notes.leak(question, sums.relevance_in, sums.relevance_out))
+        return Found(*numbers, HELD, notes.held(question))
 
     @staticmethod
     def _got(call: Call, own: Call) -> list[Tensor]:

@@ -32,8 +32,10 @@ class Meaning:
         special = {} if composite is None else composite.first
         #: Whether the gradient is meant where there is no rule.
         self.gradient = composite is not None and composite.gradient
-        self.functions, table = by_function(given)
-        self.early, first = by_function(special)
+        self.functions: dict[str | None, Hook]
+        self.early: dict[str | None, Hook]
+        self.functions, table = by_function(given)  # type: ignore[assignment]
+        self.early, first = by_function(special)  # type: ignore[assignment]
         self.modules: dict[nn.Module, Hook] = {}
         self.first: dict[nn.Module, Hook] = {}
         #: By the id of a weight: the rule of its module, for functions that use it.
@@ -78,18 +80,16 @@ class Meaning:
                 return self.first[call.module]
             return self.modules[call.module]
         operation = self._operation(call)
-        if operation is None:
-            return None
         if operation in {"linear", "convolution"} and call.function is not None:
             args, kwargs = tree_unflatten(call.arguments[0], call.arguments[1])
             weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
             if any(weight is x and reached for x, reached in zip(call.inputs, call.reached, strict=True)):
-                return self.functions.get("matmul")
-            if call.weight in self.weights:
+                operation = "matmul"  # a weight that the input reaches is a factor
+            elif call.weight in self.weights:
                 return self.weights[call.weight]
-        if call.raw and operation in self.early:
-            return self.early[operation]
-        return self.functions.get(operation)
+        table = self.early if call.raw and operation in self.early else self.functions
+        found: Hook | None = table.get(operation)
+        return found
 
     def resolved(self, call: Call) -> Hook | None:
         """Return the rule of a call that is no part of the layer before it."""

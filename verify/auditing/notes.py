@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import lrp_rules as lrp
 from verify.auditing.comparing import merged, within
-from verify.auditing.formulas import BatchNorm, NoFormulaError, gamma
+from verify.auditing.formulas import NoFormulaError, gamma
+from verify.auditing.layers import BatchNorm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,37 +45,41 @@ def not_to_be_judged(call: Call) -> str:
     return ""
 
 
+#: Why an operation without a rule does not conserve, and what to do.
+_LEAKS = {
+    "mul": "the gradient of a product counts it once for each factor: put SignalTakesAll or Uniform on torch.mul",
+    "div": "the gradient of a quotient does not conserve: put SignalTakesAll(signal=0) on torch.div",
+    "matmul": "both factors get a share by the gradient: put Bilinear on torch.matmul",
+    "softmax": "a softmax under its gradient: put Stop (CP-LRP) or Softmax (AttnLRP) on F.softmax",
+    "batch_norm": "a batch norm under its gradient: put FoldBatchNorm(Epsilon()) on it",
+    "sum": "a sum under its gradient: put Norm on torch.sum",
+    "mean": "a mean under its gradient: put Norm on torch.mean",
+    "avg_pool": "a pooling under its gradient: put Norm on it",
+    "interpolate": "an interpolation under its gradient: put Norm on F.interpolate",
+    "relu": "an activation under its gradient: put Pass on F.relu",
+    "activation": "an activation under its gradient: put Pass on it",
+    "scaled_dot_product_attention": "fused attention: attach writes it out, so that its parts have rules",
+    "multi_head_attention": "fused attention: attach writes it out, so that its parts have rules",
+    "recurrent": "nothing here has a rule for it; write its gates out",
+}
+
+
 def leak(question: Question, came: float, went: float) -> str:
     """Say why relevance appears or vanishes in a call that follows its rule, or has none."""
-    rule, operation, module = question.rule, question.operation, question.module
+    rule, operation, module = question.rule, str(question.operation), question.module
     times = f"x{went / came:.3g}" if came else "from nothing"
+    given = "the gradient" if rule is None else type(rule).__name__
     if _is_normalisation(question):
         name = type(module).__name__ if module is not None else operation
-        given = "the gradient" if rule is None else type(rule).__name__
-        return f"{times}: {name} under {given} keeps nothing: use Pass or LayerNormRule"
-    if rule is not None:
-        return f"{times}: {type(rule).__name__} does not conserve on an operation that is not proportional to its input"
-    key = {"relu": "F.relu", "softmax": "F.softmax"}.get(str(operation), f"torch.{operation}")
-    if operation == "add":
-        many = sum(question.own.reached)
-        return f"{times}: relevance is copied to {'both summands' if many == 2 else 'each summand'}: put Norm on {key}"
-    if operation in {"mul", "div"}:
-        return (
-            f"{times}: the gradient of a product counts it once for each factor: put SignalTakesAll or Uniform on {key}"
-        )
-    if operation == "matmul":
-        return f"{times}: both factors get a share by the gradient: put Bilinear on torch.matmul"
-    if operation == "softmax":
-        return f"{times}: a softmax under its gradient: put Stop (CP-LRP) or Softmax (AttnLRP) on F.softmax"
-    if isinstance(module, BatchNorm) or operation == "batch_norm":
-        return f"{times}: a batch norm under its gradient: put FoldBatchNorm(Epsilon()) on it"
-    if operation in {"sum", "mean", "avg_pool", "interpolate"}:
-        return f"{times}: put Norm on it"
-    if operation in {"relu", "activation"}:
-        return f"{times}: an activation under its gradient: put Pass on it"
-    if operation in {"linear", "convolution"} or isinstance(module, nn.Linear):
-        return f"{times}: a layer under its gradient: give it a rule"
-    return f"{times}: its gradient does not conserve: give it a rule"
+        why = f"{name} under {given} keeps nothing: use Pass or LayerNormRule"
+    elif rule is not None:
+        why = f"{given} does not conserve on an operation that is not proportional to its input"
+    elif operation == "add":
+        summands = "both summands" if sum(question.own.reached) == 2 else "each summand"
+        why = f"relevance is copied to {summands}: put Norm on torch.add"
+    else:
+        why = _LEAKS.get(operation, "its gradient does not conserve: give it a rule")
+    return f"{times}: {why}"
 
 
 def held(question: Question) -> str:
@@ -113,43 +118,47 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
 
 def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
     """Give each known mistake with the rule that it is, and whether a batch norm behind is a part of the layer."""
-    rule = question.rule
-    meant = _name(rule)
-    if rule is not None and not isinstance(question.norm, BatchNorm):
-        yield f"its plain gradient: {meant} never ran here", None, True
-    norm, passed = question.norm, ""
-    if isinstance(norm, BatchNorm):
+    rule, passed = question.rule, ""
+    never = f"its plain gradient: {_name(rule)} never ran here"
+    if isinstance(question.norm, BatchNorm):
         moved = _moved_folded(question)
-        much = "" if moved is None else f" that moves its input by {moved:.0%}"
-        passed = f"Pass on a batch norm{much}: fold it"
+        passed = f"Pass on a batch norm{'' if moved is None else f' that moves its input by {moved:.0%}'}: fold it"
         yield passed, rule, False
+    elif rule is not None:
+        yield never, None, True
     if not isinstance(rule, lrp.Pass):
-        yield f"passed on as it is, not by {meant}", lrp.Pass(), True
-    stabilizer = getattr(rule, "stabilizer", 1e-6)
-    zero = tuple(getattr(rule, "zero_params", ()))
-    others: list[tuple[str, Any]] = []
-    if hasattr(rule, "zero_params"):
-        if "bias" not in zero:
-            others.append((f"{meant} without the bias", _without_bias(rule)))
-        others += [("Epsilon", lrp.Epsilon(stabilizer, zero)), ("ZPlus", lrp.ZPlus(stabilizer, zero))]
-        others += [(f"Gamma({g:g})", lrp.Gamma(g, stabilizer, zero)) for g in (0.25, 0.1, 0.5, 1.0, 0.05, 10.0)]
-        others += [("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, stabilizer, zero)), ("Flat", lrp.Flat(stabilizer))]
-        others += [("WSquare", lrp.WSquare(stabilizer, zero))]
-        others += [(f"{meant} with a stabilizer of {eps:g}", _stabilized(rule, eps)) for eps in (1e-6, 1e-9, 1e-3, 0.0)]
-    elif isinstance(rule, (lrp.Uniform, lrp.SignalTakesAll)):
-        others = [("Uniform", lrp.Uniform()), ("SignalTakesAll", lrp.SignalTakesAll(0)), ("Bilinear", lrp.Bilinear())]
-    elif isinstance(rule, (lrp.Stop, lrp.Softmax)):
-        others = [("Softmax", lrp.Softmax()), ("Stop", lrp.Stop())]
-    elif isinstance(rule, lrp.Pass):
-        others = [("Norm", lrp.Norm())]
-    if isinstance(rule, lrp.Norm):
-        others = [("Pass", lrp.Pass()), ("Uniform", lrp.Uniform())]
-    for name, other in others:
-        yield f"this is what {name} gives, not {_described(rule)}", other, True
+        yield f"passed on as it is, not by {_name(rule)}", lrp.Pass(), True
+    for name, other in _others(rule):
+        told = f"this is what {name} gives, not {_described(rule)}"
+        yield told, other, True
         if passed:
-            yield f"this is what {name} gives, not {_described(rule)}, and {passed}", other, False
-    if isinstance(norm, BatchNorm):
-        yield f"its plain gradient: {meant} never ran here", None, False
+            yield f"{told}, and {passed}", other, False
+
+
+def _others(rule: Any) -> list[tuple[str, Any]]:
+    """Return rules that may have been in force in place of one."""
+    match rule:
+        case lrp.Norm():
+            return [("Pass", lrp.Pass()), ("Uniform", lrp.Uniform())]
+        case lrp.Uniform() | lrp.SignalTakesAll():
+            return [
+                ("Uniform", lrp.Uniform()), ("SignalTakesAll", lrp.SignalTakesAll(0)), ("Bilinear", lrp.Bilinear())
+            ]  # fmt: skip
+        case lrp.Stop() | lrp.Softmax():
+            return [("Softmax", lrp.Softmax()), ("Stop", lrp.Stop())]
+        case lrp.Pass():
+            return [("Norm", lrp.Norm())]
+    if not hasattr(rule, "zero_params"):
+        return []
+    meant, zero, given = _name(rule), rule.zero_params, rule.stabilizer
+    bias = [] if "bias" in zero else [(f"{meant} without the bias", _changed(rule, zero_params=(*zero, "bias")))]
+    others = [(kind.__name__, kind(given, zero)) for kind in (lrp.Epsilon, lrp.ZPlus, lrp.WSquare, lrp.Flat)]
+    gammas = [(f"Gamma({g:g})", lrp.Gamma(g, given, zero)) for g in (0.25, 0.1, 0.5, 1.0, 0.05, 10.0)]
+    stabilized = [
+        (f"{meant} with a stabilizer of {eps:g}", _changed(rule, stabilizer=lrp.Stabilizer(eps)))
+        for eps in (1e-6, 1e-9, 1e-3, 0.0)
+    ]
+    return [*bias, *others, *gammas, ("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, given, zero)), *stabilized]
 
 
 def _explains(
@@ -194,8 +203,10 @@ def _is_normalisation(question: Question) -> bool:
 def _moved(norm: Any, x: Tensor) -> float:
     """How far a batch norm moves its input, relative to what it gives."""
     with torch.no_grad():
-        y = torch.nn.functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0, norm.eps
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+        y = (x - norm.running_mean.view(shape)) * scale.view(shape) + (
+            0 if norm.bias is None else norm.bias.view(shape)
         )
         return float((y - x).norm() / y.norm())
 
@@ -203,14 +214,6 @@ def _moved(norm: Any, x: Tensor) -> float:
 def _moved_folded(question: Question) -> float | None:
     inputs = question.call.inputs
     return _moved(question.norm, inputs[0]) if inputs and not question.call.was_overwritten() else None
-
-
-def _without_bias(rule: Any) -> Any:
-    return _changed(rule, zero_params=(*rule.zero_params, "bias"))
-
-
-def _stabilized(rule: Any, epsilon: float) -> Any:
-    return _changed(rule, stabilizer=lrp.Stabilizer(epsilon))
 
 
 def _changed(rule: Any, **values: Any) -> Any:

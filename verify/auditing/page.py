@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
     y: float
     row: Row
-    index: int
+    place: int
     points: str
     total: float
     #: Colour, name, width, and path of what branches off.
@@ -66,7 +66,8 @@ def picture(audit: Account) -> Picture:
     for index, (row, above, below) in enumerate(zip(audit.rows, totals, totals[1:], strict=False)):
         y, (a, b) = index * _HEIGHT, (width(above) / 2, width(below) / 2)
         corners = [(_MIDDLE - a, y), (_MIDDLE + a, y), (_MIDDLE + b, y + _HEIGHT), (_MIDDLE - b, y + _HEIGHT)]
-        branches, at = [], max(a, b)
+        branches: list[tuple[str, str, float, str]] = []
+        at = max(a, b)
         for name, colour in SINKS.items():
             value = getattr(row, name)
             if abs(value) > 1e-3 * max(row.gross_in, row.gross_out):

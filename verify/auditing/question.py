@@ -1,7 +1,8 @@
-"""One call and the relevance that came to it, as a question: what does a rule give?"""
+"""One call and the relevance that came to it, as a question: what a rule gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable  # noqa: TC003  see _SPECIAL
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +15,15 @@ from lrp_rules.networks.operations import in_place, operation_of, routes
 from verify.auditing import formulas
 from verify.auditing.comparing import places
 from verify.auditing.formulas import Answer, NoFormulaError
+from verify.auditing.layers import BatchNorm, layer_of
+from verify.auditing.layers import folded as fold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from verify.auditing.calls import Call
 
 
 class Question:
-    """One call and the relevance that came to it: what does a rule give?"""
+    """One call and the relevance that came to it."""
 
     def __init__(self, call: Call, rule: Any, Rs: list[Tensor], u: float) -> None:
         self.call, self.rule, self.Rs, self.u = call, rule, Rs, u
@@ -34,44 +35,38 @@ class Question:
         self.module = self.own.module if self.own.function is None else module_of(self.own)
         norm = None if call.folded is None else call.module if call.function is None else module_of(call)
         #: Whether a canonizer has merged the batch norm into the layer already, and left one that does nothing.
-        self.is_merged = isinstance(norm, formulas.BatchNorm) and _does_nothing(norm)
+        self.is_merged = isinstance(norm, BatchNorm) and _does_nothing(norm)
         self.norm = None if self.is_merged else norm
 
     def answer(self, rule: Any = ..., *, folded: bool = True, u: float | None = None) -> Answer:
         """Return what a rule gives; the one that is meant, if none is named."""
         rule, u = self.rule if rule is ... else rule, u or self.u
-        own, Rs = self.own, self.Rs
-        xs = [own.inputs[place] for place in places(own)]
-        if isinstance(rule, lrp.Stop):
-            return formulas.stopped(xs)
-        if isinstance(rule, lrp.Pass):
-            return formulas.passed(xs, Rs, u)
-        if isinstance(rule, lrp.ReLUDeconvNet):
-            return Answer([Rs[0].double().clamp(min=0)], [2 * u * Rs[0].double().abs()])
-        if isinstance(rule, lrp.ReLUBetaSmooth):
-            x = xs[0].double()
-            return Answer([torch.sigmoid(rule.beta_smooth * x) * Rs[0].double()], None)
-        if isinstance(rule, (lrp.Uniform, lrp.SignalTakesAll)):
-            return formulas.product(rule, xs, Rs[0], u, self._signal(rule))
-        if isinstance(rule, lrp.LayerNormRule):
-            if self.module is None:
-                msg = "no formula for LayerNormRule on this function here"
-                raise NoFormulaError(msg)
-            return formulas.normalisation(rule, self.module, xs[0], Rs[0], u)
-        if isinstance(rule, lrp.Softmax):
-            dim = rule.dim if rule.dim is not None else getattr(self.module, "dim", None)
-            if dim is None:
-                msg = "the dimension of the softmax is not known"
-                raise NoFormulaError(msg)
-            return formulas.softmax(lambda v: torch.softmax(v, dim), dim, xs[0], Rs[0], u)
-        if hasattr(rule, "zero_params") and self.module is not None and self._plain_layer():
-            x = xs[0]
-            layer = formulas.layer_of(self.module, x.double())
-            if layer is not None:
-                if folded and isinstance(self.norm, formulas.BatchNorm):
-                    layer = formulas.folded(layer, self.module, self.norm)
-                return formulas.by_parts(rule, layer, x, Rs[0], u)
-        return formulas.by_function(rule, self.again(), self.operation, xs, Rs, u)
+        xs = [self.own.inputs[place] for place in places(self.own)]
+        for kind in type(rule).__mro__:
+            if kind in _SPECIAL:
+                return _SPECIAL[kind](self, rule, xs, u)
+        layer = None
+        if hasattr(rule, "zero_params") and self.module is not None and len(xs) == 1:
+            layer = layer_of(self.module)
+        if layer is None:
+            return formulas.by_function(rule, self.again(), self.operation, xs, self.Rs, u)
+        if folded and isinstance(self.norm, BatchNorm):
+            assert self.module is not None
+            layer = fold(layer, self.module, self.norm)
+        return formulas.by_parts(rule, layer, xs[0], self.Rs[0], u)
+
+    def _normalised(self, rule: Any, xs: list[Tensor], u: float) -> Answer:
+        if self.module is None:
+            msg = "no formula for LayerNormRule on this function here"
+            raise NoFormulaError(msg)
+        return formulas.normalisation(rule, self.module, xs[0], self.Rs[0], u)
+
+    def _softmax(self, rule: Any, xs: list[Tensor], u: float) -> Answer:
+        dim = rule.dim if rule.dim is not None else getattr(self.module, "dim", None)
+        if dim is None:
+            msg = "the dimension of the softmax is not known"
+            raise NoFormulaError(msg)
+        return formulas.softmax(dim, xs[0], self.Rs[0], u)
 
     def routes(self) -> bool:
         """Whether its gradient is a rule: what its inputs do not get is that of constants, as of a class token."""
@@ -80,19 +75,14 @@ class Question:
             self.rule is None and call.function is not None and routes(call.function, *tree_unflatten(*call.arguments))
         )
 
-    def _plain_layer(self) -> bool:
-        return len(self.own.inputs) == 1 or self.own.function is not None
-
     def _signal(self, rule: Any) -> int | None:
         """Return which of the inputs is the signal; -1, where that is a constant."""
-        if not isinstance(rule, lrp.SignalTakesAll):
-            return None
         own, chosen = self.own, places(self.own)
         if rule.signal is None:
             signals = [place for place in chosen if not own.gates[place]]
             return chosen.index(signals[0]) if len(signals) == 1 and len(own.inputs) > 1 else None
         if own.function is None:
-            return rule.signal
+            return int(rule.signal)
         tensors = [leaf for leaf in own.arguments[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         signal = tensors[rule.signal] if rule.signal < len(tensors) else None
         return next((at for at, place in enumerate(chosen) if own.inputs[place] is signal), -1)
@@ -120,7 +110,22 @@ class Question:
         return again
 
 
-def _does_nothing(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+#: Rules that look at shapes, or at the operation as it is known by its name.
+_SPECIAL: dict[type, Callable[[Question, Any, list[Tensor], float], Answer]] = {
+    lrp.Stop: lambda _q, _rule, xs, _u: formulas.stopped(xs),
+    lrp.Pass: lambda q, _rule, xs, u: formulas.passed(xs, q.Rs, u),
+    lrp.ReLUDeconvNet: lambda q, _rule, _xs, _u: Answer([q.Rs[0].double().clamp(min=0)], None),
+    lrp.ReLUBetaSmooth: lambda q, rule, xs, _u: Answer(
+        [torch.sigmoid(rule.beta_smooth * xs[0].double()) * q.Rs[0].double()], None
+    ),
+    lrp.Uniform: lambda q, rule, xs, u: formulas.product(rule, xs, q.Rs[0], u, None),
+    lrp.SignalTakesAll: lambda q, rule, xs, u: formulas.product(rule, xs, q.Rs[0], u, q._signal(rule)),
+    lrp.LayerNormRule: lambda q, rule, xs, u: q._normalised(rule, xs, u),
+    lrp.Softmax: lambda q, rule, xs, u: q._softmax(rule, xs, u),
+}
+
+
+def _does_nothing(norm: BatchNorm) -> bool:
     """Whether a batch norm is one that canonizers leave behind; its eps may be forgotten."""
     pairs = ((norm.running_mean, 0), (norm.running_var, 1), (norm.weight, 1), (norm.bias, 0))
     return all(value is None or bool((value == number).all()) for value, number in pairs)
@@ -165,7 +170,8 @@ def _module_again(call: Call) -> Callable[..., Any]:
     twin._buffers = {name: state.get(name) for name in module._buffers}
     if getattr(module, "inplace", False):
         vars(twin)["inplace"] = False
-    return twin.forward  # type: ignore[no-any-return]
+    forward: Callable[..., Any] = twin.forward
+    return forward
 
 
 def module_of(call: Call) -> nn.Module | None:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from verify.auditing.account import Account
 
-HEAD = ("block / operation", "where", "rule", "R in", "R out", "bias", "stabil.", "dead", "const.", "unexpl.", "off rule", "verdict")  # fmt: skip
+HEAD = (
+    "block / operation", "where", "rule", "R in", "R out", "bias", "stabil.", "dead", "const.", "unexpl.", "off rule",
+    "verdict",
+)  # fmt: skip
 
 
 def blocks(rows: Iterable[Row], depth: int = 1) -> list[tuple[str, list[Row]]]:
@@ -64,10 +67,11 @@ def summary(audit: Account) -> list[str]:
     """Return the last lines."""
     counts = Counter(row.verdict for row in audit.rows)
     total = ", ".join(f"{count} {what}" for what, count in counts.items())
+    unexplained = f"unexplained {audit.unexplained:.3g} of what was put in"
     out = [
-        f"put in {audit.put_in:.6g}, arrived {audit.arrived:.6g}; unexplained {audit.unexplained:.3g} of what was put in",
+        f"put in {audit.put_in:.6g}, arrived {audit.arrived:.6g}; {unexplained}",
         f"{'held' if audit.held else 'did not hold'}: {total}",
-    ]  # fmt: skip
+    ]
     if audit.never_called:
         out.append(f"never called, though a rule was meant for them: {', '.join(audit.never_called)}")
     return out

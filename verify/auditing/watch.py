@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 #: Folders and files of code that calls functions on behalf of somebody else.
 _TORCH = Path(torch.__file__).parent
 _BETWEEN = (
-    f"{Path(lrp_rules.__file__).parent}/", f"{Path(__file__).parent}/", f"{_TORCH}/overrides.py", f"{_TORCH}/_tensor.py",
-    f"{_TORCH}/functional.py", f"{_TORCH}/nn/functional.py", f"{_TORCH}/utils/",
+    f"{Path(lrp_rules.__file__).parent}/", f"{Path(__file__).parent}/", f"{_TORCH}/overrides.py",
+    f"{_TORCH}/_tensor.py", f"{_TORCH}/functional.py", f"{_TORCH}/nn/functional.py", f"{_TORCH}/utils/",
 )  # fmt: skip
 # what attach says of a line of the model is said of that line, and not of this file
 INNER.append(f"{Path(__file__).parent}/")
@@ -79,7 +79,7 @@ class Watch(TorchFunctionMode):
     def _begin(self, *_: Any) -> None:
         if not self._on:
             self._on = True
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, *_: Any) -> None:
         if self._on and _get_current_function_mode() is self:

@@ -34,8 +34,8 @@ def audit(
         str | None,
         typer.Option(
             metavar="PIPELINE",
-            help="What explains: gradient; zennit:EpsilonPlus, or with a canonizer zennit:EpsilonPlus+ResNetCanonizer; or "
-            "MODULE:CONTEXT, which is given the model and returns a context manager. Default: lrp_rules' attach.",
+            help="What explains: gradient; zennit:EpsilonPlus, or with a canonizer zennit:EpsilonPlus+ResNetCanonizer; "
+            "or MODULE:CONTEXT, which is given the model and returns a context manager. Default: lrp_rules' attach.",
         ),
     ] = None,
     target: Annotated[
@@ -138,7 +138,8 @@ def _made(call: str, place: Any, option: str, **more: Any) -> Any:
     name, _, arguments = call.partition("(")
     kind = getattr(place, name.strip(), None)
     if kind is None:
-        known = ", ".join(n for n in dir(place) if n[0].isupper() and isinstance(getattr(place, n), type))
+        own = (one for one in vars(place).values() if getattr(one, "__module__", "") == place.__name__)
+        known = ", ".join(sorted(one.__name__ for one in own if isinstance(one, type)))
         msg = f"{option}: {place.__name__} has no {name!r}; it has {known}"
         raise UnusableError(msg)
     try:

@@ -15,7 +15,7 @@ from reference import rules as ref
 from reference.affine import Affine, affine
 from reference.precision import FLOAT64
 from reference.rounding import bound
-from verify.auditing import formulas
+from verify.auditing import formulas, layers
 from verify.formats.torch_layers import describe
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -44,7 +44,7 @@ def test_a_rule_on_a_layer(layer: str, rule: str) -> None:
     x[:, 0] = 0
     R = torch.randn_like(module(x)).detach()
     R[0].view(-1)[::3] = 0
-    found = formulas.layer_of(module, x)
+    found = layers.layer_of(module)
     assert found is not None
     answer = formulas.by_parts(mine, found, x, R, FLOAT64.unit)
     assert answer.bound is not None
@@ -72,7 +72,7 @@ def test_a_rule_on_a_layer(layer: str, rule: str) -> None:
 @pytest.mark.parametrize("change", ["a weight", "the bias", "the stabilizer"])
 def test_the_bound_is_close_enough_to_see_a_change(change: str) -> None:
     module, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 6, 6)
-    layer = formulas.layer_of(module, x)
+    layer = layers.layer_of(module)
     assert layer is not None
     assert layer.bias is not None
     R = torch.randn(1, 4, 4, 4)
@@ -94,9 +94,9 @@ def test_a_batch_norm_in_the_layer_before_it(kind: Any) -> None:
         assert value is not None
         value.data.uniform_(0.5, 2)
     x = torch.randn(2, 4, 5, 5)
-    layer = formulas.layer_of(module, x)
+    layer = layers.layer_of(module)
     assert layer is not None
-    whole = formulas.folded(layer, module, norm)
+    whole = layers.folded(layer, module, norm)
     assert whole.bias is not None
     z = whole.apply(whole.weight, x)
     z = z + whole.constant(whole.bias, z)

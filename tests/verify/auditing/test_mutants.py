@@ -53,7 +53,7 @@ def hooked(name: str, change: Callable[[Tensor], Tensor], others: Any) -> Callab
 
     @contextmanager
     def pipeline(model: nn.Module) -> Iterator[None]:
-        handle = model.get_submodule(name).register_full_backward_hook(lambda _m, r, _R: (change(r[0]),))
+        handle = model.get_submodule(name).register_full_backward_hook(lambda _m, r, _R: (change(r[0]),))  # type: ignore[index]
         with attach(model, others):
             yield
         handle.remove()

@@ -122,7 +122,7 @@ def test_what_nobody_can_see_is_not_judged() -> None:
             self.layer = nn.Linear(40, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = Doubled.apply(self.layer(x.flatten(1)))
+            found: Tensor = Doubled.apply(self.layer(x.flatten(1)))  # type: ignore[no-untyped-call]
             return found
 
     found = verify.audit(Model(), some_input(SEQUENCE), {nn.Linear: Epsilon()}, pipeline="gradient")
