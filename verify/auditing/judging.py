@@ -87,13 +87,15 @@ class Judge:
         own = call if call.folded is None else call.folded
         own.settle(call.r)
         u = torch.finfo(own.inputs[0].dtype).eps / 2
+        device = own.inputs[0].device
         Rs = [
-            call.R.get(end, torch.zeros(shape, dtype=dtype)) if end is not None else torch.zeros(shape, dtype=dtype)
+            call.R[end] if end is not None and end in call.R else torch.zeros(shape, dtype=dtype, device=device)
             for end, (shape, dtype) in zip(call.outs, call.shapes, strict=True)
         ]
         question = Question(call, rule, Rs, u)
-        answer = question.answer()
         got = self._got(call, own)
+        question.look_for_a_canonizer(got)
+        answer = question.answer()
         expected, bounds = merged(answer, own)
         constants = total([r for r, place in zip(answer.r, places(own), strict=True) if not own.reached[place]])
         constants += answer.constants

@@ -71,9 +71,9 @@ def picture(audit: Account) -> Picture:
         for name, colour in SINKS.items():
             value = getattr(row, name)
             if abs(value) > 1e-3 * max(row.gross_in, row.gross_out):
-                thick = max(1.5, min(_HEIGHT / 2, width(value)))
-                start, side = _MIDDLE + at, y + _HEIGHT / 2 + 3 * len(branches)
-                branches.append((colour, name, thick, f"M{start:.1f},{side:.1f} h{24 + 12 * len(branches)}"))
+                thick = max(1.5, min(_HEIGHT / 3, width(value)))
+                start, side = _MIDDLE + at, y + 4 + 7 * (len(branches) % 3)
+                branches.append((colour, name, thick, f"M{start:.1f},{side:.1f} h24"))
         points = " ".join(f"{x:.1f},{at:.1f}" for x, at in corners)
         steps.append(Step(y, row, index, points, below, branches))
     marks, y = [], 0.0

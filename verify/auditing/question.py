@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable  # noqa: TC003  see _SPECIAL
+from collections.abc import Callable, Sequence  # noqa: TC003  see _SPECIAL
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,8 @@ import lrp_rules as lrp
 from lrp_rules.networks.layers import as_layer
 from lrp_rules.networks.operations import in_place, operation_of, routes
 from verify.auditing import formulas
-from verify.auditing.comparing import places
-from verify.auditing.formulas import Answer, NoFormulaError
+from verify.auditing.comparing import merged, places, size, total, within
+from verify.auditing.formulas import Answer, NoFormulaError, gamma
 from verify.auditing.layers import BatchNorm, layer_of
 from verify.auditing.layers import folded as fold
 
@@ -33,10 +33,9 @@ class Question:
             operations = {operation_of(one) for one in self.own.inner}
             self.operation = operations.pop() if len(operations) == 1 else None
         self.module = self.own.module if self.own.function is None else module_of(self.own)
-        norm = None if call.folded is None else call.module if call.function is None else module_of(call)
+        self.norm = None if call.folded is None else call.module if call.function is None else module_of(call)
         #: Whether a canonizer has merged the batch norm into the layer already, and left one that does nothing.
-        self.is_merged = isinstance(norm, BatchNorm) and _does_nothing(norm)
-        self.norm = None if self.is_merged else norm
+        self.is_merged = False
 
     def answer(self, rule: Any = ..., *, folded: bool = True, u: float | None = None) -> Answer:
         """Return what a rule gives; the one that is meant, if none is named."""
@@ -50,10 +49,27 @@ class Question:
             layer = layer_of(self.module)
         if layer is None:
             return formulas.by_function(rule, self.again(), self.operation, xs, self.Rs, u)
-        if folded and isinstance(self.norm, BatchNorm):
+        if folded and not self.is_merged and isinstance(self.norm, BatchNorm):
             assert self.module is not None
             layer = fold(layer, self.module, self.norm)
         return formulas.by_parts(rule, layer, xs[0], self.Rs[0], u)
+
+    def explains(self, got: Sequence[Tensor], rule: Any = ..., *, folded: bool = True, u: float | None = None) -> bool:
+        """Whether a rule gives what was got."""
+        try:
+            expected, bounds = merged(self.answer(rule, folded=folded, u=u), self.own)
+        except (NoFormulaError, RuntimeError, ValueError, TypeError, AttributeError):  # not a rule for this operation
+            return False
+        if [e.shape for e in expected] != [g.shape for g in got]:
+            return False
+        off = [g - e for g, e in zip(got, expected, strict=True)]
+        sizes = total([e.abs() for e in expected])
+        return within(off, bounds, gamma(4 * (size(expected) + 8), u or self.u) * sizes)
+
+    def look_for_a_canonizer(self, got: Sequence[Tensor]) -> None:
+        """Find out whether a batch norm that does nothing, but for its eps, is one that a canonizer left behind."""
+        if isinstance(self.norm, BatchNorm) and _does_nothing(self.norm) and not self.explains(got):
+            self.is_merged = self.explains(got, folded=False)
 
     def _normalised(self, rule: Any, xs: list[Tensor], u: float) -> Answer:
         if self.module is None:
