@@ -65,7 +65,11 @@ class Judge:
         if call.cut:
             return row(Found(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, DEVIATES, notes.cut(call)))
         try:
-            return row(self._verdict(call, sums))
+            found = self._verdict(call, sums)
+            if call.changed is not None:
+                told = "; ".join(filter(None, (notes.changed(*call.changed), found.note)))
+                found = found._replace(verdict=DEVIATES, note=told)
+            return row(found)
         except NoFormulaError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  whatever a function does when it is called again

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules as lrp
+from verify.auditing.calls import key_of
 from verify.auditing.comparing import merged, within
 from verify.auditing.formulas import NoFormulaError, gamma
 from verify.auditing.layers import BatchNorm
@@ -28,6 +29,12 @@ def cut(call: Call) -> str:
         "detached: what is computed from this gives no relevance back to the input. Take the detach() out, or the rule "
         f"for {call.operation} that returns a detached output"
     )
+
+
+def changed(came: float, gave: float) -> str:
+    """Say that relevance is another than what was given."""
+    times = f"x{came / gave:.6g}" if gave else f"{came:.3g} in place of 0"
+    return f"what comes to its output is not what was given to it, but {times}: a hook on that tensor changes it"
 
 
 def not_to_be_judged(call: Call) -> str:
@@ -100,6 +107,11 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
     for name, rule, folded in _candidates(question):
         if question.explains(got, rule, folded=folded):
             return name
+    if _has_constants(question, got, own):
+        return (
+            f"{_name(question.rule)}, with an input taken for a constant: nothing goes to what made it, as under Stop "
+            "or after detach()"
+        )
     factor = _factor(question, got, own)
     if factor is not None:
         return f"x{factor:.6g} of what {_name(question.rule)} gives, everywhere"
@@ -132,28 +144,57 @@ def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
 
 def _others(rule: Any) -> list[tuple[str, Any]]:
     """Return rules that may have been in force in place of one."""
+    products = [("Uniform", lrp.Uniform()), ("SignalTakesAll", lrp.SignalTakesAll(0))]
+    found: list[tuple[str, Any]] = []
     match rule:
+        case lrp.Bilinear() | lrp.LayerNormRule():
+            found = [("Norm", lrp.Norm(rule.stabilizer)), *products, *_stabilized(rule)]
         case lrp.Norm():
-            return [("Pass", lrp.Pass()), ("Uniform", lrp.Uniform())]
+            found = [*products, *_stabilized(rule)]
         case lrp.Uniform() | lrp.SignalTakesAll():
-            return [
-                ("Uniform", lrp.Uniform()), ("SignalTakesAll", lrp.SignalTakesAll(0)), ("Bilinear", lrp.Bilinear())
-            ]  # fmt: skip
+            found = [*products, ("Bilinear", lrp.Bilinear())]
         case lrp.Stop() | lrp.Softmax():
-            return [("Softmax", lrp.Softmax()), ("Stop", lrp.Stop())]
+            found = [("Softmax", lrp.Softmax()), ("Stop", lrp.Stop())]
         case lrp.Pass():
-            return [("Norm", lrp.Norm())]
-    if not hasattr(rule, "zero_params"):
-        return []
-    meant, zero, given = _name(rule), rule.zero_params, rule.stabilizer
-    bias = [] if "bias" in zero else [(f"{meant} without the bias", _changed(rule, zero_params=(*zero, "bias")))]
-    others = [(kind.__name__, kind(given, zero)) for kind in (lrp.Epsilon, lrp.ZPlus, lrp.WSquare, lrp.Flat)]
+            found = [("Norm", lrp.Norm()), ("LayerNormRule", lrp.LayerNormRule())]
+        case _ if hasattr(rule, "zero_params"):
+            found = [*_without_bias(rule), *_layers(rule), *_stabilized(rule)]
+    return found
+
+
+def _without_bias(rule: Any) -> list[tuple[str, Any]]:
+    zero = rule.zero_params
+    return [] if "bias" in zero else [(f"{_name(rule)} without the bias", _changed(rule, zero_params=(*zero, "bias")))]
+
+
+def _layers(rule: Any) -> list[tuple[str, Any]]:
+    """Return all rules for linear layers, with the stabilizer of one."""
+    given, zero = rule.stabilizer, rule.zero_params
+    plain = [(kind.__name__, kind(given, zero)) for kind in (lrp.Epsilon, lrp.ZPlus, lrp.WSquare, lrp.Flat)]
     gammas = [(f"Gamma({g:g})", lrp.Gamma(g, given, zero)) for g in (0.25, 0.1, 0.5, 1.0, 0.05, 10.0)]
-    stabilized = [
-        (f"{meant} with a stabilizer of {eps:g}", _changed(rule, stabilizer=lrp.Stabilizer(eps)))
+    return [*plain, *gammas, ("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, given, zero))]
+
+
+def _stabilized(rule: Any) -> list[tuple[str, Any]]:
+    return [
+        (f"{_name(rule)} with a stabilizer of {eps:g}", _changed(rule, stabilizer=lrp.Stabilizer(eps)))
         for eps in (1e-6, 1e-9, 1e-3, 0.0)
     ]
-    return [*bias, *others, *gammas, ("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, given, zero)), *stabilized]
+
+
+def _has_constants(question: Question, got: Sequence[Tensor], own: Call) -> bool:
+    """Whether what was got is right if inputs that were given nothing at all are constants."""
+    went = {key_of(end) for end in question.call.r}
+    known = list(own.reached)
+    keys = dict.fromkeys(key_of(end) for end, reached in zip(own.ends, known, strict=True) if reached)
+    rest = [g for key, g in zip(keys, got, strict=True) if key in went]
+    if not rest or len(rest) == len(got):
+        return False
+    own.reached = [reached and key_of(end) in went for end, reached in zip(own.ends, known, strict=True)]
+    try:
+        return question.explains(rest)
+    finally:
+        own.reached = known
 
 
 def _factor(question: Question, got: Sequence[Tensor], own: Call) -> float | None:

@@ -22,11 +22,13 @@ from lrp_rules.networks.between import INNER, here
 from lrp_rules.networks.operations import in_place, operation_of
 from lrp_rules.networks.written_out import WRITTEN_OUT
 from verify.auditing.calls import TRANSPARENT, Call, end_of, floats, key_of
+from verify.auditing.formulas import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
+    from verify.auditing.calls import End
     from verify.auditing.meaning import Meaning
 
 #: Folders and files of code that calls functions on behalf of somebody else.
@@ -252,11 +254,29 @@ class Flow:
         """Return the relevance of the model's inputs, and note that of each call."""
         hooks = [node.register_hook(self._seen(node, call)) for node, call in self._of.items()]
         try:
-            return list(torch.autograd.grad(output, self.inputs, R, allow_unused=True))
+            found: list[Tensor | None] = list(torch.autograd.grad(output, self.inputs, R, allow_unused=True))
         finally:
             for hook in hooks:
                 hook.remove()
-            self.calls[:] = [c for c in self.calls if (c.R or c.cut) and not _hands_on(c)]
+        self._compare(end_of(output), R)
+        self.calls[:] = [c for c in self.calls if (c.R or c.cut) and not _hands_on(c)]
+        return found
+
+    def _compare(self, output: End, R: Tensor) -> None:
+        """Note where what comes to a call is not what others gave: a hook on a tensor has changed it."""
+        given: dict[End, list[Tensor]] = {output: [R.detach()]}
+        for call in self.calls:
+            for end, r in call.r.items():
+                given.setdefault(end, []).append(r)
+        for call in self.calls:
+            for end, came in call.R.items():
+                parts = given.get(end, [])
+                if end not in call.outs or any(part.shape != came.shape for part in parts):
+                    continue
+                whole = sum(parts, torch.zeros_like(came))
+                room = gamma(len(parts) + 2, torch.finfo(came.dtype).eps) * sum(p.abs() for p in parts)
+                if not bool(((came - whole).abs() <= room).all()):
+                    call.changed = (float(came.sum()), float(whole.sum()))
 
     def fold(self, norm: Call, layer: Call, *, alone: bool) -> None:
         """Make one operation of a batch norm and the layer before it; of what else uses the layer, the layer itself."""

@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 import verify
-from lrp_rules import Composite, Epsilon, Gamma, Pass, UnruledWarning, ZPlus, attach, composites
+from lrp_rules import (
+    Composite,
+    Epsilon,
+    Gamma,
+    Norm,
+    Pass,
+    Stop,
+    Uniform,
+    UnruledWarning,
+    ZPlus,
+    attach,
+    composites,
+)  # fmt: skip
 from tests.lrp_rules.networks import NETWORKS, prepared
 
 if TYPE_CHECKING:
@@ -95,8 +107,25 @@ def doubled(model: nn.Module) -> Iterator[None]:
                 handle.remove()
 
 
+@contextmanager
+def changed_between(model: nn.Module) -> Iterator[None]:
+    """A hook on a tensor, between two modules."""
+
+    def change(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        output.register_hook(lambda R: 1.001 * R)
+
+    with attach(model, PLUS):
+        handle = model.get_submodule("2.conv").register_forward_hook(change)
+        yield
+        handle.remove()
+
+
 def one_sample(r: Tensor) -> Tensor:
     return torch.cat([r[:1], 1.5 * r[1:]])
+
+
+def last_channel(r: Tensor) -> Tensor:
+    return torch.cat([r[:, :-1], r[:, -1:] * (1 + 1e-9)], 1)
 
 
 def border(r: Tensor) -> Tensor:
@@ -188,6 +217,78 @@ MUTANTS = {
     ),
     "means by their gradient": Mutant(
         "u-net", PLUS, without({torch.mean}, PLUS), [("Tensor.mean", "", "Norm never ran here")]
+    ),
+}
+
+
+ATTN = composites.AttnLRP()
+FLAT = composites.EpsilonPlusFlat()
+
+
+def instead(rules: dict[Any, Any], others: Composite) -> Callable[[nn.Module], Any]:
+    return attached(composites.MixedComposite([Composite(rules), others]))
+
+
+MUTANTS |= {
+    "a hook between two modules": Mutant(
+        "gated", PLUS, changed_between, [("Conv2d", "2.conv", "not what was given to it, but x1.001: a hook on that")]
+    ),
+    "no rule for the first layer": Mutant(
+        "u-net", FLAT, attached(PLUS), [("Conv2d", "down", "this is what ZPlus gives, not Flat")]
+    ),
+    "the rule of first layers on all": Mutant(
+        "gated",
+        PLUS,
+        named({"2.up": Flat(), "2.conv": Flat()}, PLUS),
+        [("Conv2d", "2.conv", "this is what Flat gives, not ZPlus")],
+    ),
+    "other bounds of the input": Mutant(
+        "gated", GAMMA, attached(composites.EpsilonGammaBox(-8.0, 9.0)), [("Conv2d", "0.conv", "not what ZBox gives")]
+    ),
+    "no rule for products of attention": Mutant(
+        "decoder",
+        ATTN,
+        without({torch.matmul}, ATTN),
+        [("torch.matmul", "", "Bilinear never ran here"), ("torch.matmul", "", "Bilinear never ran here")],
+    ),
+    "Norm in place of Bilinear": Mutant(
+        "decoder",
+        ATTN,
+        instead({torch.matmul: Norm()}, ATTN),
+        [("torch.matmul", "", "this is what Norm gives, not Bilinear")] * 2,
+    ),
+    "Uniform in place of a gate": Mutant(
+        "gated",
+        PLUS,
+        instead({torch.mul: Uniform()}, PLUS),
+        [("Tensor.mul", place, "this is what Uniform gives, not SignalTakesAll") for place in "20"],
+    ),
+    "Stop in place of Softmax": Mutant(
+        "decoder",
+        ATTN,
+        instead({F.softmax: Stop()}, ATTN),
+        [("torch.matmul", "", "Bilinear, with an input taken for a constant")],
+    ),
+    "a normalisation passed": Mutant(
+        "decoder",
+        ATTN,
+        instead({nn.LayerNorm: Pass()}, ATTN),
+        [("LayerNorm", "norm2", "passed on as it is"), ("LayerNorm", "norm1", "passed on as it is")],
+    ),
+    "a normalisation by its gradient": Mutant(
+        "decoder",
+        PLUS,
+        without(set(composites.NORMALISATIONS) | {F.layer_norm}, PLUS),
+        [("LayerNorm", "norm2", "Pass never ran here"), ("LayerNorm", "norm1", "Pass never ran here")],
+    ),
+    "an activation by its gradient": Mutant(
+        "decoder", PLUS, without({F.gelu}, PLUS), [("F.gelu", "", "Pass never ran here")]
+    ),
+    "an interpolation by its gradient": Mutant(
+        "u-net", PLUS, without({F.interpolate}, PLUS), [("F.interpolate", "", "Norm never ran here")]
+    ),
+    "one channel wrong": Mutant(
+        "u-net", PLUS, hooked("up", last_channel, PLUS), [("ConvTranspose2d", "up", "not what ZPlus gives")]
     ),
 }
 
