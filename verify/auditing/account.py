@@ -95,9 +95,9 @@ class Account:
         return tuple(row for row in self.rows if row.verdict != HELD)
 
     def to_json(self) -> str:
-        """Return the numbers and all rows as JSON."""
+        """Return the numbers and all rows as JSON, in the form of lrp-audit-1.schema.json."""
         content = {
-            "format": "lrp-audit/1", "model": self.model, "pipeline": self.pipeline, "put_in": self.put_in,
+            "schema": "lrp-audit/1", "model": self.model, "pipeline": self.pipeline, "put_in": self.put_in,
             "arrived": self.arrived, "unexplained": self.unexplained, "held": self.held,
             "never_called": self.never_called, "rows": [asdict(row) for row in self.rows],
         }  # fmt: skip
@@ -105,11 +105,11 @@ class Account:
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON without NaN and inf, which it does not know."""
+    """Return numbers that JSON does not know as strings: "nan", "inf", "-inf"."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
+        return str(value)
     return value

@@ -16,6 +16,7 @@ import verify
 from lrp_rules import (
     Composite,
     Epsilon,
+    Flat,
     Gamma,
     Norm,
     Pass,

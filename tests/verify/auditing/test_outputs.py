@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,11 @@ from typer.testing import CliRunner
 import verify
 from lrp_rules import attach, composites
 from tests.lrp_rules.networks import IMAGE, prepared, residual
+from verify.auditing import account
 from verify.auditing.account import Row
 from verify.auditing.page import page
 from verify.auditing.text import markdown, text
 from verify.faces.cli import app
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PLUS = composites.EpsilonPlus()
 
@@ -63,7 +63,14 @@ def test_the_text_has_one_line_for_each_block_and_the_faults(found: verify.Audit
 
 def test_json_and_markdown(found: verify.Audit) -> None:
     content = json.loads(found.to_json())
-    assert content["format"] == "lrp-audit/1"
+    schema = json.loads((Path(account.__file__).parent / "lrp-audit-1.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema)
+    unknown = replace(found.rows[0], deviation=float("nan"), verdict="not judged")
+    odd = json.loads(replace(found, rows=(unknown,)).to_json())
+    jsonschema.validate(odd, schema)
+    assert odd["rows"][0]["deviation"] == "nan"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**content, "held": "yes"}, schema)
     assert content["held"] is False
     assert [row["verdict"] for row in content["rows"]].count("deviates") == 1
     assert "| Linear | 7 |" in markdown(found)
