@@ -32,11 +32,12 @@ class Row:
     constants: float
     unexplained: float
     deviation: float
+    room: float
     verdict: str
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Account:
     """What became of the relevance in one explanation of a network."""
 
@@ -52,6 +53,10 @@ class Account:
     #: Names of modules that have a rule and were not called.
     never_called: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        verdict = "held" if self.held else f"did not hold: {len(self.faults)}"
+        return f"<{type(self).__name__} of {self.model} by {self.pipeline}, {len(self.rows)} operations, {verdict}>"
+
     @property
     def table(self) -> pd.DataFrame:
         """One row for each call of a module or function, from the output down.
@@ -66,6 +71,7 @@ class Account:
         constants                  what the rule gives to learned constants, such as a position embedding
         unexplained                relevance_out - relevance_in, and all that is named: 0 but for rounding
         deviation                  sum of abs(got - expected) over all inputs, by that of abs(expected)
+        room                       how large rounding can make the deviation: below it, nothing is told apart
         verdict                    held, deviates, unexplained, not judged
         note                       why, and what to do
         ========================== ==================================================================================

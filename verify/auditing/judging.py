@@ -40,6 +40,7 @@ class Found(NamedTuple):
     constants: float
     unexplained: float
     deviation: float
+    room: float
     verdict: str
     note: str
 
@@ -63,7 +64,7 @@ class Judge:
             return Row(name, layer.path, call.where, shown, calls, **sums._asdict(), **found._asdict())
 
         if call.cut:
-            return row(Found(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, DEVIATES, notes.cut(call)))
+            return row(Found(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, DEVIATES, notes.cut(call)))
         try:
             found = self._verdict(call, sums)
             if call.changed is not None:
@@ -78,7 +79,7 @@ class Judge:
         dtype = came[0].dtype if came else torch.float64
         room = gamma(size(came) + size(went), torch.finfo(dtype).eps) * (sums.gross_in + sums.gross_out)
         unexplained = 0.0 if abs(lost) <= room else lost
-        return row(Found(0.0, 0.0, 0.0, 0.0, unexplained, float("nan"), NOT_JUDGED, reason))
+        return row(Found(0.0, 0.0, 0.0, 0.0, unexplained, float("nan"), float("nan"), NOT_JUDGED, reason))
 
     def _rule_of(self, call: Call) -> Any:
         return self.meaning.resolved(call if call.folded is None else call.folded)
@@ -113,17 +114,20 @@ class Judge:
         gross = sums.gross_in + most + abs(answer.bias) + abs(answer.stabilizer) + abs(answer.dead) + abs(constants)
         whole = gamma(4 * (size(Rs) + size(expected) + 8), u)
         share = deviation / most if most else float(deviation > 0)
-        numbers = (answer.bias, answer.stabilizer, answer.dead, constants, unexplained, share)
-        if bounds is not None and most > 0 and not total(bounds) < most:
+        room = (whole * gross if bounds is None else total(bounds)) / most if most else 0.0
+        numbers = (answer.bias, answer.stabilizer, answer.dead, constants, unexplained, share, room)
+        if not room < 1:
             msg = "rounding could explain any value: use double precision, model.double()"
             raise NoFormulaError(msg)
         if not within(off, bounds, whole * gross):
             return Found(*numbers, DEVIATES, notes.deviation(question, got, own))
         # the formula is exact in float64, whatever the dtype of the model
         by_rule = total(expected) - sums.relevance_in + known
-        room = gamma(4 * (size(Rs) + size(expected) + 8), _U64) * gross
-        if not self.meaning.gradient and not abs(by_rule) <= room:
+        exact = gamma(4 * (size(Rs) + size(expected) + 8), _U64) * gross
+        if not self.meaning.gradient and not abs(by_rule) <= exact:
             return Found(*numbers, UNEXPLAINED, notes.leak(question, sums.relevance_in, sums.relevance_out))
+        if not abs(unexplained - by_rule) <= (whole * gross if bounds is None else total(bounds)) + exact:
+            return Found(*numbers, UNEXPLAINED, notes.ELSEWHERE)
         return Found(*numbers, HELD, notes.held(question))
 
     @staticmethod

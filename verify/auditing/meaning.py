@@ -133,8 +133,7 @@ class Meaning:
     def idle(self, model: nn.Module, called: set[Any]) -> tuple[str, ...]:
         """Return the names of modules that have a rule and were not called."""
         names = {module: name for name, module in model.named_modules()}
-        used = {part for module in called if module is not None for part in module.modules()}
-        return tuple(names[module] for module in self.modules if module not in used and module in names)
+        return tuple(names[module] for module in self.modules if module not in called and module in names)
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _U32 = 2.0**-24
 
+ELSEWHERE = "its inputs get what they should, but more goes to tensors that are none of them"
+
 
 def cut(call: Call) -> str:
     """Say that relevance cannot come here."""

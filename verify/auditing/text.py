@@ -18,6 +18,10 @@ HEAD = (
 )  # fmt: skip
 
 
+#: From here on, what a row held to is worth a word.
+_COARSE = 1e-3
+
+
 def blocks(rows: Iterable[Row], depth: int = 1) -> list[tuple[str, list[Row]]]:
     """Group rows by the block that they lie in: as they follow each other, by the first parts of their names."""
     found: list[tuple[str, list[Row]]] = []
@@ -72,6 +76,10 @@ def summary(audit: Account) -> list[str]:
         f"put in {audit.put_in:.6g}, arrived {audit.arrived:.6g}; {unexplained}",
         f"{'held' if audit.held else 'did not hold'}: {total}",
     ]
+    room = max((row.room for row in audit.rows if row.verdict == HELD), default=0.0)
+    if room > _COARSE:
+        told = f"rounding could hide a deviation of {room:.1g} in a row (column room)"
+        out.append(f"{told}: model.double() tells formulas apart")
     if audit.never_called:
         out.append(f"never called, though a rule was meant for them: {', '.join(audit.never_called)}")
     return out

@@ -249,6 +249,22 @@ class Flow:
                     by_size.insert(0, call)
                 self._of[node] = call
                 call.nodes.add(node)
+        self._leading = self._lead(seen)
+
+    def _lead(self, nodes: set[Any]) -> set[Any]:
+        """Return the nodes below which a model's input is: what goes to others is that of constants."""
+        above: dict[Any, list[Any]] = {}
+        for node in nodes:
+            for below, _ in node.next_functions:
+                above.setdefault(below, []).append(node)
+        todo = [node for node in nodes if any(getattr(node, "variable", None) is x for x in self.inputs)]
+        found = set(todo)
+        while todo:
+            for node in above.get(todo.pop(), []):
+                if node not in found:
+                    found.add(node)
+                    todo.append(node)
+        return found
 
     def backward(self, output: Tensor, R: Tensor) -> list[Tensor | None]:
         """Return the relevance of the model's inputs, and note that of each call."""
@@ -296,11 +312,9 @@ class Flow:
                 if R is not None and ((id(node), number) in outs or not outs):
                     call.R[node, number] = R.detach()
             for (below, number), r in zip(node.next_functions, grad_inputs, strict=False):
-                if below is None or r is None or self._of.get(below) is call:
+                if r is None or below not in self._leading or self._of.get(below) is call:
                     continue
                 leaf = getattr(below, "variable", None)
-                if leaf is not None and not any(leaf is x for x in self.inputs):
-                    continue
                 # a tensor has no hash of its value
                 end = (below, number) if leaf is None else (leaf, 0)
                 before = call.r.get(end)

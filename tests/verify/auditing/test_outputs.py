@@ -61,6 +61,17 @@ def test_the_text_has_one_line_for_each_block_and_the_faults(found: verify.Audit
     assert len(text(found, every=True).splitlines()) > len(lines) + 10
 
 
+def test_what_rounding_could_hide_is_said() -> None:
+    model, x = made()
+    double, single = verify.audit(model, x, PLUS), verify.audit(model.float(), x.float(), composites.EpsilonPlus(1e-9))
+    assert repr(double) == "<Audit of Sequential by attach, 15 operations, held>"
+    assert 0 < double.table.room.max() < 1e-9
+    assert single.table.room.max() > 1e3 * double.table.room.max()
+    hidden = replace(single, rows=(*single.rows[1:], replace(single.rows[0], room=0.04)))
+    assert "rounding could hide a deviation of 0.04 in a row" in str(hidden)
+    assert "rounding could hide" not in str(double)
+
+
 def test_json_and_markdown(found: verify.Audit) -> None:
     content = json.loads(found.to_json())
     schema = json.loads((Path(account.__file__).parent / "lrp-audit-1.schema.json").read_text(encoding="utf-8"))

@@ -130,3 +130,61 @@ def test_what_nobody_can_see_is_not_judged() -> None:
     assert hidden.verdict == "not judged"
     assert hidden.unexplained == hidden.relevance_in
     assert not found.held
+
+
+class Shared(nn.Module):
+    """A convolution whose output goes into a batch norm and around it, and a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.token = nn.Conv1d(8, 4, 1), nn.BatchNorm1d(4), nn.Parameter(torch.ones(1, 4, 1))
+        self.out = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x.transpose(1, 2))
+        z = torch.cat([self.token.expand(len(z), -1, -1), self.norm(z) + z], 2)
+        found: Tensor = self.out(z.flatten(1))
+        return found
+
+
+def test_a_layer_that_is_used_by_its_batch_norm_and_by_others() -> None:
+    found = verify.assert_conserves(prepared(Shared, constants=True), some_input(SEQUENCE), PLUS)
+    rows = {row.operation: row for row in found.rows}
+    assert set(rows) >= {"Conv1d + BatchNorm1d", "Conv1d"}
+    assert rows["Conv1d"].relevance_in + rows["Conv1d + BatchNorm1d"].relevance_in == pytest.approx(
+        rows["Tensor.add"].relevance_out
+    )
+    token = rows["torch.cat"]
+    assert token.constants != 0
+    assert token.relevance_out + token.constants == pytest.approx(token.relevance_in)
+
+
+def test_what_is_meant_may_be_another_than_what_is_attached() -> None:
+    model, x = prepared(residual, constants=True), some_input(IMAGE)
+    found = verify.audit(model, x, PLUS, expected=composites.EpsilonPlus(epsilon=1e-3))
+    assert [(row.operation, row.module) for row in found.faults] == [("Linear", "7")]
+    assert found.pipeline == "attach"
+    given = torch.ones(2, 5, dtype=torch.float64)
+    assert verify.audit(model, x, PLUS, target=given).put_in == 10
+    assert verify.audit(model, x, PLUS, target=-1).put_in == 2
+
+
+def test_rules_of_modules_that_are_not_called_are_named() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(40, 3), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.used(x.flatten(1))
+            return found
+
+    found = verify.audit(
+        Idle(),
+        some_input(SEQUENCE),
+        {nn.Linear: Epsilon()},
+        pipeline=lambda m: Epsilon().register(m.get_submodule("used")),
+    )
+    assert found.never_called == ("idle",)
+    assert not found.held
+    assert "never called, though a rule was meant for them: idle" in str(found)
