@@ -1,4 +1,7 @@
-"""Holds any implementation of LRP rules to the reference: run ``lrp-verify``, or call ``assert_rule`` in a test."""
+"""Holds any implementation of LRP rules to the reference: run ``lrp-verify``, or call ``assert_rule`` in a test.
+
+``audit`` holds every operation of a network to the rule that was meant for it; ``assert_conserves`` does so in a test.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verify.asserting import assert_rule
+    from verify.auditing import Audit, assert_conserves, audit
 
-__all__ = ["assert_rule"]
+__all__ = ["Audit", "assert_conserves", "assert_rule", "audit"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,5 +20,9 @@ def __getattr__(name: str) -> Any:
         from verify.asserting import assert_rule  # noqa: PLC0415  see above
 
         return assert_rule
+    if name in {"Audit", "assert_conserves", "audit"}:
+        from verify import auditing  # noqa: PLC0415  see above
+
+        return getattr(auditing, name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

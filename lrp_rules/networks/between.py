@@ -107,10 +107,12 @@ class Between:
 
 _inner: dict[CodeType, bool] = {}
 _OURS, _TORCH = __file__.rpartition("networks")[0], torch.__file__.rpartition("__init__")[0]
+#: Folders of code that calls functions on behalf of a model; a tool that watches calls adds its own.
+INNER = [_OURS, _TORCH]
 
 
 def is_inner(code: CodeType) -> bool:
     """Whether code is that of torch or of this package, and not of a model."""
     if code not in _inner:
-        _inner[code] = code.co_filename.startswith((_OURS, _TORCH))
+        _inner[code] = code.co_filename.startswith(tuple(INNER))
     return _inner[code]

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from verify.explaining.deviations import baseline
-from verify.faces import running
+from verify.faces import auditing, running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
 from verify.model import TIME_LIMIT
@@ -214,6 +214,9 @@ def self_test(
         return selftest.main(workers=workers, whole=all_, write=record)
 
     exit_with("lrp-verify", run)
+
+
+app.command()(auditing.audit)
 
 
 def _refuse_options(context: typer.Context) -> None:

@@ -25,9 +25,28 @@ def load(spec: str) -> Subject:
     """
     if is_command(spec):
         return port.load(spec)
+    namespace, module_name = named(spec), spec.partition(":")[0]
+    if not any(hasattr(namespace, rule) for rule in RULES):
+        msg = (
+            f"{spec!r} has none of the classes {', '.join(RULES)}; name the module or object that has them, "
+            f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
+        )
+        raise SubjectError(msg)
+    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+
+
+def named(spec: str) -> Any:
+    """Import what is named ``MODULE`` or ``MODULE:ATTRIBUTE``, also from the folder of the call.
+
+    Raises
+    ------
+    SubjectError
+        If it cannot be imported.
+
+    """
     module_name, _, attribute = spec.partition(":")
     if not module_name:
-        msg = f"the implementation is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        msg = f"what is to be imported is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
         raise SubjectError(msg)
     # as `python -m` would: a subject in the folder of the call needs no installation
     here = str(Path.cwd())
@@ -44,13 +63,7 @@ def load(spec: str) -> Subject:
     finally:
         if added:
             sys.path.remove(here)
-    if not any(hasattr(namespace, rule) for rule in RULES):
-        msg = (
-            f"{spec!r} has none of the classes {', '.join(RULES)}; name the module or object that has them, "
-            f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
-        )
-        raise SubjectError(msg)
-    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+    return namespace
 
 
 def _hint(module_name: str) -> str:

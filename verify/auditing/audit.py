@@ -1,0 +1,194 @@
+"""`audit`: one explanation of a network, held operation by operation to the rules that were meant."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_rules import attach
+from verify.auditing.account import Account
+from verify.auditing.judging import Judge
+from verify.auditing.meaning import Meaning
+from verify.auditing.page import write_page
+from verify.auditing.text import text
+from verify.auditing.watch import Flow, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from lrp_rules import Composite
+    from lrp_rules.hooks.hook import Hook
+    from verify.auditing.account import Row
+
+    Pipeline = str | Callable[[nn.Module], AbstractContextManager[Any]] | None
+
+
+class Audit(Account):
+    """What became of the relevance in one explanation of a network.
+
+    ``print`` it for the account by blocks.
+    """
+
+    def __str__(self) -> str:
+        return text(self)
+
+    def html(self, path: str | Path) -> None:
+        """Write one self-contained page: the flow down the network, and a table that filters and sorts."""
+        write_page(self, path)
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    rules: Mapping[Any, Hook] | Composite,
+    *,
+    target: int | Tensor | None = None,
+    pipeline: Pipeline = None,
+    expected: Mapping[Any, Hook] | Composite | None = None,
+) -> Audit:
+    """Explain one input, and hold every operation of the network to the rule that was meant for it.
+
+    The pipeline is only watched: the model, its output, and the relevance are what they are without. Each operation is
+    judged by itself, with the relevance that came to it, so that a mistake is found where it is made.
+
+    Parameters
+    ----------
+    model
+        Any module, in eval mode; best in double precision (``model.double()``): single precision cannot tell a wrong
+        formula from rounding in large layers.
+    x
+        Its input, floating point, samples first; or a tuple of several.
+    rules
+        Rules for types and names of modules and for functions, as for :func:`lrp_rules.attach`; or a composite.
+    target
+        Which output is explained, for all samples; or the relevance R of the output itself. None: the largest output
+        of each sample. With a number or None, the relevance that is put in is 1 a sample.
+    pipeline
+        What explains. None: ``attach(model, rules)``; "gradient": nothing; else what is called with the model and
+        returns a context manager to call the model in, such as ``zennit_composite.context``.
+    expected
+        What operations are held to, where that is not ``rules``.
+
+    Returns
+    -------
+    Audit
+        ``print`` it, or look at its ``table``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x is not of floating point, or nothing of the output depends on it. Exceptions of the pipeline pass through.
+
+    """
+    given = x if isinstance(x, tuple) else (x,)
+    for one in given:
+        if not isinstance(one, Tensor) or not one.is_floating_point():
+            what = str(one.dtype) if isinstance(one, Tensor) else type(one).__name__
+            msg = (
+                f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
+            )
+            msg += "their embeddings on"
+            raise TypeError(msg)
+    inputs = [one.detach().clone().requires_grad_() for one in given]
+    name, context = _pipeline(pipeline, model, rules)
+    with context as yielded:
+        seen = yielded if isinstance(yielded, nn.Module) else model
+        meaning = Meaning(seen, rules if expected is None else expected)
+        watch = Watch(seen, inputs, meaning)
+        with watch.forward(), torch.enable_grad():
+            output = seen(*inputs)
+        if not isinstance(output, Tensor):
+            msg = f"the model gave {type(output).__name__}; expected one tensor. Wrap it in a module that returns it"
+            raise TypeError(msg)
+        if output.grad_fn is None:
+            msg = "the output of the model does not depend on x through autograd; expected a differentiable model"
+            raise ValueError(msg)
+        R = _relevance(output, target)
+        flow = Flow(output, inputs, watch.calls)
+        for norm, layer, alone in meaning.folds(watch.calls):
+            flow.fold(norm, layer, alone=alone)
+        relevance = flow.backward(output, R)
+        rows = _judged(watch, meaning)
+        called = {call.module for call in watch.calls} | {c.folded.module for c in watch.calls if c.folded is not None}
+        idle = meaning.idle(seen, watch.modules_called | called)
+    total, gross = float(R.double().sum()), float(R.double().abs().sum())
+    return Audit(type(model).__name__, name, rows, total, gross, tuple(relevance), output.detach(), idle)
+
+
+def _judged(watch: Watch, meaning: Meaning) -> tuple[Row, ...]:
+    counts = Counter(call.key for call in watch.calls)
+    judge = Judge(meaning)
+    ordered = sorted(watch.calls, key=lambda call: -call.end)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return tuple(judge.row(call, counts[call.key]) for call in ordered)
+
+
+def _pipeline(pipeline: Pipeline, model: nn.Module, rules: Any) -> tuple[str, AbstractContextManager[Any]]:
+    if pipeline is None:
+        return "attach", _only(attach(model, rules))
+    if isinstance(pipeline, str):
+        if pipeline != "gradient":
+            msg = f"the pipeline is {pipeline!r}; expected None, 'gradient', or a callable that is given the model"
+            raise ValueError(msg)
+        return "gradient", nullcontext()
+    if not callable(pipeline):
+        msg = f"the pipeline is {pipeline!r}; expected a callable that is given the model and returns a context manager"
+        raise TypeError(msg)
+    owner = getattr(pipeline, "__self__", None)
+    name = getattr(pipeline, "__name__", type(pipeline).__name__)
+    if owner is not None and not inspect.ismodule(owner):
+        name = f"{type(owner).__module__.split('.')[0]}.{type(owner).__name__}"
+    return name, pipeline(model)
+
+
+@contextmanager
+def _only(attachment: AbstractContextManager[Any]) -> Iterator[None]:
+    with attachment:
+        yield
+
+
+def _relevance(output: Tensor, target: int | Tensor | None) -> Tensor:
+    if isinstance(target, Tensor):
+        if target.shape != output.shape:
+            msg = f"target has shape {tuple(target.shape)}; expected that of the output, {tuple(output.shape)}"
+            raise ValueError(msg)
+        return target.detach().to(output)
+    flat = output.detach().reshape(len(output), -1) if output.ndim else output.detach().reshape(1, 1)
+    if target is not None and not -flat.shape[1] <= target < flat.shape[1]:
+        msg = f"target is {target}; the model has {flat.shape[1]} outputs"
+        raise ValueError(msg)
+    place = flat.argmax(1) if target is None else torch.full((len(flat),), target % flat.shape[1], device=flat.device)
+    return torch.zeros_like(flat).scatter_(1, place[:, None], 1.0).reshape(output.shape)
+
+
+def assert_conserves(
+    model: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    rules: Mapping[Any, Hook] | Composite,
+    *,
+    target: int | Tensor | None = None,
+    pipeline: Pipeline = None,
+    expected: Mapping[Any, Hook] | Composite | None = None,
+) -> Audit:
+    """Assert that every operation of a network follows its rule, and that all relevance is explained.
+
+    For a test of one's own. Arguments as for :func:`audit`, which is returned.
+
+    Raises
+    ------
+    AssertionError
+        If not: with the account.
+
+    """
+    __tracebackhide__ = True
+    found = audit(model, x, rules, target=target, pipeline=pipeline, expected=expected)
+    if not found.held:
+        raise AssertionError(str(found))
+    return found

@@ -1,0 +1,345 @@
+"""Watches one forward and one backward pass: which calls were made, and what relevance came to each and left it.
+
+It takes part in nothing: hooks on modules note tensors, a ``TorchFunctionMode`` notes functions, and hooks on the nodes
+of autograd note what passes. All of them are gone when the pass is over.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, resolve_name
+from torch.utils._pytree import tree_flatten
+
+import lrp_rules
+from lrp_rules import Stop
+from lrp_rules.networks.between import INNER, here
+from lrp_rules.networks.operations import in_place, operation_of
+from lrp_rules.networks.written_out import WRITTEN_OUT
+from verify.auditing.calls import TRANSPARENT, Call, end_of, floats, key_of
+from verify.auditing.formulas import gamma
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    from verify.auditing.calls import End
+    from verify.auditing.meaning import Meaning
+
+#: Folders and files of code that calls functions on behalf of somebody else.
+_TORCH = Path(torch.__file__).parent
+_BETWEEN = (
+    f"{Path(lrp_rules.__file__).parent}/", f"{Path(__file__).parent}/", f"{_TORCH}/overrides.py",
+    f"{_TORCH}/_tensor.py", f"{_TORCH}/functional.py", f"{_TORCH}/nn/functional.py", f"{_TORCH}/utils/",
+)  # fmt: skip
+# what attach says of a line of the model is said of that line, and not of this file
+INNER.append(f"{Path(__file__).parent}/")
+_GATES = {"sigmoid", "hardsigmoid"}
+_GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+_RAW, _REACHED, _STOPPED = 2, 1, -1
+
+
+class Watch(TorchFunctionMode):
+    """Notes the calls of one forward pass in ``calls``."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], meaning: Meaning) -> None:
+        super().__init__()
+        self.model, self.meaning = model, meaning
+        self.calls: list[Call] = []
+        self.modules_called: set[nn.Module] = set()
+        self._stack: list[tuple[str, nn.Module, Call | None]] = []
+        self._inside: list[Call] = []
+        self._known: dict[tuple[int, int], int] = {}
+        self._gates: set[tuple[int, int]] = set()
+        self._kept: list[Any] = []  # what is known by its id must live
+        self._on = False
+        for tensor in inputs:
+            self._note(tensor, _RAW)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Watch what the model calls in this block."""
+        handles: list[Any] = []
+        try:
+            for name, module in self.model.named_modules():
+                handles.append(module.register_forward_pre_hook(self._before(name), prepend=True, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._after, always_call=True))
+            # inside of whatever else sees functions, so that a function is seen as the model calls it
+            handles.append(self.model.register_forward_pre_hook(self._begin))
+            handles.append(self.model.register_forward_hook(self._end, always_call=True, prepend=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._end()
+
+    def _begin(self, *_: Any) -> None:
+        if not self._on:
+            self._on = True
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+    def _end(self, *_: Any) -> None:
+        if self._on and _get_current_function_mode() is self:
+            self._on = False
+            self.__exit__(None, None, None)
+
+    # what is known of tensors
+
+    def _note(self, tensor: Tensor, value: int) -> None:
+        end = end_of(tensor)
+        self._kept.append(end[0])
+        self._known[key_of(end)] = value
+
+    def value(self, tensor: Tensor) -> int:
+        """Return 0 for what does not depend on the model's input, 2 where no first layer lies between, else 1.
+
+        -1 for what depends on it through Stop alone: where nothing goes there, it is a constant.
+        """
+        if not tensor.requires_grad:
+            return 0
+        found = self._known.get(key_of(end_of(tensor)))
+        if found is not None:
+            return found
+        return 0 if tensor.grad_fn is None else self._through(tensor.grad_fn)
+
+    def _through(self, node: Any) -> int:
+        """Look for the model's input below a node that nobody has noted."""
+        todo, seen, values = [node], set(), []
+        while todo:
+            one = todo.pop()
+            if one in seen:
+                continue
+            seen.add(one)
+            for below, number in one.next_functions:
+                if below is None:
+                    continue
+                leaf = getattr(below, "variable", None)
+                key = (id(below), number) if leaf is None else (id(leaf), 0)
+                if key in self._known:
+                    values.append(self._known[key])
+                elif leaf is None:
+                    todo.append(below)
+        return min([value for value in values if value > 0], default=min(values, default=0))
+
+    # what is called
+
+    def _open(self, call: Call, values: Any, *, copies: bool) -> Call:
+        given = [t for t in floats(values) if t.requires_grad]
+        call.originals, call.ends = given, [end_of(t) for t in given]
+        call.inputs = [t.detach().clone() if copies else t.detach() for t in given]
+        call.versions = [t._version for t in call.inputs]
+        values_of = [self.value(t) for t in given]
+        call.known, call.reached = values_of, [value > 0 for value in values_of]
+        call.gates = [key_of(end) in self._gates for end in call.ends]
+        call.raw = min([value for value in values_of if value > 0], default=0) == _RAW
+        return call
+
+    def _close(self, call: Call, output: Any) -> None:
+        call.end = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        call.originals = []
+        found = floats(output)
+        if not found or not any(call.known):
+            return
+        answering = [t for t in found if t.requires_grad]
+        value = _RAW if call.raw and not self.meaning.is_first_layer(call) else _REACHED
+        if all(known in {0, _STOPPED} for known in call.known) or isinstance(self.meaning.of(call), Stop):
+            value = _STOPPED
+        for tensor in answering:
+            self._note(tensor, value)
+        if not answering:
+            call.cut = call.module is not None or call.operation.rpartition(".")[2] in {"detach", "detach_"}
+        if call.cut or (answering and call.end > call.start):
+            call.outs = [end_of(t) if t.requires_grad else None for t in found]
+            call.shapes = [(t.shape, t.dtype) for t in found]
+            self.calls.append(call)
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            with torch._C.DisableTorchFunction():  # nobody is to see what is done here
+                enter(module, args, kwargs)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            call = None
+            self.modules_called.add(module)
+            if not self._inside and torch.is_grad_enabled() and self.meaning.is_one_operation(module):
+                number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+                call = Call(type(module).__name__, name, "", number, module=module)
+                call.arguments = (args, kwargs)
+                self._open(call, (args, kwargs), copies=bool(getattr(module, "inplace", False)))
+                self._inside.append(call)
+            self._stack.append((name, module, call))
+
+        return hook
+
+    def _after(self, module: nn.Module, _args: Any, output: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            self._leave(module, output)
+
+    def _leave(self, module: nn.Module, output: Any) -> None:
+        if not self._stack or self._stack[-1][1] is not module:  # somebody's hook raised before the call
+            return
+        _, _, call = self._stack.pop()
+        if call is not None:
+            self._inside.remove(call)
+            if output is not None:
+                self._close(call, output)
+                if isinstance(module, _GATE_MODULES) and isinstance(output, Tensor):
+                    self._gates.add(key_of(end_of(output)))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._inside:
+            if len(self._inside) == 1 and operation_of(func) is not None:
+                self._inside[0].inner.append(func)
+            return func(*args, **kwargs)
+        given = [t for t in floats((args, kwargs)) if t.requires_grad]
+        if not given or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return func(*args, **kwargs)
+        if (
+            here.flows
+            and here.flows[-1].between.rules
+            and operation_of(func) in WRITTEN_OUT
+            and any(self.value(t) > 0 for t in given)
+        ):
+            with self:  # attach computes it of the same parts, and each of them is a call
+                return WRITTEN_OUT[str(operation_of(func))](*args, **kwargs)
+        number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        path = self._stack[-1][0] if self._stack else ""
+        call = Call(name_of(func), path, _where(), number, function=func)
+        self._open(call, (args, kwargs), copies=in_place(func, args, kwargs))
+        call.weight = id(kwargs.get("weight", args[1] if len(args) > 1 else None))
+        leaves, structure = tree_flatten((args, kwargs))
+        for place, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                same = next((k for k, t in enumerate(call.originals) if t is leaf), None)
+                leaves[place] = leaf.detach() if same is None else call.inputs[same]
+        call.arguments = (leaves, structure)
+        result = func(*args, **kwargs)
+        self._close(call, result)
+        if getattr(func, "__name__", "").rstrip("_") in _GATES and isinstance(result, Tensor):
+            self._gates.add(key_of(end_of(result)))
+        return result
+
+
+class Flow:
+    """What relevance came to each call, and left it, in one backward pass."""
+
+    def __init__(self, output: Tensor, inputs: Sequence[Tensor], calls: list[Call]) -> None:
+        self.inputs, self.calls = inputs, calls
+        self._of: dict[Any, Call] = {}
+        by_size = sorted((c for c in calls if not c.cut), key=lambda c: c.end - c.start)
+        todo, seen = [output.grad_fn], set()
+        while todo:
+            node: Any = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            todo += [below for below, _ in node.next_functions]
+            if not hasattr(node, "variable"):
+                number = node._sequence_nr()
+                call = next((c for c in by_size if c.start <= number < c.end), None)
+                if call is None:
+                    call = Call(node.name(), "?", "", number, number + 1)
+                    calls.append(call)
+                    by_size.insert(0, call)
+                self._of[node] = call
+                call.nodes.add(node)
+        self._leading = self._lead(seen)
+
+    def _lead(self, nodes: set[Any]) -> set[Any]:
+        """Return the nodes below which a model's input is: what goes to others is that of constants."""
+        above: dict[Any, list[Any]] = {}
+        for node in nodes:
+            for below, _ in node.next_functions:
+                above.setdefault(below, []).append(node)
+        todo = [node for node in nodes if any(getattr(node, "variable", None) is x for x in self.inputs)]
+        found = set(todo)
+        while todo:
+            for node in above.get(todo.pop(), []):
+                if node not in found:
+                    found.add(node)
+                    todo.append(node)
+        return found
+
+    def backward(self, output: Tensor, R: Tensor) -> list[Tensor | None]:
+        """Return the relevance of the model's inputs, and note that of each call."""
+        hooks = [node.register_hook(self._seen(node, call)) for node, call in self._of.items()]
+        try:
+            found: list[Tensor | None] = list(torch.autograd.grad(output, self.inputs, R, allow_unused=True))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._compare(end_of(output), R)
+        self.calls[:] = [c for c in self.calls if (c.R or c.cut) and not _hands_on(c)]
+        return found
+
+    def _compare(self, output: End, R: Tensor) -> None:
+        """Note where what comes to a call is not what others gave: a hook on a tensor has changed it."""
+        given: dict[End, list[Tensor]] = {output: [R.detach()]}
+        for call in self.calls:
+            for end, r in call.r.items():
+                given.setdefault(end, []).append(r)
+        for call in self.calls:
+            for end, came in call.R.items():
+                parts = given.get(end, [])
+                if end not in call.outs or any(part.shape != came.shape for part in parts):
+                    continue
+                whole = sum(parts, torch.zeros_like(came))
+                room = gamma(len(parts) + 2, torch.finfo(came.dtype).eps) * sum(p.abs() for p in parts)
+                if not bool(((came - whole).abs() <= room).all()):
+                    call.changed = (float(came.sum()), float(whole.sum()))
+
+    def fold(self, norm: Call, layer: Call, *, alone: bool) -> None:
+        """Make one operation of a batch norm and the layer before it; of what else uses the layer, the layer itself."""
+        norm.folded = layer
+        if not alone:
+            return
+        for node in layer.nodes:
+            self._of[node] = norm
+        norm.nodes |= layer.nodes
+        self.calls.remove(layer)
+
+    def _seen(self, node: Any, call: Call) -> Callable[[Any, Any], None]:
+        outs = {key_of(end) for end in call.outs if end is not None}
+
+        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
+            for number, R in enumerate(grad_outputs):
+                if R is not None and ((id(node), number) in outs or not outs):
+                    call.R[node, number] = R.detach()
+            for (below, number), r in zip(node.next_functions, grad_inputs, strict=False):
+                if r is None or below not in self._leading or self._of.get(below) is call:
+                    continue
+                leaf = getattr(below, "variable", None)
+                # a tensor has no hash of its value
+                end = (below, number) if leaf is None else (leaf, 0)
+                before = call.r.get(end)
+                call.r[end] = r.detach() if before is None else before + r.detach()
+
+        return hook
+
+
+def _hands_on(call: Call) -> bool:
+    """Whether it is a node that is there for other reasons than an operation, and did nothing."""
+    if call.path != "?" or call.operation not in TRANSPARENT:
+        return False
+    came, went = sum(float(R.sum()) for R in call.R.values()), sum(float(r.sum()) for r in call.r.values())
+    return came == went
+
+
+def name_of(func: Any) -> str:
+    """Return what a function of torch is called by."""
+    name: str = resolve_name(func) or getattr(func, "__name__", repr(func))
+    return name.replace("torch.nn.functional.", "F.").replace("torch.Tensor.", "Tensor.")
+
+
+def _where() -> str:
+    """Return the line that called a function."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        frame = frame.f_back
+    return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
