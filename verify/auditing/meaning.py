@@ -130,10 +130,14 @@ class Meaning:
             found.append((call, layer, uses[key_of(reached[0])] == 1))
         return found
 
-    def idle(self, model: nn.Module, called: set[Any]) -> tuple[str, ...]:
-        """Return the names of modules that have a rule and were not called."""
+    def idle(self, model: nn.Module, called: set[nn.Module], used: set[int]) -> tuple[str, ...]:
+        """Return the names of modules that have a rule, and were not called, nor their parameters used by functions."""
         names = {module: name for name, module in model.named_modules()}
-        return tuple(names[module] for module in self.modules if module not in called and module in names)
+        return tuple(
+            names[module]
+            for module in self.modules
+            if module not in called and not any(id(one) in used for one in module.parameters(recurse=False))
+        )
 
 
 def _is_hooked(module: nn.Module) -> bool:
