@@ -140,10 +140,14 @@ class Meaning:
         )
 
 
+#: Hooks that change nothing.
+_ONLOOKERS = ("lrp_rules.networks", "lrp_rules.hooks.calls", "verify.auditing")
+
+
 def _is_hooked(module: nn.Module) -> bool:
     """Whether somebody has hooks on a module, besides those by which lrp_rules and the audit look on."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())
-    return any(not _module_of(hook).startswith(("lrp_rules.networks.watch", "verify.auditing")) for hook in hooks)
+    return any(not _module_of(hook).startswith(_ONLOOKERS) for hook in hooks)
 
 
 def _module_of(hook: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 import verify
 from lrp_rules import Epsilon, Norm, Pass, UnruledWarning, ZPlus, composites
@@ -221,3 +222,19 @@ def test_what_goes_elsewhere_than_to_the_inputs_is_unexplained(monkeypatch: pyte
     assert [(one.operation, one.verdict) for one in found.faults] == [("Flatten", "unexplained")]
     assert "more goes to tensors that are none of them" in found.faults[0].note
     assert found.faults[0].unexplained == pytest.approx(1)
+
+
+def test_a_module_of_functions_alone_is_looked_into() -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 40, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.linear(x.flatten(1), self.weight)
+            return z + torch.tanh(z)
+
+    found = verify.assert_conserves(Functions(), some_input(SEQUENCE), PLUS, pipeline=None)
+    assert [(row.operation, row.rule) for row in found.rows] == [
+        ("Tensor.add", "Norm"), ("torch.tanh", "Pass"), ("F.linear", "Epsilon"), ("Tensor.flatten", ""),
+    ]  # fmt: skip
