@@ -116,8 +116,7 @@ def audit(
             flow.fold(norm, layer, alone=alone)
         relevance = flow.backward(output, R)
         rows = _judged(watch, meaning)
-        called = {call.module for call in watch.calls} | {c.folded.module for c in watch.calls if c.folded is not None}
-        idle = meaning.idle(seen, watch.modules_called | called)
+        idle = meaning.idle(seen, watch.modules_called, watch.parameters_used)
     total, gross = float(R.double().sum()), float(R.double().abs().sum())
     return Audit(type(model).__name__, name, rows, total, gross, tuple(relevance), output.detach(), idle)
 

@@ -130,16 +130,24 @@ class Meaning:
             found.append((call, layer, uses[key_of(reached[0])] == 1))
         return found
 
-    def idle(self, model: nn.Module, called: set[Any]) -> tuple[str, ...]:
-        """Return the names of modules that have a rule and were not called."""
+    def idle(self, model: nn.Module, called: set[nn.Module], used: set[int]) -> tuple[str, ...]:
+        """Return the names of modules that have a rule, and were not called, nor their parameters used by functions."""
         names = {module: name for name, module in model.named_modules()}
-        return tuple(names[module] for module in self.modules if module not in called and module in names)
+        return tuple(
+            names[module]
+            for module in self.modules
+            if module not in called and not any(id(one) in used for one in module.parameters(recurse=False))
+        )
+
+
+#: Hooks that change nothing.
+_ONLOOKERS = ("lrp_rules.networks", "lrp_rules.hooks.calls", "verify.auditing")
 
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether somebody has hooks on a module, besides those by which lrp_rules and the audit look on."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values())
-    return any(not _module_of(hook).startswith(("lrp_rules.networks.watch", "verify.auditing")) for hook in hooks)
+    return any(not _module_of(hook).startswith(_ONLOOKERS) for hook in hooks)
 
 
 def _module_of(hook: Any) -> str:

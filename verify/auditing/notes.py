@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lrp_rules as lrp
 from verify.auditing.calls import key_of
-from verify.auditing.comparing import merged, within
+from verify.auditing.comparing import merged, total, within
 from verify.auditing.formulas import NoFormulaError, gamma
 from verify.auditing.layers import BatchNorm
 
@@ -75,20 +75,26 @@ _LEAKS = {
 
 def leak(question: Question, came: float, went: float) -> str:
     """Say why relevance appears or vanishes in a call that follows its rule, or has none."""
-    rule, operation, module = question.rule, str(question.operation), question.module
-    times = f"x{went / came:.3g}" if came else "from nothing"
+    why = _why(question, question.rule) or "its gradient does not conserve: give it a rule"
+    return f"{_times(came, went)}: {why}"
+
+
+def _times(came: float, went: float) -> str:
+    return f"x{went / came:.3g}" if came else "from nothing"
+
+
+def _why(question: Question, rule: Any) -> str:
+    operation, module = str(question.operation), question.module
     given = "the gradient" if rule is None else type(rule).__name__
     if _is_normalisation(question):
         name = type(module).__name__ if module is not None else operation
-        why = f"{name} under {given} keeps nothing: use Pass or LayerNormRule"
-    elif rule is not None:
-        why = f"{given} does not conserve on an operation that is not proportional to its input"
-    elif operation == "add":
+        return f"{name} under {given} keeps nothing: use Pass or LayerNormRule"
+    if rule is not None:
+        return f"{given} does not conserve on an operation that is not proportional to its input"
+    if operation == "add":
         summands = "both summands" if sum(question.own.reached) == 2 else "each summand"
-        why = f"relevance is copied to {summands}: put Norm on torch.add"
-    else:
-        why = _LEAKS.get(operation, "its gradient does not conserve: give it a rule")
-    return f"{times}: {why}"
+        return f"relevance is copied to {summands}: put Norm on torch.add"
+    return _LEAKS.get(operation, "")
 
 
 def held(question: Question) -> str:
@@ -108,7 +114,9 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
     """Say which known mistake explains what was got."""
     for name, rule, folded in _candidates(question):
         if question.explains(got, rule, folded=folded):
-            return name
+            why = _why(question, None) if rule is None else ""
+            came, went = total(question.Rs), total(list(question.call.r.values()))
+            return f"{name}; {_times(came, went)}: {why}" if why else name
     if _has_constants(question, got, own):
         return (
             f"{_name(question.rule)}, with an input taken for a constant: nothing goes to what made it, as under Stop "

@@ -41,6 +41,9 @@ class Question:
         """Return what a rule gives; the one that is meant, if none is named."""
         rule, u = self.rule if rule is ... else rule, u or self.u
         xs = [self.own.inputs[place] for place in places(self.own)]
+        if rule is not None and not type(rule).__module__.startswith("lrp_rules."):
+            msg = f"{type(rule).__name__} is a rule of your own, for which there is no formula here"
+            raise NoFormulaError(msg)
         for kind in type(rule).__mro__:
             if kind in _SPECIAL:
                 return _SPECIAL[kind](self, rule, xs, u)

@@ -52,6 +52,8 @@ class Watch(TorchFunctionMode):
         self.model, self.meaning = model, meaning
         self.calls: list[Call] = []
         self.modules_called: set[nn.Module] = set()
+        #: By their ids: parameters that functions were called with.
+        self.parameters_used: set[int] = set()
         self._stack: list[tuple[str, nn.Module, Call | None]] = []
         self._inside: list[Call] = []
         self._known: dict[tuple[int, int], int] = {}
@@ -197,7 +199,9 @@ class Watch(TorchFunctionMode):
             if len(self._inside) == 1 and operation_of(func) is not None:
                 self._inside[0].inner.append(func)
             return func(*args, **kwargs)
-        given = [t for t in floats((args, kwargs)) if t.requires_grad]
+        tensors = floats((args, kwargs))
+        self.parameters_used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
+        given = [t for t in tensors if t.requires_grad]
         if not given or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return func(*args, **kwargs)
         if (

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 import verify
 from lrp_rules import Epsilon, Norm, Pass, UnruledWarning, ZPlus, composites
 from tests.lrp_rules.cases import handles
 from tests.lrp_rules.networks import FAMILIES, IMAGE, NETWORKS, SEQUENCE, prepared, residual
 from tests.lrp_rules.peer import load_zennit
+from verify.auditing.judging import Judge
+
+if TYPE_CHECKING:
+    from verify.auditing.account import Row
+    from verify.auditing.calls import Call
 
 PLUS = composites.EpsilonPlus()
 
@@ -188,3 +194,47 @@ def test_rules_of_modules_that_are_not_called_are_named() -> None:
     assert found.never_called == ("idle",)
     assert not found.held
     assert "never called, though a rule was meant for them: idle" in str(found)
+
+
+def test_a_rule_of_ones_own_is_not_judged() -> None:
+    class Twice(Epsilon):
+        def relevance(self, layer: Any, R: Tensor) -> Tensor:
+            return 2 * super().relevance(layer, R)
+
+    model, x = prepared(residual, constants=True), some_input(IMAGE)
+    own = composites.MixedComposite([composites.NameMapComposite({"7": Twice()}), PLUS])
+    found = verify.audit(model, x, own)
+    assert [(row.module, row.verdict) for row in found.faults] == [("7", "not judged")]
+    assert found.faults[0].note == "Twice is a rule of your own, for which there is no formula here"
+    assert found.faults[0].unexplained == found.faults[0].relevance_out - found.faults[0].relevance_in
+
+
+def test_what_goes_elsewhere_than_to_the_inputs_is_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Judge.row
+
+    def row(judge: Judge, call: Call, calls: int) -> Row:
+        if call.operation == "Flatten":
+            call.r[object(), 0] = torch.ones(1, dtype=torch.float64)
+        return plain(judge, call, calls)
+
+    monkeypatch.setattr(Judge, "row", row)
+    found = verify.audit(prepared(residual, constants=True), some_input(IMAGE), PLUS)
+    assert [(one.operation, one.verdict) for one in found.faults] == [("Flatten", "unexplained")]
+    assert "more goes to tensors that are none of them" in found.faults[0].note
+    assert found.faults[0].unexplained == pytest.approx(1)
+
+
+def test_a_module_of_functions_alone_is_looked_into() -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 40, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.linear(x.flatten(1), self.weight)
+            return z + torch.tanh(z)
+
+    found = verify.assert_conserves(Functions(), some_input(SEQUENCE), PLUS, pipeline=None)
+    assert [(row.operation, row.rule) for row in found.rows] == [
+        ("Tensor.add", "Norm"), ("torch.tanh", "Pass"), ("F.linear", "Epsilon"), ("Tensor.flatten", ""),
+    ]  # fmt: skip
