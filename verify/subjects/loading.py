@@ -46,7 +46,7 @@ def named(spec: str) -> Any:
     """
     module_name, _, attribute = spec.partition(":")
     if not module_name:
-        msg = f"what is to be imported is {spec!r}; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
+        msg = f"{spec!r} names no module; expected MODULE or MODULE:ATTRIBUTE, such as lrp_rules or zennit.rules"
         raise SubjectError(msg)
     # as `python -m` would: a subject in the folder of the call needs no installation
     here = str(Path.cwd())
