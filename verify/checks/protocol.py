@@ -63,7 +63,7 @@ def _starts(port: Port) -> Finding:
     process.kill()
     for what, known in _KNOWN.items():
         if unknown := [name for name in getattr(started, what) if name not in known]:
-            reason = f"start: {what} has {', '.join(unknown)}; known are {', '.join(known)}"
+            reason = f"start: {what} has {', '.join(unknown)}; expected one of {', '.join(known)}"
             return Finding(Verdict.FAIL, reason=reason)
     if missing := [what for what in ("rules", "layers", "dtypes") if not getattr(started, what)]:
         return Finding(Verdict.FAIL, reason=f"start: {', '.join(missing)} is empty: nothing can be asked")

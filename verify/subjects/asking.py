@@ -34,6 +34,9 @@ def relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     """Return what a rule makes of the relevance of a problem, asked for as the problem says: each way is the same."""
     module, x, relevance, call = problem.module, problem.x, problem.relevance, problem.call
     if call == "copy":
+        if not hasattr(rule, "copy"):
+            msg = f"{type(rule).__name__} has no copy()"
+            raise NotOfferedError(msg)
         rule = rule.copy()
     handle = rule.register(ruled(module))
     try:

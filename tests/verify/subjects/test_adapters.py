@@ -276,7 +276,7 @@ class _Lacking(_Rule):
     [
         ({"Epsilon": _Broken, "Pass": _Broken}, "Epsilon: RuntimeError: no such kernel; Pass: RuntimeError"),
         ({"Epsilon": _Lacking}, "Epsilon: only on Sundays"),
-        ({}, "offers none of the rules"),
+        ({}, "has none of the classes"),
         ({"Epsilon": _Wrong}, None),
         ({"Epsilon": _Broken, "Pass": _Wrong}, None),
     ],

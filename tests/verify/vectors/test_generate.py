@@ -245,10 +245,10 @@ def test_words_may_change() -> None:
 
 def test_a_withdrawn_id_is_never_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     before = released(_document("a", "b"))
-    monkeypatch.setattr(releasing, "CORPUS_VERSION", "2.0.0")
+    monkeypatch.setattr(releasing, "CORPUS_VERSION", "3.0.0")
     later = released(_document("a"), before)
     assert later["withdrawn"] == ["b"]
-    monkeypatch.setattr(releasing, "CORPUS_VERSION", "3.0.0")
+    monkeypatch.setattr(releasing, "CORPUS_VERSION", "4.0.0")
     with pytest.raises(ReleaseError, match="1 cases were withdrawn, and would be used again: b"):
         released(_document("a", "b"), later)
     assert released(_document("a", "c"), later)["withdrawn"] == ["b"]

@@ -135,15 +135,21 @@ def _shortest(form: Parts, others: Sequence[str]) -> Parts | None:
 
 
 def _joined(found: Sequence[Parts]) -> list[Parts]:
-    """Write those that differ in one part alone as one, with {a,b}. No id has a brace, a comma or a star in it."""
+    """Write those that differ in one part alone as one, with {a,b}. No id has a brace or a star in it.
+
+    A part with a comma in it cannot stand in braces.
+    """
     left = list(found)
     for place in range(1, max(map(len, left), default=0)):
         groups: dict[tuple[Parts, Parts, int], list[str]] = defaultdict(list)
         for parts in left:
             groups[parts[:place], parts[place + 1 :], len(parts)].extend(parts[place : place + 1])
-        left = [(*before, *_either(names), *after) for (before, after, _), names in groups.items()]
+        left = [(*before, one, *after) for (before, after, _), names in groups.items() for one in _either(names)]
     return left
 
 
-def _either(names: Sequence[str]) -> Parts:
-    return tuple(names) if len(names) < 2 else (f"{{{','.join(names)}}}",)
+def _either(names: Sequence[str]) -> Iterator[str]:
+    plain = [name for name in names if "," not in name]
+    yield from (name for name in names if "," in name)
+    if plain:
+        yield plain[0] if len(plain) == 1 else f"{{{','.join(plain)}}}"
