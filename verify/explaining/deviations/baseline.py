@@ -144,12 +144,15 @@ def _joined(found: Sequence[Parts]) -> list[Parts]:
         groups: dict[tuple[Parts, Parts, int], list[str]] = defaultdict(list)
         for parts in left:
             groups[parts[:place], parts[place + 1 :], len(parts)].extend(parts[place : place + 1])
-        left = [(*before, one, *after) for (before, after, _), names in groups.items() for one in _either(names)]
+        left = [(*before, *one, *after) for (before, after, _), names in groups.items() for one in _either(names)]
     return left
 
 
-def _either(names: Sequence[str]) -> Iterator[str]:
+def _either(names: Sequence[str]) -> Iterator[Parts]:
+    """Return what stands in one place: each name, or several in braces; nothing for those that end before."""
     plain = [name for name in names if "," not in name]
-    yield from (name for name in names if "," in name)
-    if plain:
-        yield plain[0] if len(plain) == 1 else f"{{{','.join(plain)}}}"
+    yield from ((name,) for name in names if "," in name)
+    if len(plain) > 1:
+        yield (f"{{{','.join(plain)}}}",)
+    elif plain or not names:
+        yield tuple(plain)
