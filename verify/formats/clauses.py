@@ -6,7 +6,8 @@ _RULES = {
     "Epsilon": "3.1", "Norm": "3.2", "ZPlus": "3.3", "AlphaBeta": "3.4", "Gamma": "3.5", "ZBox": "3.6",
     "WSquare": "3.7", "Flat": "3.8",
     "Pass": "4.1", "ReLUDeconvNet": "4.2", "ReLUGuidedBackprop": "4.3", "ReLUBetaSmooth": "4.4",
-    "Uniform": "9.1", "SignalTakesAll": "9.2", "Bilinear": "9.3", "Softmax": "9.4", "Stop": "9.5", "LayerNormRule": "9.6",
+    "Uniform": "9.1", "SignalTakesAll": "9.2", "Bilinear": "9.3", "Softmax": "9.4", "Stop": "9.5",
+    "LayerNormRule": "9.6",
 }  # fmt: skip
 _API = {
     "Stabilizer": "2.2", "ClampMod": "2.3", "GammaMod": "2.3", "NoMod": "2.3", "BasicHook": "2.3", "Hook": "7.1",
@@ -52,7 +53,16 @@ def clauses(id_: str, check: str, rule: str, level: str) -> tuple[str, ...]:
         case "conduct":
             found = [_OF_TOPIC.get(parts[-1], _NEVER)]
         case "errors":
-            found = ["9.8" if rule in _RULES and _RULES[rule].startswith("9") else "6.2" if parts[-1].endswith("-is-named") else "6.3" if level == "must" else "6.4"]
+            of_networks = _RULES.get(rule, "").startswith("9")
+            found = [
+                "9.8"
+                if of_networks
+                else "6.2"
+                if parts[-1].endswith("-is-named")
+                else "6.3"
+                if level == "must"
+                else "6.4"
+            ]
         case "api":
             name = parts[2] if parts[1] == "signature" else parts[1]
             found = [_API.get(name) or _RULES.get(name, "2")]
