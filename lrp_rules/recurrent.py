@@ -52,6 +52,7 @@ def rules(stabilizer: Stabilizing = 1e-6) -> dict[type[nn.Module], Hook]:
         Linear: Epsilon(stabilizer),
         Sum: Norm(stabilizer),
         Gate: SignalTakesAll(0),
+        Complement: Pass(),
         nn.Tanh: Pass(),
         nn.Sigmoid: Pass(),
         nn.ReLU: Pass(),
@@ -63,6 +64,13 @@ class Gate(nn.Module):
 
     def forward(self, signal: Tensor, gate: Tensor) -> Tensor:
         return signal * gate
+
+
+class Complement(nn.Module):
+    """1 - z: a gate that is open where z is closed."""
+
+    def forward(self, gate: Tensor) -> Tensor:
+        return 1 - gate
 
 
 class Sum(nn.Module):
@@ -104,7 +112,7 @@ class _Gated(_Cell):
 
     def __init__(self, given: Sequence[nn.Parameter | None]) -> None:
         super().__init__(given)
-        self.gate, self.sigmoid, self.tanh = Gate(), nn.Sigmoid(), nn.Tanh()
+        self.gate, self.complement, self.sigmoid, self.tanh = Gate(), Complement(), nn.Sigmoid(), nn.Tanh()
 
 
 class _LSTM(_Gated):
@@ -134,7 +142,7 @@ class _GRU(_Gated):
         (of_r, of_z, of_n), (r, z, n) = self.of_input(x).chunk(3, -1), self.of_state(h).chunk(3, -1)
         r, z = self.sigmoid(self.sum(of_r, r)), self.sigmoid(self.sum(of_z, z))
         n = self.tanh(self.sum(of_n, self.gate(n, r)))
-        return (self.sum(self.gate(n, 1 - z), self.gate(h, z)),)
+        return (self.sum(self.gate(n, self.complement(z)), self.gate(h, z)),)
 
 
 class _RNN(_Cell):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import lrp_rules
 from verify.checks.conduct import layers as conduct_layers
 from verify.checks.conduct import probing as conduct_probing
+from verify.checks.conduct import everywhere
 from verify.checks.conduct import topics as conduct
 from verify.checks.conduct import weights as conduct_weights
 from verify.checks.conduct import zoo as conduct_zoo
@@ -43,7 +44,8 @@ def test_lrp_rules_conducts_itself(case: Case) -> None:
 def test_ids_are_unique_and_topics_have_cases() -> None:
     ids = [case.id for case in conduct.cases()]
     assert len(ids) == len(set(ids))
-    assert {id_.split("/")[2] for id_ in ids} == {topic.what for topic in conduct.TOPICS}
+    topics = {topic.what for topic in conduct.TOPICS} | set(everywhere._TOPICS)
+    assert {id_.split("/")[2] for id_ in ids} == topics
 
 
 # Wrong subjects: the rules of lrp_rules with a Plant before them, or Naive, which is no rule at all. Cases compare a

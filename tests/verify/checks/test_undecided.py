@@ -77,7 +77,7 @@ def test_what_decides_everything_is_not_asked_twice(monkeypatch: pytest.MonkeyPa
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_the_grid_decides_nearly_everything() -> None:
     """That few values are inconclusive is a property of the grid, and asked of the grid: a subject cannot help it."""
-    some = [case for case in cases().values() if case.check == "agreement"][::29]
+    some = [c for c in cases().values() if c.check == "agreement" and "inplace" not in c.id][::29]
     shares = [undecided.share(case) for case in some]
     assert len(some) > 150
     assert 0 < np.mean(shares) < 0.05

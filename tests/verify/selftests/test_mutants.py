@@ -55,7 +55,7 @@ def test_replaces_one_attribute_and_says_why(mutant: Mutant) -> None:
 def test_every_rule_and_helper_has_mutants() -> None:
     wrong = {mutant.rule for mutant in MUTANTS}
     # the last one changes how rules are computed, and not what they are
-    others = {"Attachment", "attach", "BasicHook", "Hook", "ParamMod", "Registration", "without_rewriting"}
+    others = {"Attachment", "Composite", "FoldBatchNorm", "UnruledWarning", "attach", "BasicHook", "Hook", "ParamMod", "Registration", "without_rewriting"}
     assert wrong >= set(lrp_rules.__all__) - others
 
 
@@ -209,7 +209,7 @@ def test_a_mutant_that_survives_is_asked_everything() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_cases_are_spread_and_none_is_lost(rule: str) -> None:
     # those of covering arrays have a layer each
-    grid = (case for id_, case in selftest.SOURCE.cases().items() if "," not in id_)
+    grid = (case for id_, case in selftest.SOURCE.cases().items() if "," not in id_ and "-at-" not in id_)
     cases = [case for case in grid if case.rule == rule and case.check == "agreement"]
     order = spread(cases)
     assert sorted(case.id for case in order) == sorted(case.id for case in cases)

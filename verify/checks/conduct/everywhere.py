@@ -90,8 +90,6 @@ def _together(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
 def _stepped(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     """After a step of an optimizer, or other weights by any way, the relevance is that of the new weights."""
     parameters = list(on.module.parameters())
-    if not parameters:
-        return
     optimizer = torch.optim.SGD(parameters, lr=0.5)
 
     def step() -> None:
@@ -120,8 +118,6 @@ def _stepped(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
 def _late(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     """Weights that change between forward and backward: the relevance is that of the forward pass, or an error."""
     parameters = list(on.module.parameters())
-    if not parameters:
-        return
     expected = on.relevance(subject, rule)
 
     def ask() -> Iterator[str]:
@@ -183,8 +179,6 @@ def _untouched(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
 
 def _keyword(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     """A tensor by keyword gets its relevance, or there is an error: never the gradient without a word."""
-    if isinstance(on.module, nn.MaxPool1d):
-        return
     expected = on.relevance(subject, rule)
 
     def ask() -> Iterator[str]:
@@ -478,8 +472,17 @@ def cases() -> Iterator[Case]:
         for what, (ask, rules) in _TOPICS.items():
             if rule in rules:
                 for kind in kinds(rule):
+                    if not _applies(what, setting(rule, kind).module):
+                        continue
                     id_ = f"conduct/{rule}/{what}/{kind}"
                     yield Case(id_, rule, "-", "conduct", "-", Level.MUST, partial(_judge, ask, rule, kind))
+
+
+def _applies(what: str, module: nn.Module) -> bool:
+    """Whether there is something to ask of a layer."""
+    if what in {"weights-after-a-step", "weights-after-forward"}:
+        return next(module.parameters(), None) is not None
+    return what != "by-keyword" or not isinstance(module, nn.MaxPool1d)
 
 
 def _judge(ask: Ask, rule: str, kind: str, subject: Subject) -> Finding:

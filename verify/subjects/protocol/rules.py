@@ -106,7 +106,8 @@ def _described(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, Any
 
 def _is_one_sample(module: nn.Module, x: Tensor) -> bool:
     """Whether the input has no axis for the batch."""
-    kind = type(module).__name__
+    # a subclass is called as it likes
+    kind = next((cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules")), "")
     if kind.startswith(("Conv", "AvgPool", "MaxPool", "Adaptive")):
         return x.ndim == int(kind[-2]) + 1
     return x.ndim == 1
