@@ -112,7 +112,7 @@ class _Gated(_Cell):
 
     def __init__(self, given: Sequence[nn.Parameter | None]) -> None:
         super().__init__(given)
-        self.gate, self.complement, self.sigmoid, self.tanh = Gate(), Complement(), nn.Sigmoid(), nn.Tanh()
+        self.gate, self.sigmoid, self.tanh = Gate(), nn.Sigmoid(), nn.Tanh()
 
 
 class _LSTM(_Gated):
@@ -136,6 +136,10 @@ class _LSTM(_Gated):
 
 class _GRU(_Gated):
     """n = tanh(W x + r * (U h)) and h' = (1 - z) * n + z * h."""
+
+    def __init__(self, given: Sequence[nn.Parameter | None]) -> None:
+        super().__init__(given)
+        self.complement = Complement()
 
     def forward(self, x: Tensor, state: State) -> State:
         (h,) = state

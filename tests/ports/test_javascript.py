@@ -100,7 +100,7 @@ def test_the_page_shows_what_a_mistake_looks_like(mistaken: dict[str, Result]) -
     page = PORTING.read_text(encoding="utf-8")
     name = "epsilon-unsigned"
     assert all(text in page for text in MISTAKES[name][1:])
-    starts = ("agreement/Epsilon/linear-5-4/default/signed/float64", "Epsilon matches")
+    starts = ("agreement/Epsilon/linear-5-4/default/signed/float64", "Diagnosis: Epsilon matches")
     said = [line.strip() for line in mistaken[name].output.splitlines() if line.strip().startswith(starts)]
     assert len(said) == len(starts)
     assert all(line in page for line in said)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import lrp_rules
+from verify.checks.conduct import everywhere
 from verify.checks.conduct import layers as conduct_layers
 from verify.checks.conduct import probing as conduct_probing
-from verify.checks.conduct import everywhere
 from verify.checks.conduct import topics as conduct
 from verify.checks.conduct import weights as conduct_weights
 from verify.checks.conduct import zoo as conduct_zoo

@@ -55,7 +55,18 @@ def test_replaces_one_attribute_and_says_why(mutant: Mutant) -> None:
 def test_every_rule_and_helper_has_mutants() -> None:
     wrong = {mutant.rule for mutant in MUTANTS}
     # the last one changes how rules are computed, and not what they are
-    others = {"Attachment", "Composite", "FoldBatchNorm", "UnruledWarning", "attach", "BasicHook", "Hook", "ParamMod", "Registration", "without_rewriting"}
+    others = {
+        "Attachment",
+        "Composite",
+        "FoldBatchNorm",
+        "UnruledWarning",
+        "attach",
+        "BasicHook",
+        "Hook",
+        "ParamMod",
+        "Registration",
+        "without_rewriting",
+    }
     assert wrong >= set(lrp_rules.__all__) - others
 
 
