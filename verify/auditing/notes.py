@@ -49,7 +49,7 @@ def not_to_be_judged(call: Call) -> str:
     if not own.inputs:
         return "no tensor among its arguments requires a gradient"
     if isinstance(own.module, (nn.RNNBase, nn.RNNCellBase)):
-        return "a recurrent layer in one function: attach writes it out, and what it is made of has rows only then"
+        return "a recurrent layer: attach writes it out, and an audit sees it in one piece"
     training = own.module is not None and own.module.training
     if ("Dropout" in own.operation and training) or (training and isinstance(own.module, BatchNorm)):
         return "it is in train mode: call model.eval()"

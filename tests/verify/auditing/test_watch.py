@@ -57,7 +57,10 @@ def test_numbers_are_those_without_it_bit_for_bit(name: str, dtype: torch.dtype)
     assert all(parameter.grad is None for parameter in model.parameters())
     again = explained(model, x, lambda model: attach(model, rules))
     assert torch.equal(again[1], r)
-    assert found.faults == () or dtype == torch.float32
+    if name in {"lstm", "gru", "rnn"}:
+        assert [row.verdict for row in found.faults] == ["not judged"]
+    else:
+        assert found.faults == () or dtype == torch.float32
     assert not [row for row in found.rows if row.verdict in {"deviates", "unexplained"}]
 
 
