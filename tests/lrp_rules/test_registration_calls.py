@@ -420,3 +420,21 @@ def test_what_all_threads_take_together_is_left_whole(threads: int, monkeypatch:
 def test_a_relevance_that_would_have_to_be_broadcast_is_refused(rule: str) -> None:
     with pytest.raises(TypeError, match=rf"{rule} on Linear.*expected"):
         relevance(RULES[rule](), nn.Linear(3, 1), torch.randn(4, 3), torch.randn(4, 1))
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_hooks_of_parameters_get_zeros_and_the_other_parameter_nothing(name: str, kind: str) -> None:
+    layer = nn.Linear(3, 2)
+    x = torch.ones(1, 3, requires_grad=True)
+    seen: list[torch.Tensor] = []
+
+    def note(given: torch.Tensor) -> None:
+        seen.append(given if kind == "register_hook" else given.grad)  # type: ignore[arg-type]
+
+    getattr(getattr(layer, name), kind)(note)
+    with Epsilon().register(layer):
+        layer(x).backward(torch.ones(1, 2))
+    assert len(seen) == 1
+    assert torch.equal(seen[0], torch.zeros_like(getattr(layer, name)))
+    assert getattr(layer, "bias" if name == "weight" else "weight").grad is None
