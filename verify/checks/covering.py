@@ -6,12 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from verify.checks import agreement
+from verify.checks.probing import of_python
 from verify.checks.second_order import directional
-from verify.model import Case, NotOfferedError
+from verify.model import Case
 from verify.questions.covering.factors import GRADIENTS
 from verify.questions.covering.rows import questions
 from verify.questions.variants import level
-from verify.subjects.protocol import is_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,14 +46,6 @@ def cases(*, depth: int, seed: int, dtypes: Sequence[str], device: str) -> Itera
                 yield _case("conservation", question, run, device)
 
 
-def _of_python(run: Callable[[Subject], Finding], subject: Subject) -> Finding:
-    """Ask a subject in Python. Others compile each shape, or describe fewer options in their messages."""
-    if is_command(subject.spec):
-        msg = "options that meet are asked of subjects in Python alone"
-        raise NotOfferedError(msg)
-    return run(subject)
-
-
 def _case(check: str, question: Question, run: Callable[[Subject], Finding], device: str) -> Case:
     return Case(
         id=f"{check}/{question.id}",
@@ -62,6 +54,6 @@ def _case(check: str, question: Question, run: Callable[[Subject], Finding], dev
         check=check,
         dtype=question.dtype,
         level=level(question.rule, question.layer),
-        run=partial(_of_python, run),
+        run=partial(of_python, run),
         device=device,
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from verify.model import Finding, Verdict
+from verify.model import Finding, NotOfferedError, Verdict
+from verify.subjects.protocol import is_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from verify.model import Subject
 
 
 def passed() -> Finding:
@@ -35,3 +41,11 @@ def layer_and_data(rule: str) -> tuple[Any, Tensor, Tensor]:
             module.bias.copy_(torch.tensor([0.75, -1.25]))
         return module, x, torch.tensor([[1.5, -0.5], [0.0, 2.0]], dtype=torch.float64)
     return module, x, torch.tensor([[1.5, -0.5, 2.0], [0.0, 2.0, -3.0]], dtype=torch.float64)
+
+
+def of_python(run: Callable[[Subject], Finding], subject: Subject) -> Finding:
+    """Ask a subject in Python. Others make whole matrices, compile each shape, or know fewer options."""
+    if is_command(subject.spec):
+        msg = "large layers, and options that meet, are asked of subjects in Python alone"
+        raise NotOfferedError(msg)
+    return run(subject)

@@ -11,6 +11,7 @@ from reference.base import Weighted
 from reference.precision import model_for
 from reference.restriction import position_at
 from verify.checks.agreement import judge, relevance_or_wrong, rows
+from verify.checks.probing import of_python
 from verify.formats.torch_layers import describe
 from verify.model import Case, Finding, Level, Verdict
 from verify.questions import sizes
@@ -59,7 +60,7 @@ def cases(*, seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
                 check="agreement",
                 dtype=dtype,
                 level=Level.SHOULD if of.level is Level.SHOULD else level(rule, large.layer),
-                run=partial(_agrees, large, of, dtype, kind, seed, device),
+                run=partial(of_python, partial(_agrees, large, of, dtype, kind, seed, device)),
                 device=device,
             )
 
