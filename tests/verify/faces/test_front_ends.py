@@ -91,6 +91,7 @@ def _compare(folder: Path, *filters: str) -> Counter[str]:
     return Counter(called for called, _, _ in command.values())
 
 
+@pytest.mark.selftest
 def test_they_agree_on_some_cases(tmp_path: Path) -> None:
     counts = _compare(tmp_path, "rule", "AlphaBeta,Pass", "check", "errors,laws", "dtype", "float64")
     assert {"passed", "failed", "xfailed"} <= set(counts)

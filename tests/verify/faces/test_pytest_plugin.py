@@ -352,6 +352,7 @@ def test_real_rules_in_an_empty_folder(tmp_path: Path) -> None:
     assert f" {sum('/linear-5-4/' in id_ for id_ in listed)} passed" in done.stdout
 
 
+@pytest.mark.selftest
 def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path: Path) -> None:
     (tmp_path / "nothing.py").write_text(
         "from types import SimpleNamespace\n"
