@@ -1,11 +1,15 @@
 """What all tests share: the same random numbers in each run and in any order."""
 
+import os
 import random
 import signal
 
 import numpy as np
 import pytest
 import torch
+
+# what an earlier run has computed must not hide a change of today, which a test may make in memory alone
+os.environ.setdefault("LRP_VERIFY_CACHE", "off")
 
 
 @pytest.fixture(autouse=True)

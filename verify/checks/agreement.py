@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +12,22 @@ from reference import rules as ref
 from reference.layers import NonlinearLayer, affine
 from reference.ledger import Ledger, ledger
 from reference.precision import model_for
-from reference.rounding import beta_smooth_bound, bound, product_bound
+from reference.rounding import Bound, beta_smooth_bound, bound, product_bound
 from verify.checks.comparator import compare
+from verify.formats.remembered import remembered
 from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
 from verify.questions.variants import Sample, Variant
 from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from reference.layers import Layer
     from reference.precision import Model
-    from reference.rounding import Bound
     from verify.model import Problem, Subject
     from verify.questions.layers import LayerCase
 
@@ -90,23 +91,59 @@ class Expected:
         self.model = model_for(str(problem.x.dtype), device)
         described = describe(problem.module, layer.sample_shape)
         x, relevance = (rows(t, batched=problem.batched) for t in (problem.x, problem.relevance))
-        found: list[Array] = []
-        self.bounds: list[Bound] = []
-        self.ledgers: list[Ledger] = []
         #: Which samples these are.
         self.samples = some(len(x)) if sampled else list(range(len(x)))
-        for index in self.samples:
-            x_i, relevance_i = x[index], relevance[index]
-            sample = Sample(index, tuple(problem.x.shape), problem.batched)
-            parts = variant.parts(affine(described, x_i, variant.zero_params), sample)
-            found.append(ref.relevance(parts, relevance_i, variant.stabilizer))
-            self.bounds.append(bound(parts, relevance_i, variant.stabilizer, self.model))
-            self.ledgers.append(ledger(parts, relevance_i, variant.stabilizer))
+        of = [Sample(index, tuple(problem.x.shape), problem.batched) for index in self.samples]
+        data = [(sample, x[sample.index], relevance[sample.index]) for sample in of]
+        known = remembered(
+            partial(_of_samples, data, described, variant, self.model),
+            "Expected", data, described, content(variant, problem), self.model,
+        )  # fmt: skip
         shape = (len(self.samples), *x.shape[1:])
-        self.relevance = np.array(found).reshape(shape)
-        self.worst = np.array([limit.worst for limit in self.bounds]).reshape(shape)
-        self.probable = np.array([limit.probable for limit in self.bounds]).reshape(shape)
-        self.overflows = np.array([limit.overflows for limit in self.bounds], np.bool_).reshape(shape)
+        self.relevance, self.worst, self.probable, self.overflows = (
+            known[name].reshape(shape) for name in ("relevance", "worst", "probable", "overflows")
+        )
+        each = [{name: values[index] for name, values in known.items()} for index in range(len(self.samples))]
+        self.bounds = [Bound(one["worst"], one["probable"], (), one["overflows"]) for one in each]
+        self.ledgers = [
+            Ledger(
+                one["inputs"], one["bias"], one["stabilizer"], one["zero_branch"], one["split"], one["balance"],
+                float(one["transposition"]),
+            )
+            for one in each
+        ]  # fmt: skip
+
+
+_OF_A_SAMPLE = (
+    "relevance", "worst", "probable", "overflows",
+    "inputs", "bias", "stabilizer", "zero_branch", "split", "balance", "transposition",
+)  # fmt: skip
+
+
+def content(variant: Variant, problem: Problem) -> list[object]:
+    """Return what a variant's expectations depend on, as plain data; its functions are known by its rule and name."""
+    arguments = variant.arguments(tuple(problem.x.shape), problem.x.dtype)
+    # an iterator would be used up
+    arguments["zero_params"] = variant.zero_params
+    return [variant.rule, variant.name, arguments]
+
+
+def _of_samples(
+    data: Sequence[tuple[Sample, Array, Array]], described: Layer, variant: Variant, model: Model
+) -> dict[str, NDArray[Any]]:
+    """Ask the reference: relevance, bound and ledger of each sample, by their names."""
+    found: dict[str, list[Any]] = {name: [] for name in _OF_A_SAMPLE}
+    for sample, x, R in data:
+        parts = variant.parts(affine(described, x, variant.zero_params), sample)
+        limit, account = bound(parts, R, variant.stabilizer, model), ledger(parts, R, variant.stabilizer)
+        of_sample = (
+            ref.relevance(parts, R, variant.stabilizer), limit.worst, limit.probable, limit.overflows,
+            account.inputs, account.bias, account.stabilizer, account.zero_branch, account.relevance, account.balance,
+            account.transposition,
+        )  # fmt: skip
+        for name, value in zip(_OF_A_SAMPLE, of_sample, strict=True):
+            found[name].append(value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def agrees(

@@ -18,9 +18,10 @@ from reference.layers import Weighted, affine
 from reference.operations import Normalization
 from reference.precision import model_for
 from reference.rounding import bound
-from verify.checks.agreement import gradient_rule, judge, rows
+from verify.checks.agreement import content, gradient_rule, judge, rows
 from verify.checks.differences import Value, differentiate, pattern, signs
 from verify.formats.operands import ruled
+from verify.formats.remembered import remembered
 from verify.formats.torch_layers import array, describe
 from verify.model import Case, Finding
 from verify.questions.variants import Sample, Variant, level, variant
@@ -90,7 +91,8 @@ def by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Fin
     rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
     (got,) = derivatives([(rule, problem.module)], problem, lambda x: [x])
     described = describe(problem.module, layer.sample_shape)
-    wanted, room = of_each_sample(problem, lambda data, x: _value(described, of, replace(data, x=x)))
+    given = (described, content(of, problem))
+    wanted, room = of_each_sample(problem, lambda data, x: _value(described, of, replace(data, x=x)), given)
     return finding(rows(got, batched=problem.batched), wanted, room)
 
 
@@ -116,8 +118,11 @@ def by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -
         return Value.total([_value(changed, of, one) for one in data])
 
     return of_parameters(
-        (partial(value, name), array(getattr(module, name)), array(gradient))
-        for name, gradient in zip(names, gradients, strict=True)
+        (
+            (partial(value, name), array(getattr(module, name)), array(gradient))
+            for name, gradient in zip(names, gradients, strict=True)
+        ),
+        (described, content(of, problem), data, names),
     )
 
 
@@ -132,7 +137,9 @@ def _of_gradient_rule(
         r, limit = gradient_rule(rule_name, described, x, data.relevance, arguments, MODEL)
         return Value(float(r @ data.weights), float(np.abs(data.weights) @ limit.worst), ((x < 0).tobytes(),))
 
-    return finding(rows(got, batched=problem.batched), *of_each_sample(problem, value))
+    return finding(
+        rows(got, batched=problem.batched), *of_each_sample(problem, value, (described, rule_name, arguments))
+    )
 
 
 def directional(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, by: str, subject: Subject) -> Finding:
@@ -160,34 +167,50 @@ def directional(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant
         moved = at.reshape(len(data), -1)
         return Value.total([_value(described, of, replace(one, x=x)) for one, x in zip(data, moved, strict=True)])
 
+    given = (described, content(of, problem), data, list(parameters))
     if not parameters:
         (gradient,) = found
-        return of_parameters([(of_input, array(problem.x), array(gradient))])
+        return of_parameters([(of_input, array(problem.x), array(gradient))], given)
     return of_parameters(
-        (partial(of_parameter, name), array(parameter), array(gradient))
-        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        (
+            (partial(of_parameter, name), array(parameter), array(gradient))
+            for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        ),
+        given,
     )
 
 
-def of_parameters(parameters: Iterable[tuple[Callable[[Array], Value], Array, Array]]) -> Finding:
+def of_parameters(parameters: Iterable[tuple[Callable[[Array], Value], Array, Array]], given: object) -> Finding:
     """Compare along two directions for each parameter; each entry takes part in both, with other factors.
 
-    A parameter is given by the value as its function, by where it stands, and by the gradient that a subject has found.
+    A parameter is given by the value as its function, by where it stands, and by the gradient that a subject has found;
+    ``given`` is all that the values depend on, as plain data, see `verify.formats.remembered`.
     """
     got, wanted, room = [], [], []
-    for value, start, gradient in parameters:
+    for number, (value, start, gradient) in enumerate(parameters):
         directions = np.array([pattern(start.size), pattern(start.size)[::-1]])
-        slopes, limits = differentiate(value, start.ravel(), directions)
+        slopes, limits = _slopes(value, start.ravel(), directions, "by parameters", number, given)
         got.append(directions @ gradient.ravel())
         wanted.append(slopes)
         room.append(limits)
     return finding(np.array(got), np.array(wanted), np.array(room))
 
 
-def of_each_sample(problem: Problem, value: Callable[[Data, Array], Value]) -> tuple[Array, Array]:
-    """Return the slopes by each entry of the input, and their limits; one row a sample."""
-    found = [differentiate(partial(value, data), data.x, np.eye(len(data.x))) for data in samples(problem)]
+def of_each_sample(problem: Problem, value: Callable[[Data, Array], Value], given: object) -> tuple[Array, Array]:
+    """Return the slopes by each entry of the input, and their limits; one row a sample. ``given``: as above."""
+    found = [
+        _slopes(partial(value, data), data.x, np.eye(len(data.x)), "by inputs", data, given)
+        for data in samples(problem)
+    ]
     return np.array([slopes for slopes, _ in found]), np.array([limits for _, limits in found])
+
+
+def _slopes(value: Callable[[Array], Value], start: Array, directions: Array, *given: object) -> tuple[Array, Array]:
+    known = remembered(
+        lambda: dict(zip(("slopes", "limits"), differentiate(value, start, directions), strict=True)),
+        "differences", start, directions, given,
+    )  # fmt: skip
+    return known["slopes"], known["limits"]
 
 
 def finding(got: Array, wanted: Array, room: Array) -> Finding:

@@ -19,7 +19,7 @@ from reference import rules as ref
 from reference.base import NonlinearLayer
 from reference.layers import Weighted, affine
 from reference.rounding import bound, product_bound
-from verify.checks.agreement import gradient_rule, rows
+from verify.checks.agreement import content, gradient_rule, rows
 from verify.checks.carrying import carried
 from verify.checks.differences import Value, signs
 from verify.checks.second_order import (
@@ -102,7 +102,7 @@ def _by_input(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Findin
     problem = _problem(draw, chain)
     (got,) = derivatives(_rules(subject, of, chain, problem), problem, lambda x: [x])
     layers = _Layers.of(problem.module, chain)
-    wanted, room = of_each_sample(problem, partial(_value, layers, of))
+    wanted, room = of_each_sample(problem, partial(_value, layers, of), (chain, layers, content(of, problem)))
     return finding(rows(got, batched=True), wanted, room)
 
 
@@ -121,8 +121,11 @@ def _by_parameters(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> F
 
     places = product(("lower", "upper"), ("weight", "bias"))
     return of_parameters(
-        (partial(value, which, name), array(getattr(getattr(module, which), name)), array(gradient))
-        for (which, name), gradient in zip(places, gradients, strict=True)
+        (
+            (partial(value, which, name), array(getattr(getattr(module, which), name)), array(gradient))
+            for (which, name), gradient in zip(places, gradients, strict=True)
+        ),
+        (chain, layers, content(of, problem), data),
     )
 
 

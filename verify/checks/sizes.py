@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reference.base import Weighted
 from reference.precision import model_for
 from reference.restriction import position_at
-from verify.checks.agreement import judge, relevance_or_wrong, rows
+from verify.checks.agreement import content, judge, relevance_or_wrong, rows
 from verify.checks.probing import of_python
+from verify.formats.remembered import remembered
 from verify.formats.torch_layers import describe
 from verify.model import Case, Finding, Level, Verdict
 from verify.questions import sizes
@@ -21,9 +22,15 @@ from verify.questions.variants import Sample, Variant, level, variant
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from reference.affine import Affine
+    from reference.precision import Model
     from reference.rules import Part
     from verify.model import Subject
+    from verify.questions.layers import LayerCase
+
+    Array = NDArray[np.float64]
 
 #: The arguments of a rule, in turn over the layers: the default, and what may be computed in another way.
 _NARROW = 600
@@ -77,18 +84,29 @@ def _agrees(
     assert isinstance(described, Weighted)
     model = model_for(dtype, device)
     x, R = (rows(t, batched=True) for t in (problem.x, problem.relevance))
-    found, expected, worst = [], [], []
+    known = remembered(
+        partial(_at_places, described, large.layer, of, x, R, model),
+        "sizes", large.layer.name, described, content(of, problem), x, R, model,
+    )  # fmt: skip
+    found = got[known["sample"], known["entry"]]
+    return judge(found[None], known["expected"][None], known["worst"][None], None, model.name)
+
+
+def _at_places(
+    described: Weighted, layer: LayerCase, of: Variant, x: Array, R: Array, model: Model
+) -> dict[str, NDArray[Any]]:
+    """Ask the reference about some entries of some samples: which, their relevance, and the bounds."""
+    found: list[tuple[Array, ...]] = []
     for index in sizes.samples(len(x)):
-        sample = Sample(index, tuple(problem.x.shape), batched=True)
-        for place in sizes.places(large.layer):
+        sample = Sample(index, (len(x), *layer.sample_shape), batched=True)
+        for place in sizes.places(layer):
             entries, r, limit = position_at(
                 described, place, partial(_parts, of, sample), x[index], R[index], of.stabilizer, model, of.zero_params
             )
-            found.append(got[index][entries])
-            expected.append(r)
-            worst.append(limit)
-    all_found, all_expected, all_worst = (np.concatenate(part)[None] for part in (found, expected, worst))
-    return judge(all_found, all_expected, all_worst, None, model.name)
+            found.append((np.full(len(r), index), np.asarray(entries), r, limit))
+    return dict(
+        zip(("sample", "entry", "expected", "worst"), map(np.concatenate, zip(*found, strict=True)), strict=True)
+    )
 
 
 def _parts(of: Variant, sample: Sample, layer: Affine) -> tuple[Part, ...]:
