@@ -100,9 +100,10 @@ class Expected:
             "Expected", data, described, content(variant, problem), self.model,
         )  # fmt: skip
         shape = (len(self.samples), *x.shape[1:])
-        self.relevance, self.worst, self.probable, self.overflows = (
-            known[name].reshape(shape) for name in ("relevance", "worst", "probable", "overflows")
+        self.relevance, self.worst, self.probable = (
+            known[name].reshape(shape) for name in ("relevance", "worst", "probable")
         )
+        self.overflows = known["overflows"].astype(np.bool_).reshape(shape)
         each = [{name: values[index] for name, values in known.items()} for index in range(len(self.samples))]
         self.bounds = [Bound(one["worst"], one["probable"], (), one["overflows"]) for one in each]
         self.ledgers = [

@@ -60,6 +60,7 @@ def _all_cases(seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
     drawn = partial(draw, seed=seed)
     yield from laws.cases(drawn, named(*OF_LAWS), [dtype for dtype in dtypes if dtype in DEFAULT_DTYPES])
     yield from examples.found()
+    yield from examples.cases(seed=seed, dtypes=[dtype for dtype in dtypes if dtype in DEFAULT_DTYPES])
     yield from second_order.cases(
         drawn,
         named(*OF_DERIVATIVES),

@@ -26,13 +26,14 @@ from platformdirs import user_cache_path
 from safetensors.numpy import load, save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[Any]]
 
 VARIABLE = "LRP_VERIFY_CACHE"
+_OFF = "off"
 _PACKAGES = ("reference", "verify/questions", "verify/checks", "verify/formats")
 #: Files of other sources or versions that are kept: a branch and its base take turns.
 _KEPT = 2
@@ -72,6 +73,19 @@ class _Content(pickle.Pickler):
             where = (thing.__module__, thing.__qualname__, code.co_firstlineno, code.co_code, repr(code.co_consts))
             return where, thing.__defaults__, [cell.cell_contents for cell in cells]
         return None
+
+
+@contextlib.contextmanager
+def forgetting() -> Iterator[None]:
+    """Compute everything within, and keep nothing: for questions that nobody asks again."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = _OFF
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def _digest(*things: object, size: int = 16) -> bytes:
@@ -118,7 +132,7 @@ def _store() -> _Store | None:
 
 @cache
 def _opened(where: str, _process: int) -> _Store | None:
-    if where == "off":
+    if where == _OFF:
         return None
     folder = Path(where) if where else user_cache_path("lrp-rules", appauthor=False)
     path = folder / f"reference-{_sources()}.sqlite"

@@ -25,7 +25,7 @@ BUDGET = 60.0
 
 def rules_and_dtypes(request: Request) -> tuple[list[str], list[str]]:
     """Return what is searched; raise UnusableError if that is nothing."""
-    from verify.runs.search import RULES  # noqa: PLC0415  imports torch
+    from verify.checks.examples import RULES  # noqa: PLC0415  imports torch
 
     rules = searched("rule", request.filters["rule"], RULES)
     return rules, searched("dtype", request.dtypes, ("float64", "float32"))

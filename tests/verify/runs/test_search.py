@@ -8,10 +8,10 @@ from torch import Tensor
 
 import lrp_rules
 from lrp_rules.layers.layer import Layer
-from verify.checks.examples import case_of
+from verify.checks.examples import EACH_RUN, RULES, _simplest, case_of, cases
 from verify.model import Subject, Verdict
 from verify.questions.examples import Example
-from verify.runs.search import _simplest, search
+from verify.runs.search import search
 
 
 class Clips(lrp_rules.ZPlus):
@@ -119,3 +119,14 @@ def test_an_id_that_was_cut_is_refused(id_: str) -> None:
 def test_no_budget_is_an_error() -> None:
     with pytest.raises(ValueError, match="no budget"):
         next(search(subject()))
+
+
+def test_each_run_searches_a_little_and_says_how_to_ask_again() -> None:
+    asked = {case.id: case for case in cases(seed=0, dtypes=["float64", "float32"])}
+    assert len(asked) == 2 * len(RULES)
+    case = asked[f"search/WSquare/seed-0/{EACH_RUN}-examples/float64"]
+    finding = case.run(subject(WSquare=CastsInside))
+    assert finding.verdict is Verdict.FAIL
+    example = Example.from_id(finding.reason.rpartition("(--case ")[2].removesuffix(")"))
+    assert case_of(example).run(subject(WSquare=CastsInside)).verdict is Verdict.FAIL
+    assert case.run(subject()).verdict is Verdict.PASS
