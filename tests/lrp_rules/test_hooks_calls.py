@@ -493,11 +493,12 @@ def test_a_dropout_of_parameters_is_the_one_of_the_call(nested: bool) -> None:
         lambda _module, _args, weight: used.append(weight.detach())
     )
     with Epsilon(power_of_two).register(module.train()):
-        z = module(leaf := x.clone().requires_grad_())
-        module(x)  # another draw
-    (found,) = torch.autograd.grad(z, leaf, R)
+        leaf = x.clone().requires_grad_()
+        outputs = [module(leaf) for _ in range(2)]  # two draws
     assert not torch.equal(*used)
-    assert torch.equal(found, x * ((R / power_of_two(z.detach())) @ used[0]))
+    for z, weight in zip(outputs, used, strict=True):
+        (found,) = torch.autograd.grad(z, leaf, R)
+        assert torch.equal(found, x * ((R / power_of_two(z.detach())) @ weight))
 
 
 def test_what_is_done_to_the_modified_module_leaves_the_module_alone() -> None:

@@ -153,6 +153,17 @@ def test_a_module_that_is_set_in_place_after_the_rule_was_registered_is_refused(
             module(leaf() * 1)
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "behind-a-pre-hook"])
+def test_a_module_in_place_is_refused_in_torch_func(behind: bool) -> None:
+    # tensors of torch.func lie nowhere: whether the output is the input cannot be told
+    module = nn.ReLU(inplace=True)
+    with Pass().register(module):
+        if behind:
+            module.register_forward_pre_hook(lambda _module, args: (args[0] * -2,))
+        with pytest.raises(RuntimeError, match="it works in place|it writes to its input"):
+            torch.func.vjp(lambda x: module(x * 1), integers((2, 3), 1))
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
