@@ -5,9 +5,12 @@
     python -m verify.selftests.blind 2026-11-28-a --write    # keep the answers as those of the day
 
 A set is a folder of ``blind_sets``, with a module that has two dictionaries, ``WRONG`` and ``RIGHT``, from the names of
-implementations to what is wrong with them, or unusual about them; each is an attribute of the module. A wrong one is
-killed if it fails a case that decides for every subject, and a right one is accused if it does. Each is asked in a
-process of its own, until one case decides; the cases come in the order of `lrp-verify`.
+implementations to what is wrong with them, or unusual about them; each is an attribute of the module. All are built on
+one of the right ones, ``plain``. The cases that ``plain`` fails, where its author understood the specification in
+another way or was wrong by accident, are in ``aside.txt.xz``, and say nothing about the others; ``--aside`` writes it.
+
+A wrong one is killed if it fails another case that decides for every subject, and a right one is accused if it does.
+Each is asked in a process of its own, until one case decides; the cases come in the order of `lrp-verify`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import lzma
 import multiprocessing
 import os
 import sys
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from verify.model import Case
 
 SETS = Path(__file__).parent / "blind_sets"
+#: Cases that the implementation below all others of a set fails, an id a line.
+ASIDE = "aside.txt.xz"
+PLAIN = "plain"
 #: The answers of the day on which a set was first asked.
 FIRST = "first.json"
 #: Seconds for one implementation.
@@ -100,6 +107,23 @@ def implementations(folder: Path) -> dict[str, tuple[bool, str]]:
     }
 
 
+def set_aside(folder: Path) -> frozenset[str]:
+    """Return the ids of the cases that say nothing about a set."""
+    path = folder / ASIDE
+    return frozenset(lzma.decompress(path.read_bytes()).decode().splitlines()) if path.exists() else frozenset()
+
+
+def put_aside(folder: Path, cases: Iterable[Case]) -> int:
+    """Ask ``plain`` all cases, and write down those that it fails."""
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    sys.path.insert(0, str(folder))
+    subject = load(f"{_module(folder)}:{PLAIN}")
+    failed = [case.id for case in cases if ask(case, subject, 0, here=False).verdict in BAD]
+    (folder / ASIDE).write_bytes(lzma.compress("".join(f"{id_}\n" for id_ in failed).encode()))
+    return len(failed)
+
+
 def _child(folder: Path, name: str, cases: Sequence[Case], most: float, sender: Connection) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -129,6 +153,8 @@ def ask_set(
 ) -> list[Answer]:
     """Ask the implementations of a set, ``workers`` at a time."""
     named = {name: of for name, of in implementations(folder).items() if not only or name in only}
+    aside = set_aside(folder)
+    cases = [case for case in cases if case.id not in aside]
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress, ThreadPoolExecutor(workers) as pool:
         task = progress.add_task(folder.name, total=len(named))
@@ -169,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers")
     parser.add_argument("--write", action="store_true", help=f"write {FIRST} of each set")
+    parser.add_argument("--aside", action="store_true", help=f"ask {PLAIN} of each set everything, and write {ASIDE}")
     given = parser.parse_args(arguments)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     importlib.import_module("torch").set_num_threads(1)
@@ -178,6 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything: dict[str, list[dict[str, Any]]] = {}
     good = True
     for folder in folders:
+        if given.aside:
+            console.print(f"{folder.name}: {put_aside(folder, cases)} of {len(cases)} cases are set aside")
+            continue
         answers = ask_set(folder, given.only, cases, given.workers, console, given.seconds)
         show(folder, answers, console)
         good = good and all(one.good for one in answers)
