@@ -288,4 +288,4 @@ def _exit(command: Callable[[], Status]) -> None:
 
 def main() -> None:
     """Run the command."""
-    app()
+    app(prog_name="lrp-bench")

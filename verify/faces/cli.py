@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from lrp_entry.extras import MissingExtraError, require
 from verify.explaining.deviations import baseline
 from verify.faces import auditing, running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
 from verify.model import TIME_LIMIT
-from verify.reports import export, numbers, terminal
+from verify.reports import export, terminal
 from verify.reports.merging import merge as merge_files
 from verify.reports.status import Status, exit_with, status_of
 from verify.runs import searching, selection, shards
@@ -248,6 +249,11 @@ def _list(request: Request) -> Status:
 
 
 def _verify(request: Request) -> Status:
+    if "figure" in request.files:
+        try:
+            require("figure", "--figure")
+        except MissingExtraError as error:  # before the run, not after it
+            raise UnusableError(str(error)) from error
     source, selected = select(request)
     # these import torch
     from verify.checks.comparator import ComparatorError, check_itself  # noqa: PLC0415
@@ -282,6 +288,8 @@ def _verify(request: Request) -> Status:
 
 def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
     if request.ids and not request.quiet:
+        from verify.reports import numbers  # noqa: PLC0415  NumPy
+
         found = running.numbers(request, report, cases)
         for outcome in report.outcomes:
             told = found.get(outcome.id)

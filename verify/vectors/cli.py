@@ -29,13 +29,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")]
-FolderOption = Annotated[Path, typer.Option("--vectors", metavar="DIR", help="Folder of the test vectors.")]
+_FOLDER = "Folder of the test vectors. Default: vectors, if it is there, or else those of this installation."
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help=_FOLDER)]
+FolderOption = Annotated[Path | None, typer.Option("--vectors", metavar="DIR", help=_FOLDER)]
 Only = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Only cases with ids such as 'epsilon-*-float64'. Several: repeat it."),
 ]
-_HERE = Path("vectors")
 _EPILOG = "Exit status: 0 passed, 1 failed, 2 wrong options or a file that cannot be used."
 
 
@@ -57,7 +57,7 @@ def lrp_vectors(
 
 @app.command(epilog=_EPILOG)
 def generate(
-    folder: Folder = _HERE,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")] = Path("vectors"),
     *,
     compare: Annotated[
         bool, typer.Option("--compare", help="Write nothing, and print which files would change.")
@@ -96,7 +96,7 @@ def _generated(contents: Mapping[str, bytes], folder: Path, changed: int, *, wro
 
 
 @app.command(epilog=_EPILOG)
-def check(folder: Folder = _HERE) -> None:
+def check(folder: Folder = None) -> None:
     """Check the test vectors: hashes, schema, ids and counts, and every expected value against the reference."""
 
     def run() -> Status:
@@ -104,13 +104,12 @@ def check(folder: Folder = _HERE) -> None:
         from verify.vectors.checking import check as checked  # noqa: PLC0415  jsonschema
 
         check_itself()
-        if not folder.is_dir():
-            message = (
-                f"{folder} is not a folder; expected the test vectors; `lrp-vectors generate {folder}` writes them"
-            )
+        path = folder or reading.here()
+        if not path.is_dir():
+            message = f"{path} is not a folder; expected the test vectors; `lrp-vectors generate {path}` writes them"
             raise UnusableError(message)
         start = time.perf_counter()
-        problems, cases = checked(folder)
+        problems, cases = checked(path)
         for problem in problems:
             typer.echo(str(problem))
         count = f"; {len(problems)} problem{'s' * (len(problems) != 1)}" if problems else ""
@@ -124,7 +123,7 @@ def check(folder: Folder = _HERE) -> None:
 def verify(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="File of answers: JSON Lines, or a JSON list.")],
     *,
-    folder: FolderOption = _HERE,
+    folder: FolderOption = None,
     only: Only = None,
     strict: Annotated[bool, typer.Option("--strict", help="Let recommendations fail the run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
@@ -142,7 +141,7 @@ def verify(
         check_itself()
         check_files(given)
         start = time.perf_counter()
-        documents = reading.load(folder)
+        documents = reading.load(folder or reading.here())
         report = judge(str(results), _content(results), documents, _wanted(documents, only), strict=strict)
         report = replace(report, seconds=time.perf_counter() - start, environment=environment("cpu"))
         console = Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
@@ -182,7 +181,7 @@ def answer(
     subject: Annotated[
         str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Implementation that answers.")
     ] = "lrp_rules",
-    folder: FolderOption = _HERE,
+    folder: FolderOption = None,
     only: Only = None,
 ) -> None:
     """Print the answers of an implementation in Python, in the form that `verify` reads."""
@@ -194,7 +193,7 @@ def answer(
         from verify.subjects.loading import load  # noqa: PLC0415  torch
         from verify.vectors.asking import answers  # noqa: PLC0415  torch
 
-        documents = reading.load(folder)
+        documents = reading.load(folder or reading.here())
         wanted = set(_wanted(documents, only))
         try:
             found = load(subject)
@@ -208,9 +207,15 @@ def answer(
     exit_with("lrp-vectors", run)
 
 
+@app.command()
+def path() -> None:
+    """Print the folder of the test vectors that the other commands use."""
+    typer.echo(reading.here().resolve())
+
+
 @app.command(epilog=_EPILOG)
 def show(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = _HERE
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = None
 ) -> None:
     """Print a case: formula, layer, inputs, expected values, and where the relevance goes."""
 
@@ -218,7 +223,7 @@ def show(
         from verify.vectors import showing  # noqa: PLC0415
 
         console = Console(highlight=False, markup=False, emoji=False)
-        showing.show(*reading.find(reading.load(folder), id_), console)
+        showing.show(*reading.find(reading.load(folder or reading.here()), id_), console)
         return Status.PASSED
 
     exit_with("lrp-vectors", run)
