@@ -1,4 +1,7 @@
-"""The commands `lrp-verify`, `lrp-vectors` and `lrp-bench`, and the process that the plugin of pytest asks."""
+"""The commands `lrp-verify`, `lrp-vectors` and `lrp-bench`, and the process that the plugin of pytest asks.
+
+`python -P -m lrp_entry.commands lrp-verify ...` is `lrp-verify ...` of that Python, and so for the others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from lrp_entry.extras import MissingExtraError, require
 from lrp_entry.names import pin
 
 # At import, and not in `main`: a process that multiprocessing starts imports the main module of its parent, which is
-# the script of a command, or `__main__` beside this file, and those import this.
+# the script of a command or this file (and would import no `__main__.py`).
 pin()
 
 #: Of each command: the extra that it needs, and the module whose function `main` it is.
@@ -18,6 +21,7 @@ COMMANDS = {
     "lrp-vectors": ("verify", "verify.vectors.cli"),
     "lrp-bench": ("bench", "bench.cli"),
     "pytest --lrp-subject": ("verify", "verify.faces.serving"),
+    "badge": ("verify", "verify.reports.badge"),
 }
 
 
@@ -45,3 +49,9 @@ def vectors() -> None:
 def bench() -> None:
     """Run `lrp-bench`."""
     run("lrp-bench")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
+        sys.exit(f"expected the name of a command: {', '.join(COMMANDS)}")
+    run(sys.argv.pop(1))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: What stands where others have the path of a file.
 PREFIX = "lrp"
 #: How the process is started that is asked.
-SERVER = [sys.executable, "-P", "-m", "lrp_entry", "pytest --lrp-subject"]
+SERVER = [sys.executable, "-P", "-m", "lrp_entry.commands", "pytest --lrp-subject"]
 #: Seconds until it has imported torch, the cases and the subject.
 START_LIMIT = 300.0
 _LISTS = {

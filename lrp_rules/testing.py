@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verify.asserting import assert_rule
-    from verify.auditing import assert_conserves, audit
+    from verify.auditing.audit import assert_conserves, audit
 
 __all__ = ["assert_conserves", "assert_rule", "audit"]
 
