@@ -1,15 +1,19 @@
 """What the files around the code promise each other: commands, versions, and what the wheel ships."""
 
 import re
+import runpy
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import lrp_rules
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bench", "lrp_entry", "lrp_rules", "reference", "verify")
@@ -52,6 +56,73 @@ def test_constraints_name_everything_once() -> None:
 def test_tested_version_lies_in_the_declared_range(requirement: Requirement) -> None:
     versions = {canonicalize_name(name): Version(version) for name, version in (pin.split("==") for pin in PINS)}
     assert versions[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+
+
+def test_the_versions_that_are_claimed_are_tested() -> None:
+    matrix = WORKFLOWS["tests"]["jobs"]["versions"]["strategy"]["matrix"]
+    claimed = [text.rpartition(" ")[2] for text in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d", text)]
+    assert matrix["python"] == claimed
+    assert PROJECT["requires-python"] == f">={claimed[0]}"
+    [torch] = [requirement for requirement in REQUIRED if requirement.name == "torch"]
+    oldest = min(Version(one["torch"]) for one in matrix["include"] if one["torch"])
+    assert f">={oldest.major}.{oldest.minor}" in str(torch.specifier).split(",")
+    systems = {one.partition("-")[0] for one in [*matrix["os"], *(one["os"] for one in matrix["include"])]}
+    names = {"Linux": "ubuntu", "MacOS": "macos"}
+    claims = {text.rpartition(" ")[2] for text in PROJECT["classifiers"] if text.startswith("Operating System")}
+    assert {names[claim] for claim in claims} == systems
+
+
+def test_tools_of_pre_commit_have_the_tested_versions() -> None:
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    versions = {repo["repo"].rpartition("/")[2].removesuffix("-pre-commit"): repo["rev"] for repo in repos}
+    for tool in ("ruff", "import-linter"):
+        assert f"{tool}=={versions[tool].removeprefix('v')}" in PINS
+
+
+def test_the_conda_recipe_says_what_the_wheel_says() -> None:
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text())
+    scripts = dict(line.split(" = ") for line in recipe["build"]["python"]["entry_points"])
+    assert scripts == PROJECT["scripts"]
+    needed = {name: Requirement(f"{name}{rest}") for name, _, rest in map(_split, recipe["requirements"]["run"])}
+    assert str(needed.pop("python").specifier) == PROJECT["requires-python"]
+    assert {str(one.specifier) for one in needed.values()} == {
+        str(Requirement(text).specifier) for text in PROJECT["dependencies"]
+    }
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    return text.partition(" ")
+
+
+def test_the_version_stands_in_one_place_and_the_changelog_has_it() -> None:
+    released = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert lrp_rules.__version__ in released[:1]
+    assert PROJECT["dynamic"] == ["version"]
+
+
+def test_a_row_of_the_table_of_versions(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / ".ci/versions.py"))
+    (tmp_path / "run.xml").write_text(
+        '<testsuites><testsuite tests="7018" failures="1" errors="1" skipped="3"/></testsuites>'
+    )
+    row = script["row"](str(tmp_path / "run.xml"))
+    assert row.endswith(" | 7,013 passed, 3 skipped, **2 failed** |")
+    assert row.count("|") == script["HEAD"].partition("\n")[0].count("|")
+
+
+@pytest.mark.parametrize(
+    "path", ["CITATION.cff", ".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/verdict.yml"]
+)
+def test_what_github_reads_is_yaml(path: str) -> None:
+    found = yaml.safe_load((ROOT / path).read_text())
+    assert {"cff-version", "title", "authors", "message"} <= found.keys() or {
+        "name",
+        "description",
+        "body",
+    } <= found.keys()
 
 
 def test_wheel_ships_the_packages_and_nothing_else(tmp_path: Path) -> None:
