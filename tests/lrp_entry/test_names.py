@@ -8,6 +8,8 @@ import pytest
 
 import lrp_entry.names
 from lrp_entry.names import NAMES
+from verify.model import SubjectError
+from verify.subjects.loading import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +84,14 @@ def test_the_names_are_given_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), lrp_entry.names.pinned():
         _ = 1 / 0
     assert sys.meta_path == finders
+
+
+def test_a_subject_that_imports_its_own_package_by_such_a_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "with_a_reference.py").write_text("from reference import tables\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        SubjectError, match=r"bench, reference, verify are packages of lrp-rules here; expected another"
+    ):
+        load("with_a_reference")
