@@ -49,7 +49,8 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 def lrp_vectors(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and stop."),
     ] = False,
 ) -> None:
     """Test vectors: cases of the LRP rules as files, for implementations in any language."""
@@ -60,7 +61,7 @@ def generate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")] = Path("vectors"),
     *,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Write nothing, and print which files would change.")
+        bool, typer.Option("--compare", metavar="", help="Write nothing, and print which files would change.")
     ] = False,
 ) -> None:
     """Write the test vectors: the same bytes every time. Released cases change only with the corpus version."""
@@ -125,10 +126,10 @@ def verify(
     *,
     folder: FolderOption = None,
     only: Only = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Let recommendations fail the run.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", metavar="", help="Let recommendations fail the run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print the totals only.")] = False,
 ) -> None:
     """Check the answers of an implementation: a JSON line for each case, {id, relevance | skipped | error}."""
     files = {"json": Path(json) if json and json != "-" else None, "markdown": markdown}
