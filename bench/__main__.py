@@ -1,5 +1,6 @@
 """``python -m bench`` is ``lrp-bench``."""
 
-from bench.cli import main
+from lrp_entry.commands import bench
 
-main()
+if __name__ == "__main__":
+    bench()

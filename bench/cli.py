@@ -49,7 +49,8 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 def lrp_bench(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and stop."),
     ] = False,
 ) -> None:
     """Measure how fast LRP rules are, in units of the plain gradient and beside other libraries."""
@@ -78,13 +79,15 @@ def run(
         typer.Option(metavar="TIME", help="Stop after about this time: 90, 10m, 2h. Default: none; with --quick 4m."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Each rule on a few layers only, with wider intervals.")
+        bool, typer.Option("--quick", metavar="", help="Each rule on a few layers only, with wider intervals.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Continue the run in --out.")] = False,
     cell: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this measurement. Several: repeat it.")
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the ids of the measurements and stop.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", metavar="", help="Print the ids of the measurements and stop.")
+    ] = False,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the table as JSON; - is standard output.")
     ] = None,
@@ -161,7 +164,9 @@ def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of the first run.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the later run.")],
     *,
-    other_machine: Annotated[bool, typer.Option("--other-machine", help="Allow runs of different machines.")] = False,
+    other_machine: Annotated[
+        bool, typer.Option("--other-machine", metavar="", help="Allow runs of different machines.")
+    ] = False,
 ) -> None:
     """Compare two runs: which measurements became slower or faster, beyond noise. Exit status 1 if any is slower."""
 
@@ -288,4 +293,4 @@ def _exit(command: Callable[[], Status]) -> None:
 
 def main() -> None:
     """Run the command."""
-    app()
+    app(prog_name="lrp-bench")

@@ -56,8 +56,17 @@ def runs(folder: Path, count: int, options: Sequence[str]) -> Iterator[Path]:
     """
     for index in range(count + 1):
         one = folder / f"{index:03}"
-        program = "from bench.cli import main; main()"
-        command = [sys.executable, "-c", program, "run", *options, "--resume", "--out", str(one)]
+        command = [
+            sys.executable,
+            "-m",
+            "lrp_entry.commands",
+            "lrp-bench",
+            "run",
+            *options,
+            "--resume",
+            "--out",
+            str(one),
+        ]
         made = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  this project
         if made.returncode:
             msg = f"lrp-bench run {' '.join(options)} ended with {made.returncode}: {made.stderr or made.stdout}"

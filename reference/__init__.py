@@ -10,3 +10,9 @@
 >>> rules.relevance(parts, np.array([1.5]), 0.0)  # d = 3 - 2 + 0.5 = 1.5, s = 1
 array([ 3., -2.])
 """
+
+from importlib.util import find_spec
+
+if find_spec("numpy") is None:
+    msg = "reference needs numpy, which is not installed: run pip install 'lrp-rules[verify]'"
+    raise ModuleNotFoundError(msg, name="numpy")

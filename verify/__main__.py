@@ -1,6 +1,6 @@
 """`python -m verify` is `lrp-verify`."""
 
-from verify.faces.cli import main
+from lrp_entry.commands import verify
 
 if __name__ == "__main__":
-    main()
+    verify()

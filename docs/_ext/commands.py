@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 import typer
 from facts import ROOT, table
+
+from lrp_entry.commands import COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 def command(name: str) -> str:
     """Return all of a command: what it does, its options and its subcommands."""
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    app = importlib.import_module(scripts[name].partition(":")[0]).app
+    app = importlib.import_module(COMMANDS[name][1]).app
     return "\n\n".join(_of(typer.main.get_command(app), name))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lrp_rules.hooks.calls import is_wrapper
@@ -20,9 +22,7 @@ from lrp_rules.networks.keys import by_function, check_keys, check_rules, chosen
 from lrp_rules.networks.watch import Watch, flow_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from torch import nn
+    from collections.abc import Iterable, Iterator
 
     from lrp_rules.hooks.call import HookInterface
     from lrp_rules.hooks.hook import Hook
@@ -144,8 +144,8 @@ def attach(
         If a module with parameters of its own, and none below it, matches nothing; if a name in ``rules`` or
         ``ignore`` matches no module; if no rule can be given for a function.
     TypeError
-        If a key is neither a type of module nor a name nor a function, or a rule is none, such as a class in place of
-        its object.
+        If the model is no module; if the rules are neither a dictionary nor a composite; if a key is neither a type of
+        module nor a name nor a function, or a rule is none, such as a class in place of its object.
 
     Examples
     --------
@@ -158,7 +158,7 @@ def attach(
     ...     len(attached.registrations)
     3
     """
-    check_scripted("attach", model)
+    _check(model, rules)
     composite = rules if isinstance(rules, Composite) else None
     given: dict[Any, Hook] = flat(rules.rules if isinstance(rules, Composite) else rules)
     special: dict[Any, Hook] = {} if composite is None else composite.first
@@ -201,6 +201,20 @@ def attach(
         attachment._remove()
         raise
     return attachment
+
+
+def _check(model: Any, rules: Any) -> None:
+    """Refuse what is no model, and what maps nothing to rules."""
+    if not isinstance(model, nn.Module):
+        msg = f"attach was given {model!r}, a {type(model).__name__}, as the model; expected a module"
+        raise TypeError(msg)
+    check_scripted("attach", model)
+    if not isinstance(rules, Mapping | Composite):
+        msg = (
+            f"the rules are {rules!r}; expected a dictionary from types or names of modules to rules, such as "
+            "{nn.Linear: Epsilon()}, or a composite, such as EpsilonPlus(); one rule alone has register(module)"
+        )
+        raise TypeError(msg)
 
 
 def _registered(attachment: Attachment, rule: Hook, at_first: Hook | None, module: nn.Module) -> Registration | None:

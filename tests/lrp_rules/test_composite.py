@@ -328,6 +328,20 @@ def test_what_is_no_rule_is_refused(rule: Any, said: str) -> None:
         attach(nn.Sequential(nn.Linear(2, 2)), {nn.Linear: rule})
 
 
+@pytest.mark.parametrize("rules", [ZPlus(), ZPlus, [ZPlus()], None], ids=["rule", "class", "list", "none"])
+def test_what_maps_nothing_to_rules_is_refused(rules: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"the rules are .*; expected a dictionary .*, such as {nn\.Linear: Epsilon\(\)}"
+    ):
+        attach(nn.Sequential(nn.Linear(2, 2)), rules)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    given: Any = nn.Linear
+    with pytest.raises(TypeError, match=r"attach was given <class .*Linear'>, a type, as the model; expected a module"):
+        attach(given, {nn.Linear: ZPlus()})
+
+
 def test_a_type_that_is_given_by_its_name_is_answered_with_the_type() -> None:
     with pytest.raises(ValueError, match=r"'Linear' matches no module; .* for a type of module, give nn\.Linear"):
         attach(nn.Sequential(nn.Linear(2, 2)), {"Linear": ZPlus()})

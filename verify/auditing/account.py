@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from lrp_entry.extras import require
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
@@ -76,6 +78,7 @@ class Account:
         note                       why, and what to do
         ========================== ==================================================================================
         """
+        require("bench", "the table of an audit as a data frame")
         import pandas as pd  # noqa: PLC0415  it takes a second
 
         return pd.DataFrame([asdict(row) for row in self.rows], columns=[one.name for one in fields(Row)])

@@ -45,7 +45,9 @@ def audit(
         str, typer.Option(metavar="DTYPE", help="float64, float32; as-is: that of the factory.")
     ] = "float64",
     depth: Annotated[int, typer.Option(min=1, help="Levels of modules that make a block of the table.")] = 1,
-    every: Annotated[bool, typer.Option("--all", help="Print every operation, not only what did not hold.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", metavar="", help="Print every operation, not only what did not hold.")
+    ] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the faults in Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a picture of the flow.")] = None,

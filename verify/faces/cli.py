@@ -1,4 +1,7 @@
-"""The command `lrp-verify`: which cases of which subject, what to print, which files to write, how to exit."""
+"""The command `lrp-verify`: which cases of which subject, what to print, which files to write, how to exit.
+
+It is longer than other files because every option is written out.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from lrp_entry.extras import MissingExtraError, require
 from verify.explaining.deviations import baseline
 from verify.faces import auditing, running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
 from verify.model import TIME_LIMIT
-from verify.reports import export, numbers, terminal
+from verify.reports import export, terminal
 from verify.reports.merging import merge as merge_files
 from verify.reports.status import Status, exit_with, status_of
 from verify.runs import searching, selection, shards
@@ -32,8 +36,22 @@ if TYPE_CHECKING:
     from verify.reports.report import Report
 
 
+#: Where --help shows the options that follow, up to the next one that is named here.
+_PANELS = dict.fromkeys(("workers", "strict"), "How to run") | {"subject": "What to test"}
+_PANELS |= dict.fromkeys(("write_deviations", "json"), "What to print and write")
+
+
 class _Group(TyperGroup):
     """The commands; a name that is none is most likely the implementation to test."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        panel = None
+        for option in self.params:
+            panel = _PANELS.get(str(option.name), panel)
+            vars(option)["rich_help_panel"] = None if option.name == "version" else panel
+            if getattr(option, "is_flag", False):
+                vars(option)["metavar"] = ""  # and not the word bool
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command, or refuse what is none."""
@@ -54,6 +72,9 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 
 
 _EPILOG = (
+    "Examples: lrp-verify --subject my_rules --rule ZPlus\n\n"
+    "lrp-verify --subject zennit.rules --deviations zennit --json run.json\n\n"
+    "lrp-verify --command 'node ports/javascript/main.js' --check agreement\n\n"
     "Exit status: 0 passed, 1 failed, 2 wrong options or an implementation that cannot be used, 130 "
     "interrupted. Recommendations (level should) fail the run for lrp_rules itself, and for others with --strict."
 )
@@ -81,23 +102,31 @@ def lrp_verify(
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the test data.")] = 0,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Number of processes; 0 runs in this one. Default: one per CPU; 0 with --case."),
+        typer.Option(
+            min=0, metavar="N", help="Number of processes; 0 runs in this one. Default: one per CPU; 0 with --case."
+        ),
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Run part K of N of the cases; lrp-verify merge puts the parts together."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help=f"Time for --check search. Default: {searching.BUDGET:g}.")
+        float | None, typer.Option(metavar="SECONDS", help=f"Time for --check search. Default: {searching.BUDGET:g}.")
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="Number of examples for --check search, in place of --seconds.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Number of examples for --check search, in place of --seconds."),
     ] = None,
     depth: Annotated[
-        int, typer.Option(min=2, max=3, help="2 asks every pair of options together, 3 every triple (an hour).")
+        int,
+        typer.Option(
+            min=2, max=3, metavar="N", help="2 asks every pair of options together, 3 every triple (an hour)."
+        ),
     ] = 2,
     exit_first: Annotated[bool, typer.Option("-x", "--exitfirst", help="Stop at the first failure.")] = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds for one case; not with --workers 0.")] = TIME_LIMIT,
+    time_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Seconds for one case; not with --workers 0.")
+    ] = TIME_LIMIT,
     deviations: Annotated[
         str | None, typer.Option(metavar="NAME", help="Accept known deviations: zennit, captum, lxt, or a file.")
     ] = None,
@@ -248,6 +277,11 @@ def _list(request: Request) -> Status:
 
 
 def _verify(request: Request) -> Status:
+    if "figure" in request.files:
+        try:
+            require("figure", "--figure")
+        except MissingExtraError as error:  # before the run, not after it
+            raise UnusableError(str(error)) from error
     source, selected = select(request)
     # these import torch
     from verify.checks.comparator import ComparatorError, check_itself  # noqa: PLC0415
@@ -282,6 +316,8 @@ def _verify(request: Request) -> Status:
 
 def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
     if request.ids and not request.quiet:
+        from verify.reports import numbers  # noqa: PLC0415  NumPy
+
         found = running.numbers(request, report, cases)
         for outcome in report.outcomes:
             told = found.get(outcome.id)

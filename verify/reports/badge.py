@@ -1,4 +1,4 @@
-"""`python -m verify.reports.badge RUN.json BADGE.json`: a badge of a run, as shields.io reads it.
+"""`python -m lrp_entry.commands badge RUN.json BADGE.json`: a badge of a run, as shields.io reads it.
 
 Prints ``passed``, ``failures`` and ``badge`` as lines of ``name=value``. A run that left no file has a badge too.
 """
@@ -30,8 +30,9 @@ def badge(run: dict[str, Any] | None) -> dict[str, Any]:
     return {"schemaVersion": 1, "label": _LABEL, "message": message, "color": color}
 
 
-def main(source: str, target: str) -> None:
+def main() -> None:
     """Write the badge, and print the lines."""
+    source, target = sys.argv[1:]
     try:
         run = json.loads(Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -44,4 +45,4 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lrp_entry.names import NAMES
 from verify.model import RULES, Subject, SubjectError
 from verify.subjects.protocol import is_command, port
 
@@ -58,7 +59,8 @@ def named(spec: str) -> Any:
         for part in filter(None, attribute.split(".")):
             namespace = getattr(namespace, part)
     except Exception as error:
-        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{_hint(module_name)}"
+        hint = _taken(error) or _hint(module_name)
+        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{hint}"
         raise SubjectError(msg) from error
     finally:
         if added:
@@ -75,6 +77,14 @@ def _hint(module_name: str) -> str:
     if adapter:
         return f"; the classes of this library are tested through an adapter, {adapter}"
     return ""
+
+
+def _taken(error: Exception) -> str:
+    """What to do where a subject imports a package of its own that has the name of one of ours."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if name not in NAMES:
+        return ""
+    return f"; {', '.join(NAMES)} are packages of lrp-rules here; expected another name for that of the subject"
 
 
 def _version(module_name: str) -> str:

@@ -29,13 +29,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")]
-FolderOption = Annotated[Path, typer.Option("--vectors", metavar="DIR", help="Folder of the test vectors.")]
+_FOLDER = "Folder of the test vectors. Default: vectors, if it is there, or else those of this installation."
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help=_FOLDER)]
+FolderOption = Annotated[Path | None, typer.Option("--vectors", metavar="DIR", help=_FOLDER)]
 Only = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Only cases with ids such as 'epsilon-*-float64'. Several: repeat it."),
 ]
-_HERE = Path("vectors")
 _EPILOG = "Exit status: 0 passed, 1 failed, 2 wrong options or a file that cannot be used."
 
 
@@ -49,7 +49,8 @@ def _version(value: bool) -> None:  # noqa: FBT001  typer calls it so
 def lrp_vectors(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and stop."),
     ] = False,
 ) -> None:
     """Test vectors: cases of the LRP rules as files, for implementations in any language."""
@@ -57,10 +58,10 @@ def lrp_vectors(
 
 @app.command(epilog=_EPILOG)
 def generate(
-    folder: Folder = _HERE,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the test vectors.")] = Path("vectors"),
     *,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Write nothing, and print which files would change.")
+        bool, typer.Option("--compare", metavar="", help="Write nothing, and print which files would change.")
     ] = False,
 ) -> None:
     """Write the test vectors: the same bytes every time. Released cases change only with the corpus version."""
@@ -96,7 +97,7 @@ def _generated(contents: Mapping[str, bytes], folder: Path, changed: int, *, wro
 
 
 @app.command(epilog=_EPILOG)
-def check(folder: Folder = _HERE) -> None:
+def check(folder: Folder = None) -> None:
     """Check the test vectors: hashes, schema, ids and counts, and every expected value against the reference."""
 
     def run() -> Status:
@@ -104,13 +105,12 @@ def check(folder: Folder = _HERE) -> None:
         from verify.vectors.checking import check as checked  # noqa: PLC0415  jsonschema
 
         check_itself()
-        if not folder.is_dir():
-            message = (
-                f"{folder} is not a folder; expected the test vectors; `lrp-vectors generate {folder}` writes them"
-            )
+        path = folder or reading.here()
+        if not path.is_dir():
+            message = f"{path} is not a folder; expected the test vectors; `lrp-vectors generate {path}` writes them"
             raise UnusableError(message)
         start = time.perf_counter()
-        problems, cases = checked(folder)
+        problems, cases = checked(path)
         for problem in problems:
             typer.echo(str(problem))
         count = f"; {len(problems)} problem{'s' * (len(problems) != 1)}" if problems else ""
@@ -124,12 +124,12 @@ def check(folder: Folder = _HERE) -> None:
 def verify(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="File of answers: JSON Lines, or a JSON list.")],
     *,
-    folder: FolderOption = _HERE,
+    folder: FolderOption = None,
     only: Only = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Let recommendations fail the run.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", metavar="", help="Let recommendations fail the run.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the totals only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print the totals only.")] = False,
 ) -> None:
     """Check the answers of an implementation: a JSON line for each case, {id, relevance | skipped | error}."""
     files = {"json": Path(json) if json and json != "-" else None, "markdown": markdown}
@@ -142,7 +142,7 @@ def verify(
         check_itself()
         check_files(given)
         start = time.perf_counter()
-        documents = reading.load(folder)
+        documents = reading.load(folder or reading.here())
         report = judge(str(results), _content(results), documents, _wanted(documents, only), strict=strict)
         report = replace(report, seconds=time.perf_counter() - start, environment=environment("cpu"))
         console = Console(stderr=json == "-", highlight=False, markup=False, emoji=False)
@@ -182,7 +182,7 @@ def answer(
     subject: Annotated[
         str, typer.Option(metavar="MODULE[:ATTRIBUTE]", help="Implementation that answers.")
     ] = "lrp_rules",
-    folder: FolderOption = _HERE,
+    folder: FolderOption = None,
     only: Only = None,
 ) -> None:
     """Print the answers of an implementation in Python, in the form that `verify` reads."""
@@ -194,7 +194,7 @@ def answer(
         from verify.subjects.loading import load  # noqa: PLC0415  torch
         from verify.vectors.asking import answers  # noqa: PLC0415  torch
 
-        documents = reading.load(folder)
+        documents = reading.load(folder or reading.here())
         wanted = set(_wanted(documents, only))
         try:
             found = load(subject)
@@ -208,9 +208,15 @@ def answer(
     exit_with("lrp-vectors", run)
 
 
+@app.command()
+def path() -> None:
+    """Print the folder of the test vectors that the other commands use."""
+    typer.echo(reading.here().resolve())
+
+
 @app.command(epilog=_EPILOG)
 def show(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = _HERE
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The id of a case.")], *, folder: FolderOption = None
 ) -> None:
     """Print a case: formula, layer, inputs, expected values, and where the relevance goes."""
 
@@ -218,7 +224,7 @@ def show(
         from verify.vectors import showing  # noqa: PLC0415
 
         console = Console(highlight=False, markup=False, emoji=False)
-        showing.show(*reading.find(reading.load(folder), id_), console)
+        showing.show(*reading.find(reading.load(folder or reading.here()), id_), console)
         return Status.PASSED
 
     exit_with("lrp-vectors", run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verify.runs.selection import UnusableError
@@ -11,9 +12,15 @@ from verify.vectors.released import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 Json = dict[str, Any]
+#: Where they may lie, the first that is there: here, as the wheel brings them, in a checkout.
+_PLACES = (Path("vectors"), Path(__file__).parent / "frozen", Path(__file__).parents[2] / "vectors")
+
+
+def here() -> Path:
+    """Return the folder of test vectors that is meant where none is named."""
+    return next((folder for folder in _PLACES if (folder / MANIFEST).is_file()), _PLACES[0])
 
 
 def parse(content: bytes) -> Any:
@@ -42,7 +49,7 @@ def load(folder: Path) -> dict[str, Json]:
     """
     manifest = _read(
         folder / MANIFEST,
-        "expected a folder of test vectors: run this in a clone of lrp-rules, or name its folder `vectors`",
+        "expected a folder of test vectors; without a name, those of this installation are meant",
     )
     names = [name for name, entry in manifest.get("files", {}).items() if "cases" in entry]
     documents = {name: _read(folder / name, f"the manifest names it; `lrp-vectors check {folder}`") for name in names}

@@ -64,7 +64,8 @@ def run(folder: Path, **given: str) -> Ran:
         script.write_text(step["run"] if step["id"] != "install" else "true")
         environment = os.environ | {name: filled(value) for name, value in step.get("env", {}).items()}
         environment |= {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(written)}
-        environment |= {"GITHUB_ACTION_PATH": str(ROOT), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        # also where the folder of the repository is on the path
+        environment |= {"GITHUB_ACTION_PATH": str(ROOT), "PYTHONPATH": os.pathsep.join([".", str(ROOT), *sys.path])}
         done = subprocess.run(
             # as a runner does with `shell: bash`
             [BASH, "--noprofile", "--norc", "-eo", "pipefail", script],
@@ -157,8 +158,8 @@ def test_inputs_become_options(inputs: dict[str, str], words: list[str], folder:
     ran = run(folder, subject="their rules", python=str(program), **inputs)
     said = re.findall("<(.*)>", ran.text)
     said = said[: said.index("-P", 1)]  # the badge comes after it
-    assert said[:5] == ["-P", "-m", "verify", "--subject", "their rules"]
-    assert said[9:] == words
+    assert said[:6] == ["-P", "-m", "lrp_entry.commands", "lrp-verify", "--subject", "their rules"]
+    assert said[10:] == words
 
 
 def test_what_is_installed(folder: Path) -> None:
@@ -167,7 +168,7 @@ def test_what_is_installed(folder: Path) -> None:
     program.write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
     program.chmod(0o755)
     [step] = [step for step in STEPS if step["id"] == "install"]
-    for wanted, expected in (("", "/their/action"), ("lrp-rules==0.1.0", "lrp-rules==0.1.0")):
+    for wanted, expected in (("", "/their/action[verify]"), ("lrp-rules[verify]==0.2.0",) * 2):
         environment = os.environ | {"PYTHON": str(program), "VERSION": wanted, "GITHUB_ACTION_PATH": "/their/action"}
         done = subprocess.run(
             [BASH, "-eo", "pipefail", "-c", step["run"]], env=environment, capture_output=True, text=True, check=True

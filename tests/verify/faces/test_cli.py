@@ -125,6 +125,15 @@ def test_unknown_option(words: list[str], command: Command) -> None:
     assert command(*words).exit_code == 2
 
 
+def test_help_groups_the_options_and_shows_no_types_of_python(command: Command) -> None:
+    text = command("--help").stdout
+    places = [text.index(panel) for panel in ("─ What to test ─", "─ How to run ─", "─ What to print and write ─")]
+    assert places == sorted(places)
+    assert places[1] < text.index("--strict") < places[2] < text.index("--json")
+    lines = [line for line in text.splitlines() if "<" in line.partition("--help")[0]]
+    assert [line for line in lines if "bool" in line or "range" in line] == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

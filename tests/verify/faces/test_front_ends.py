@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT = Path(__file__).parents[3]
-INSTALLED = any(point.value == "verify.faces.pytest_plugin" for point in entry_points(group="pytest11"))
-PLUGIN = [] if INSTALLED else ["-p", "verify.faces.pytest_plugin"]
+INSTALLED = any(point.value == "lrp_entry.pytest_plugin" for point in entry_points(group="pytest11"))
+PLUGIN = [] if INSTALLED else ["-p", "lrp_entry.pytest_plugin"]
 #: What pytest calls what the command says, decided or not.
 CALLED = {"pass": "passed", "not-offered": "skipped", "skipped": "skipped", "inconclusive": "skipped"}
 

@@ -8,14 +8,18 @@ import tomllib
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from lrp_entry import pytest_plugin
 from verify.checks import comparator
-from verify.faces import cli
+from verify.explaining import diagnosis
+from verify.faces import cli, serving
+from verify.reports import report
 from verify.runs import selection
 from verify.subjects import loading as subjects
 
@@ -23,8 +27,8 @@ pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[3]
 #: Where the project is installed, pytest finds the plugin by itself.
-INSTALLED = any(point.value == "verify.faces.pytest_plugin" for point in entry_points(group="pytest11"))
-PLUGIN = [] if INSTALLED else ["-p", "verify.faces.pytest_plugin"]
+INSTALLED = any(point.value == "lrp_entry.pytest_plugin" for point in entry_points(group="pytest11"))
+PLUGIN = [] if INSTALLED else ["-p", "lrp_entry.pytest_plugin"]
 
 #: A subject, and cases about it: one of each verdict that a process survives, and whether it decides.
 BEHAVING = """
@@ -63,7 +67,22 @@ def all_cases(*, seed, dtypes, device):
 """
 Run = Callable[..., pytest.RunResult]
 #: pytester forgets what was imported while it ran; what takes long, and what tests change, is imported before.
-BEFORE = (cli, comparator, selection, subjects)
+BEFORE = (cli, comparator, diagnosis, pytest_plugin, report, selection, serving, subjects)
+
+
+class Here:
+    """The process that is asked, without a process: seconds less for each test."""
+
+    def __init__(self) -> None:
+        self._server = serving.Server()
+        self._path = list(sys.path)
+
+    def ask(self, request: dict[str, Any], limit: float | None) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(json.dumps(self._server.answer(json.loads(json.dumps(request)))))
+        return told
+
+    def end(self) -> None:
+        sys.path[:] = self._path
 
 
 @pytest.fixture
@@ -72,6 +91,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     pytester.makepyfile(behaving_here=BEHAVING)
     pytester.syspathinsert()
     monkeypatch.setattr(selection, "CASES", "behaving_here:all_cases")
+    monkeypatch.setattr(pytest_plugin, "Process", Here)
 
     def call(*words: str, subject: str = "behaving_here") -> pytest.RunResult:
         return pytester.runpytest_inprocess(*PLUGIN, "-p", "no:cacheprovider", "--lrp-subject", subject, *words)
@@ -119,7 +139,7 @@ def test_a_failure_is_its_reason_and_the_line_that_reproduces_it(run: Run) -> No
     assert "lrp-verify --subject behaving_here --seed 3 --case raises/must/float64\n" in text
     line = "Reproduce: lrp-verify --subject behaving_here --seed 3 --case is-wrong/must/float64\n"
     assert f"failed: because\nspecification 3.1\n{line}" in text
-    for noise in ("Traceback", "pytest_plugin.py", "worker.py", "def "):
+    for noise in ("Traceback", "pytest_plugin.py", "serving.py", "worker.py", "def "):
         assert noise not in text
 
 
@@ -374,11 +394,78 @@ def test_workers_of_xdist_say_what_is_stale_and_what_explains_failures(tmp_path:
     assert done.stdout.count("lrp-verify: Diagnosis: Pass matches `gradient`: the rule is not applied") == 1
 
 
+def _serve(folder: Path, cases: str) -> None:
+    """Let the process that is asked take its cases from a module in this folder."""
+    (folder / "serve_here.py").write_text(
+        "from verify.faces import serving\n"
+        "from verify.runs import selection\n"
+        f"selection.CASES = '{cases}:all_cases'\n"
+        "serving.TIME_LIMIT = 3.0\n"
+        "serving.main()\n"
+    )
+    (folder / "conftest.py").write_text(
+        "import sys\n"
+        "from lrp_entry import pytest_plugin\n"
+        "pytest_plugin.SERVER = [sys.executable, '-P', 'serve_here.py']\n"
+    )
+
+
+#: Cases that cost their process, among others; and what prints where answers are written.
+LOSING = """
+import os, time
+from types import SimpleNamespace
+from verify.model import Case, Finding, Level, Verdict
+
+DTYPES = DEFAULT_DTYPES = ("float64",)
+
+class Epsilon:
+    def register(self, module):
+        return SimpleNamespace(remove=lambda: None)
+
+def prints(subject):
+    os.write(1, b"{}\\n")
+    return Finding(Verdict.PASS)
+
+RUNS = {
+    "prints": prints,
+    "exits": lambda subject: os._exit(0),
+    "killed": lambda subject: os.kill(os.getpid(), 9),
+    "hangs": lambda subject: time.sleep(600),
+    "passes": lambda subject: Finding(Verdict.PASS),
+}
+
+def all_cases(*, seed, dtypes, device):
+    for check, run in RUNS.items():
+        for level in Level:
+            yield Case(f"{check}/{level}", "Epsilon", "Linear", check, "float64", level, run)
+"""
+
+
+def test_a_case_that_costs_its_process_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "losing_here.py").write_text(LOSING)
+    _serve(tmp_path, "losing_here")
+    done = _pytest(tmp_path, "-rx", "--lrp-subject", "losing_here", "-k", "(must and not exits) or exits/should")
+    assert "2 failed, 2 passed, 5 deselected, 1 xfailed" in done.stdout, done.stdout
+    for line in (
+        "crashed: the process was ended by SIGKILL",
+        "timed out: no answer within 3 seconds",
+        "Reproduce: lrp-verify --subject losing_here --case hangs/must",
+    ):
+        assert f"\n{line}\n" in done.stdout
+    assert "only recommended, crashed: the process ended with exit status 0" in done.stdout
+
+
+def test_a_subject_that_ends_its_process_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text("raise SystemExit(0)")
+    done = _pytest(tmp_path, "--lrp-subject", "ending")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: " in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
     (tmp_path / "behaving_here.py").write_text(BEHAVING)
-    (tmp_path / "conftest.py").write_text(
-        "from verify.runs import selection\nselection.CASES = 'behaving_here:all_cases'\n"
-    )
+    _serve(tmp_path, "behaving_here")
     done = _pytest(tmp_path, "--lrp-subject", "behaving_here", "-n", "2", "--lrp-check", "passes,is-open,is-left-open")
     assert done.returncode == 1
     assert "2 failed, 4 passed, 4 skipped, 2 xfailed" in done.stdout
@@ -393,7 +480,7 @@ def test_without_a_subject_nothing_is_imported(tmp_path: Path) -> None:
         "def test_own():\n"
         "    found = {name for name in sys.modules if name.split('.')[0] in "
         "{'torch', 'numpy', 'lrp_rules', 'reference', 'verify'}}\n"
-        "    assert found == {'verify', 'verify.faces', 'verify.faces.pytest_plugin'}\n"
+        "    assert found == set()\n"
     )
     # plugins of others may import what they like
     done = _pytest(tmp_path, "-p", "no:hypothesispytest", "-p", "no:benchmark")
@@ -404,5 +491,4 @@ def test_without_a_subject_nothing_is_imported(tmp_path: Path) -> None:
 
 def test_the_plugin_is_an_entry_point() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["pytest11"] == {"lrp-verify": "verify.faces.pytest_plugin"}
-    assert any(requirement.startswith("pytest>=") for requirement in project["dependencies"])
+    assert project["entry-points"]["pytest11"] == {"lrp-verify": "lrp_entry.pytest_plugin"}
