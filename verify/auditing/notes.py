@@ -99,8 +99,10 @@ def _why(question: Question, rule: Any) -> str:
     return _LEAKS.get(operation, "")
 
 
-def held(question: Question) -> str:
+def held(question: Question, probable_ratio: float) -> str:
     """Say what is to be known of a call that follows its rule."""
+    if probable_ratio > 1:
+        return f"within the worst case of rounding, but {probable_ratio:.3g} times the probable bound: look at it in double"
     norm = question.call.module
     if question.is_merged and isinstance(norm, BatchNorm) and norm.eps:
         moved = 1 - (1 + norm.eps) ** -0.5
