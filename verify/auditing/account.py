@@ -133,15 +133,15 @@ class Account:
             "never_called": self.never_called,
             "rows": [{**asdict(row), "entries": [one._asdict() for one in row.entries]} for row in self.rows],
         }  # fmt: skip
-        return json.dumps(_finite(content), indent=1)
+        return json.dumps(finite(content), indent=1)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return numbers that JSON does not know as strings: "nan", "inf", "-inf"."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value

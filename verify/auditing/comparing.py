@@ -53,7 +53,11 @@ def excess(off: Sequence[Tensor], bounds: Sequence[Tensor] | None, whole: float)
     if bounds is None:
         found = total([v.abs() for v in off])
         return found / whole if found else 0.0
-    ratios = [float((v.abs() / (b + 2.0**-1000)).nan_to_num(torch.inf).max()) for v, b in zip(off, bounds, strict=True) if v.numel()]
+    ratios = [
+        float((v.abs() / (b + 2.0**-1000)).nan_to_num(torch.inf).max())
+        for v, b in zip(off, bounds, strict=True)
+        if v.numel()
+    ]
     return max(ratios, default=0.0)
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import lrp_rules as lrp
+from lrp_rules.networks.written_out import WRITTEN_OUT
 from verify.auditing import notes
-from verify.auditing.account import DEVIATES, HELD, NOT_JUDGED, PROBABLE, UNEXPLAINED, WORST, Entry, Row
+from verify.auditing.account import DEVIATES, HELD, PROBABLE, UNEXPLAINED, WORST, Entry, Row
 from verify.auditing.calls import key_of
 from verify.auditing.comparing import excess, merged, places, size, total
 from verify.auditing.formulas import Likely, NoFormulaError, gamma
@@ -42,8 +43,8 @@ class Evidence(NamedTuple):
 class Judge:
     """Holds each call to the rule that is meant for it."""
 
-    def __init__(self, meaning: Meaning) -> None:
-        self.meaning = meaning
+    def __init__(self, meaning: Meaning, *, times_input: bool = False) -> None:
+        self.meaning, self.times_input = meaning, times_input
         #: What the last verdict rests on; None, if there was none.
         self.evidence: Evidence | None = None
 
@@ -98,7 +99,7 @@ class Judge:
             call.R[end] if end is not None and end in call.R else torch.zeros(shape, dtype=dtype, device=device)
             for end, (shape, dtype) in zip(call.outs, call.shapes, strict=True)
         ]
-        question = Question(call, rule, Rs, u)
+        question = Question(call, rule, Rs, u, times_input=self.times_input)
         got = self._got(call, own)
         question.look_for_a_canonizer(got)
         answer = question.answer()
@@ -128,6 +129,9 @@ class Judge:
             msg = "rounding could explain any value: use double precision, model.double()"
             raise NoFormulaError(msg)
         if not row.ratio <= 1:
+            if rule is None and question.operation in WRITTEN_OUT:
+                msg = "fused attention, in one piece: there is no formula for it. attach writes it out"
+                raise NoFormulaError(msg)
             return replace(row, verdict=DEVIATES, note=notes.deviation(question, got, own))
         # the formula is exact in float64, whatever the dtype of the model
         by_rule = total(expected) - row.relevance_in + known

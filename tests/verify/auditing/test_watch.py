@@ -114,8 +114,10 @@ def test_what_cannot_be_audited_is_refused() -> None:
         verify.audit(model, torch.ones(1, 3, dtype=torch.long), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match="target is 3; the model has 3 outputs"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, target=3)
-    with pytest.raises(ValueError, match="expected None, 'gradient'"):
-        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="autolrp")
+    with pytest.raises(ValueError, match=r"the pipeline is 'other'; expected gradient, gradient\*input, zennit"):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="other")
+    with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="captum")
     with pytest.raises(AssertionError, match="copied to both summands"):
         verify.assert_conserves(*_graph(), {nn.Linear: Epsilon()}, pipeline="gradient", expected={})
 
