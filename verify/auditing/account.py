@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     """One entry of the relevance of an input, beside what the rule gives; ratio: by the bound of the verdict."""
 
     input: int
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     got: float
     expected: float
     ratio: float

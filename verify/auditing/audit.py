@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.auditing.account import Account
+from verify.auditing.figure import draw
 from verify.auditing.flow import Flow
 from verify.auditing.judging import Judge
 from verify.auditing.meaning import Meaning
@@ -43,6 +44,10 @@ class Audit(Account):
     def html(self, path: str | Path) -> None:
         """Write one self-contained page: the flow down the network, and a table that filters and sorts."""
         write_page(self, path)
+
+    def figure(self, path: str | Path) -> None:
+        """Write the flow down the network as a picture: ``.png``, ``.svg`` or ``.pdf``."""
+        draw(self, path)
 
 
 def audit(

@@ -167,14 +167,14 @@ def _setting(factory: str, file: Path | None, dtype: str) -> tuple[nn.Module, tu
     if dtype not in kinds:
         msg = f"--dtype is {dtype!r}; expected one of {', '.join(kinds)}"
         raise UnusableError(msg)
-    made = _named(factory)
-    made = made() if callable(made) and not isinstance(made, torch.nn.Module) else made
+    named = _named(factory)
+    made: Any = named() if callable(named) and not isinstance(named, torch.nn.Module) else named
     model, x = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, torch.nn.Module) or (x is None and file is None):
-        given = "a model without an input" if isinstance(model, torch.nn.Module) else type(made).__name__
-        msg = f"{factory} gave {given}; expected a function that returns a model and an input, or a model with --input"
+        what = "a model without an input" if isinstance(model, torch.nn.Module) else type(made).__name__
+        msg = f"{factory} gave {what}; expected a function that returns a model and an input, or a model with --input"
         raise UnusableError(msg)
-    given = x if file is None else _read(file)
+    given: Any = x if file is None else _read(file)
     inputs = given if isinstance(given, tuple) else (given,)
     wanted = kinds[dtype]
     if wanted is not None:
