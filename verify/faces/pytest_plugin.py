@@ -16,6 +16,8 @@ Verdicts are those of the command, item by item:
 and so is the verdict on the run: the session fails if a known deviation is stale, exits as an unusable call does if
 nothing could be tested, and says what explains the failures of a rule. Neither torch nor anything of the verifier is
 imported without ``--lrp-subject``.
+
+The fixture ``lrp_audit`` is `verify.assert_conserves`, for tests of one's own networks.
 """
 
 from __future__ import annotations
@@ -64,6 +66,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare the cases before anything runs, so that what is wrong with the call is told at once."""
     if config.getoption("lrp_subject"):
         config.pluginmanager.register(Cases(config), "lrp-cases")
+
+
+@pytest.fixture(scope="session")
+def lrp_audit() -> Any:
+    """Assert that each operation of a network follows its rule: ``lrp_audit(model, x, rules)`` returns the audit.
+
+    As `verify.assert_conserves`.
+    """
+    from verify.auditing import assert_conserves  # noqa: PLC0415  imported when wanted alone
+
+    return assert_conserves
 
 
 class Cases:
