@@ -224,6 +224,8 @@ def _parts(rows: tuple[Row, Row], proofs: tuple[Evidence | None, Evidence | None
     first, second = rows
     if NOT_JUDGED in {first.verdict, second.verdict} or (first.verdict, first.note) == (second.verdict, second.note):
         return False
+    if first.verdict != second.verdict and first.ratio <= 1 and second.ratio <= 1:
+        return True  # both do what the rule says, and one of them something besides
     one, other = proofs
     if one is None or other is None or [v.shape for v in one.off] != [v.shape for v in other.off]:
         return first.verdict != second.verdict
