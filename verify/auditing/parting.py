@@ -260,4 +260,4 @@ def _difference(one: Sequence[Tensor], other: Sequence[Tensor], scales: tuple[fl
 
 def _percent(value: float) -> str:
     """Nothing where it is rounding."""
-    return "?" if value != value else "" if value < 1e-9 else f"{100 * value:.2g} %"  # noqa: PLR0124  NaN
+    return "?" if value != value else "" if value < 1e-9 else f"{100 * value:.3g} %"  # noqa: PLR0124  NaN
