@@ -23,6 +23,7 @@ from tests.lrp_rules.networks import IMAGE, prepared, residual
 from verify.auditing import account
 from verify.auditing.account import Row
 from verify.auditing.figure import figure
+from verify.auditing.judging import entries
 from verify.auditing.page import page
 from verify.auditing.picture import picture
 from verify.auditing.text import markdown, text
@@ -190,12 +191,12 @@ def test_the_picture(found: verify.Audit, tmp_path: Path) -> None:
         found.figure(tmp_path / "a.doc")
 
 
-def test_what_held_in_a_row_is_one_step_of_a_picture_of_many(found: verify.Audit) -> None:
+def test_what_held_in_a_row_is_one_step_of_a_picture_of_many() -> None:
+    found = verify.audit(*made(), PLUS, pipeline=lambda model: attach(model, PLUS, ignore="4.conv1"))
     flow = picture(found, most=5)
     assert sum(len(step.rows) for step in flow.steps) == len(found.rows)
-    assert len(flow.steps) < len(found.rows)
-    assert [step.label for step in flow.steps if not step.held] == ["✗ Linear 7"]
-    assert "5 operations" in [step.label for step in flow.steps]
+    labels = [step.label for step in flow.steps]
+    assert labels[3:6] == ["4 operations", "✗ Conv2d + BatchNorm2d 4.conv1", "5 operations"], labels
     assert [name for name, _ in flow.blocks] == [name for name, _ in picture(found).blocks]
 
 
@@ -209,6 +210,18 @@ def test_entries_are_those_that_are_furthest_off_and_others(found: verify.Audit)
     for entry in found.rows[-1].entries:
         assert entry.got == float(r[entry.place])
     assert all(np.isnan(row.probable_ratio) for row in found.rows)  # in double precision, nobody needs it
+
+
+def test_the_entry_that_is_furthest_off_is_among_them() -> None:
+    expected = torch.randn(3, 7, 11, generator=torch.Generator().manual_seed(0))
+    got, bounds = expected.clone(), torch.full_like(expected, 1e-3)
+    got[1, 2, 3] += 1
+    got[2, 4, 6] = torch.nan
+    found = {entry.place: entry for entry in entries([got], [expected], [bounds])}
+    assert found[1, 2, 3].ratio > 999
+    assert np.isnan(found[2, 4, 6].ratio)
+    assert sum(entry.ratio == 0 for entry in found.values()) == 4
+    assert all(np.isnan(entry.ratio) for entry in entries([got], [expected], None))
 
 
 def nearly_cancelled() -> tuple[nn.Module, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import verify
-from lrp_rules import Epsilon, attach, composites
+from lrp_rules import Epsilon, ZPlus, attach, composites
 from tests.lrp_rules.networks import IMAGE, NETWORKS, prepared, residual
 from tests.lrp_rules.peer import load_zennit
 from verify.auditing.parting import Pair
@@ -76,6 +76,18 @@ def test_both_scales_of_what_is_put_in() -> None:
     assert found.same, str(found)
     assert found.difference < 1e-12
     assert found.b.put_in == pytest.approx(float(model(x).detach().max()))
+
+
+def test_the_same_departure_by_two_names_is_none() -> None:
+    """Epsilon without a stabilizer is gradient times input, also where ZPlus was meant."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 3)), torch.randn(1, 5)
+    exact: dict[Any, Any] = {nn.Linear: Epsilon(0.0)}
+    found = verify.compare_pipelines(
+        model, x, {nn.Linear: ZPlus()}, lambda model: attach(model, exact), "gradient*input"
+    )
+    assert [(row.verdict_a, row.verdict_b, row.parts) for row in found.rows] == [("deviates", "deviates", False)]
+    assert all(row.note.startswith("neither follows ZPlus; ") for row in found.rows)
 
 
 def test_a_canonizer_has_operations_of_its_own() -> None:

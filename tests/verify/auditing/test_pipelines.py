@@ -294,6 +294,15 @@ def test_departures_of_autolrp_are_named() -> None:
     assert handles(model) == []
 
 
+def test_means_of_autolrp_are_shared_by_magnitude() -> None:
+    pytest.importorskip("autolrp")
+    make, shape = NETWORKS["u-net"]
+    found = verify.audit(prepared(make, constants=True), some_input(shape)[:1], PLUS, pipeline="autolrp")
+    assert [row.note for row in found.faults if row.operation == "Tensor.mean"] == [
+        "shares by magnitude, abs(x) / sum abs(x), as autoLRP gives; not Norm"
+    ]
+
+
 class Efficient(torch.autograd.Function):
     """As LXT's identity_rule_implicit."""
 
