@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from verify.auditing.account import Account
 
+#: How many parts the name of a block in a picture of many operations may have.
+_DEEPEST = 4
+
+#: Letters of a name.
+_LONGEST = 30
+
 STRIP, FAULT = "#0072b2", "#d55e00"
 #: What may take relevance, and what it is drawn with.
 SINKS = {
@@ -52,7 +58,8 @@ class Step(NamedTuple):
         if len(self.rows) > 1:
             return f"{len(self.rows)} operations"
         row = self.rows[0]
-        return f"{'' if self.held else '✗ '}{row.operation[:26]} {row.module[-26:]}".rstrip()
+        module = row.module if len(row.module) <= _LONGEST else f"…{row.module[-_LONGEST:]}"
+        return f"{'' if self.held else '✗ '}{row.operation[:_LONGEST]} {module}".rstrip()
 
 
 class Picture(NamedTuple):
@@ -64,10 +71,13 @@ class Picture(NamedTuple):
 
 
 def picture(audit: Account, most: int | None = None) -> Picture:
-    """Return the flow. With more than ``most`` operations, those that held one after another are one step."""
-    named = blocks(audit.rows)
-    grouped = most is not None and len(audit.rows) > most
-    groups = [(name, _groups(rows) if grouped else [[row] for row in rows]) for name, rows in named]
+    """Return the flow; of more than ``most`` operations, those of a block that held in a row are one step."""
+    groups = [(name, [[row] for row in rows]) for name, rows in blocks(audit.rows)]
+    if most is not None and len(audit.rows) > most:
+        for depth in range(_DEEPEST, 0, -1):  # blocks as small as leave no more steps
+            groups = [(name, _groups(rows)) for name, rows in blocks(audit.rows, depth)]
+            if sum(len(parts) for _, parts in groups) <= most:
+                break
     totals = [audit.put_in]
     for _, parts in groups:
         for rows in parts:

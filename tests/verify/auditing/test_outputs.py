@@ -193,11 +193,19 @@ def test_the_picture(found: verify.Audit, tmp_path: Path) -> None:
 
 def test_what_held_in_a_row_is_one_step_of_a_picture_of_many() -> None:
     found = verify.audit(*made(), PLUS, pipeline=lambda model: attach(model, PLUS, ignore="4.conv1"))
-    flow = picture(found, most=5)
+    flow = picture(found, most=10)
     assert sum(len(step.rows) for step in flow.steps) == len(found.rows)
     labels = [step.label for step in flow.steps]
     assert labels[3:6] == ["4 operations", "✗ Conv2d + BatchNorm2d 4.conv1", "5 operations"], labels
     assert [name for name, _ in flow.blocks] == [name for name, _ in picture(found).blocks]
+
+
+@pytest.mark.parametrize(("most", "blocks"), [(15, 2), (14, 4), (4, 4), (3, 2), (1, 2)])
+def test_blocks_of_a_picture_are_as_small_as_leave_no_more_steps(found: verify.Audit, most: int, blocks: int) -> None:
+    rows = tuple(replace(row, module=f"{i // 8}.{i // 4}.{i}", verdict="held") for i, row in enumerate(found.rows))
+    flow = picture(replace(found, rows=rows), most)
+    assert len(flow.blocks) == blocks
+    assert len(flow.steps) == (15 if most == 15 else blocks)
 
 
 def test_entries_are_those_that_are_furthest_off_and_others(found: verify.Audit) -> None:
