@@ -22,6 +22,7 @@ from lrp_rules.networks.between import INNER, here
 from lrp_rules.networks.operations import in_place, operation_of
 from lrp_rules.networks.written_out import WRITTEN_OUT
 from verify.auditing.calls import Call, end_of, floats, key_of
+from verify.auditing.meaning import LINEAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ class Watch(TorchFunctionMode):
         self._known: dict[tuple[int, int], int] = {}
         self._gates: set[tuple[int, int]] = set()
         self._kept: list[Any] = []  # what is known by its id must live
-        self._on = False
+        self._on = self._paused = False
         for tensor in inputs:
             self._note(tensor, _RAW)
 
@@ -89,6 +90,16 @@ class Watch(TorchFunctionMode):
         if self._on and _get_current_function_mode() is self:
             self._on = False
             self.__exit__(None, None, None)
+
+    def _pause(self) -> None:
+        if self._on and _get_current_function_mode() is self:
+            self._paused = True
+            self.__exit__(None, None, None)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     # what is known of tensors
 
@@ -176,6 +187,9 @@ class Watch(TorchFunctionMode):
                 call.arguments = (args, kwargs)
                 self._open(call, (args, kwargs), copies=bool(getattr(module, "inplace", False)))
                 self._inside.append(call)
+                # nothing is to be seen in a linear layer with a rule, and much is called there
+                if isinstance(module, LINEAR) and module in self.meaning.modules:
+                    self._pause()
             self._stack.append((name, module, call))
 
         return hook
@@ -190,6 +204,7 @@ class Watch(TorchFunctionMode):
         _, _, call = self._stack.pop()
         if call is not None:
             self._inside.remove(call)
+            self._resume()
             if output is not None:
                 self._close(call, output)
                 if isinstance(module, _GATE_MODULES) and isinstance(output, Tensor):

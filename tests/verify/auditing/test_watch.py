@@ -88,6 +88,12 @@ def test_exceptions_pass_through_and_leave_nothing() -> None:
     handle.remove()
     assert handles(model) == []
     assert _get_current_function_mode() is None
+    handle = model[0].register_forward_hook(lambda *_: interrupted(model, ()))  # of which the audit sees nothing inside
+    with pytest.raises(KeyboardInterrupt):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="gradient")
+    handle.remove()
+    assert handles(model) == []
+    assert _get_current_function_mode() is None
     with pytest.raises(ValueError, match="no rule for"):
         verify.audit(model, torch.ones(1, 3), {nn.Conv2d: Epsilon()})
 
