@@ -54,6 +54,8 @@ class Call:
     changed: tuple[float, float] | None = None
     #: It ends where relevance could go on: what it returned is detached.
     cut: bool = False
+    #: It is cut, and goes into fused attention as a query or key.
+    is_query: bool = False
     #: The layer before a batch norm that is one operation with it.
     folded: Call | None = None
     nodes: set[Any] = field(default_factory=set)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from verify.auditing.calls import TRANSPARENT, Call, end_of, key_of
-from verify.auditing.formulas import gamma
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lrp_rules as lrp
-from reference.precision import FLOAT32, probable
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,19 +42,6 @@ class Answer:
     stabilizer: float = 0.0
     dead: float = 0.0
     constants: float = 0.0
-
-
-class Likely(float):
-    """A unit of rounding for bounds that hold with near certainty, not always: see `reference.precision.probable`."""
-
-    __slots__ = ()
-
-
-def gamma(n: float, u: float) -> float:
-    """N u / (1 - n u): how far n roundings of unit u take a product; how far they probably do, for a Likely one."""
-    if isinstance(u, Likely):
-        return float(probable(np.asarray(n, np.float64), float(u), FLOAT32.confidence))
-    return n * u / (1 - n * u) if n * u < 0.5 else float("inf")
 
 
 # --- rules by their parts ---------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from verify.auditing import notes
 from verify.auditing.account import DEVIATES, HELD, PROBABLE, UNEXPLAINED, WORST, Entry, Row
 from verify.auditing.calls import key_of
 from verify.auditing.comparing import excess, merged, places, size, total
-from verify.auditing.formulas import Likely, NoFormulaError, gamma
+from verify.auditing.formulas import NoFormulaError
 from verify.auditing.question import Question
+from verify.auditing.rounding import Likely, gamma
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,8 @@ class Judge:
             name, layer.path, call.where, "" if rule is None else type(rule).__name__, calls, total(came), total(went),
             total([v.abs() for v in came]), total([v.abs() for v in went]),
         )  # fmt: skip
+        if call.cut and call.is_query and isinstance(self.meaning.functions.get("softmax"), lrp.Stop):
+            return replace(row, verdict=HELD, note=notes.QUERY)
         if call.cut:
             return replace(row, verdict=DEVIATES, note=notes.cut(call))
         try:

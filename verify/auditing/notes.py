@@ -11,8 +11,9 @@ import lrp_rules as lrp
 from verify.auditing.calls import key_of
 from verify.auditing.comparing import merged, total, within
 from verify.auditing.departures import departures
-from verify.auditing.formulas import NoFormulaError, gamma
+from verify.auditing.formulas import NoFormulaError
 from verify.auditing.layers import BatchNorm
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,9 @@ _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn
 _U32 = 2.0**-24
 
 ELSEWHERE = "its inputs get what they should, but more goes to tensors that are none of them"
+
+
+QUERY = "a constant for attention: its weights get no relevance, which is what Stop on a softmax means"
 
 
 def cut(call: Call) -> str:

@@ -14,9 +14,10 @@ from lrp_rules.networks.layers import as_layer
 from lrp_rules.networks.operations import in_place, operation_of, routes
 from verify.auditing import formulas
 from verify.auditing.comparing import merged, places, size, total, within
-from verify.auditing.formulas import Answer, NoFormulaError, gamma
+from verify.auditing.formulas import Answer, NoFormulaError
 from verify.auditing.layers import BatchNorm, layer_of
 from verify.auditing.layers import folded as fold
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from verify.auditing.calls import Call

@@ -59,6 +59,8 @@ class Watch(TorchFunctionMode):
         self._inside: list[Call] = []
         self._known: dict[tuple[int, int], int] = {}
         self._gates: set[tuple[int, int]] = set()
+        #: By the ids of what they returned: calls after which relevance cannot come back.
+        self._cuts: dict[int, Call] = {}
         self._kept: list[Any] = []  # what is known by its id must live
         self._on = self._paused = False
         for tensor in inputs:
@@ -168,6 +170,9 @@ class Watch(TorchFunctionMode):
             call.cut = call.module is not None or call.operation.rpartition(".")[2] in {"detach", "detach_"}
         if call.cut or (answering and call.end > call.start):
             call.outs = [end_of(t) if t.requires_grad else None for t in found]
+            if call.cut:
+                self._cuts.update({id(t): call for t in found})
+                self._kept += found
             call.shapes = [(t.shape, t.dtype) for t in found]
             if self.keeps_outputs:
                 call.outputs = [t.detach().clone() for t in found]
@@ -224,7 +229,7 @@ class Watch(TorchFunctionMode):
             given = [t for t in tensors if t.requires_grad]
             reached = bool(given) and any(self.value(t) > 0 for t in given)
         if not given:
-            return func(*args, **kwargs)
+            return self._handed_on(tensors, func(*args, **kwargs))
         if reached and here.flows and here.flows[-1].between.rules and operation_of(func) in WRITTEN_OUT:
             with self:  # attach computes it of the same parts, and each of them is a call
                 return WRITTEN_OUT[str(operation_of(func))](*args, **kwargs)
@@ -235,6 +240,15 @@ class Watch(TorchFunctionMode):
             self._close(call, result)
             if getattr(func, "__name__", "").rstrip("_") in _GATES and isinstance(result, Tensor):
                 self._gates.add(key_of(end_of(result)))
+        return result
+
+    def _handed_on(self, tensors: list[Tensor], result: Any) -> Any:
+        """Note that what is made of a detached tensor alone is detached by the same call."""
+        cut = next((self._cuts[id(t)] for t in tensors if id(t) in self._cuts), None)
+        if cut is not None:
+            found = floats(result)
+            self._cuts.update({id(t): cut for t in found})
+            self._kept += found
         return result
 
     def _opened(self, func: Any, args: Any, kwargs: Any) -> Call:
@@ -250,6 +264,10 @@ class Watch(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 leaves[place] = next(inputs) if leaf.is_floating_point() and leaf.requires_grad else leaf.detach()
         call.arguments = (leaves, structure)
+        if operation_of(func) in WRITTEN_OUT:
+            for given in (*args[:2], kwargs.get("query"), kwargs.get("key")):
+                if id(given) in self._cuts:
+                    self._cuts[id(given)].is_query = True
         return call
 
 

@@ -19,8 +19,8 @@ from tests.lrp_rules.cases import handles
 from tests.lrp_rules.networks import FAMILIES, IMAGE, NETWORKS, SEQUENCE, prepared, residual
 from tests.lrp_rules.peer import load_zennit
 from verify.auditing import pipelines
-from verify.auditing.formulas import gamma
 from verify.auditing.judging import Judge
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from verify.auditing.account import Row
@@ -358,7 +358,7 @@ def test_lxt_patches_torchvisions_transformer() -> None:
     )
     verdicts = {row.operation: row.verdict for row in found.rows}
     assert {verdicts[name] for name in ("Linear", "LayerNorm", "Tensor.add")} == {"held"}
-    assert [row.note for row in found.faults if row.operation == "GELU"] == [
+    assert [row.note for row in found.faults] == [
         "Pass with 1e-10 added to the input that it is divided by, as LXT does"
     ]
 
@@ -384,6 +384,30 @@ def test_fused_attention_in_one_piece_is_not_judged() -> None:
     assert (row.verdict, row.note) == (
         "not judged", "fused attention, in one piece: there is no formula for it. attach writes it out"
     )  # fmt: skip
+
+
+class Constant(nn.Module):
+    """Attention of which some inputs are detached."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.qkv, self.which = nn.Linear(8, 24), which
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = zip("qkv", self.qkv(x).chunk(3, -1), strict=True)
+        q, k, v = (2 * part.detach().clone() if name in self.which else part for name, part in given)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize(("which", "verdict"), [("qk", "held"), ("q", "held"), ("v", "deviates")])
+def test_a_detached_query_is_what_stop_means(which: str, verdict: str) -> None:
+    torch.manual_seed(0)
+    model, x = Constant(which), torch.randn(2, 5, 8)
+    found = verify.audit(model, x, composites.CPLRP(), pipeline="gradient")
+    detached = [row.verdict for row in found.rows if row.operation == "Tensor.detach"]
+    assert detached == [verdict] * len(which)
+    other = verify.audit(model, x, composites.AttnLRP(), pipeline="gradient")  # there it is no constant
+    assert {row.verdict for row in other.rows if row.operation == "Tensor.detach"} == {"deviates"}
 
 
 def test_a_tensor_that_is_given_twice_is_two_inputs() -> None:
