@@ -106,8 +106,8 @@ class Comparison:
         return self.text()
 
     def text(self, *, every: bool = False) -> str:
-        """Return the operations at which they part; with all others, where ``every`` is given."""
-        shown = [row for row in self.rows if every or row.parts or NOT_JUDGED in {row.verdict_a, row.verdict_b}]
+        """Return the operations at which they part or something is to be said; all, where ``every`` is given."""
+        shown = [row for row in self.rows if every or row.parts or row.note]
         lines = [("operation", "where", "rule", "R in", "R out", "A", "B")]
         lines += [
             (
@@ -241,11 +241,11 @@ def _told(rows: tuple[Row, Row], names: tuple[str, str]) -> str:
     first, second = rows
     rule = first.rule or "the gradient"
     held = [name for name, row in zip(names, rows, strict=True) if row.verdict == HELD]
-    notes = [f"{name}: {row.note}" for name, row in zip(names, rows, strict=True) if row.verdict != HELD and row.note]
-    if len(held) == 2:
-        return ""
     if first.note == second.note:
-        return f"both: {first.note}"
+        return first.note and f"both: {first.note}"
+    notes = [f"{name}: {row.note}" for name, row in zip(names, rows, strict=True) if row.note]
+    if len(held) == 2:
+        return "; ".join(notes)
     return "; ".join([f"{held[0]} follows {rule}" if held else f"neither follows {rule}", *notes])
 
 
