@@ -16,12 +16,15 @@ Verdicts are those of the command, item by item:
 and so is the verdict on the run: the session fails if a known deviation is stale, exits as an unusable call does if
 nothing could be tested, and says what explains the failures of a rule.
 
+The fixture ``lrp_audit`` is `lrp_rules.testing.assert_conserves`, for tests of one's own networks.
+
 Nothing of the verifier is imported here: the user's tests may import packages of their own by the same names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import queue
 import re
@@ -72,6 +75,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare the cases before anything runs, so that what is wrong with the call is told at once."""
     if config.getoption("lrp_subject"):
         config.pluginmanager.register(Cases(config), "lrp-cases")
+
+
+@pytest.fixture(scope="session")
+def lrp_audit() -> Any:
+    """Assert that each operation of a network follows its rule: ``lrp_audit(model, x, rules)`` returns the audit.
+
+    As `lrp_rules.testing.assert_conserves`.
+    """
+    return importlib.import_module("lrp_rules.testing").assert_conserves
 
 
 class LostError(Exception):

@@ -4,5 +4,7 @@ It looks at pipelines from outside; nothing of `lrp_rules` is used but what its 
 """
 
 from verify.auditing.audit import Audit, assert_conserves, audit
+from verify.auditing.parting import Comparison, compare_pipelines
+from verify.auditing.pipelines import Pipeline
 
-__all__ = ["Audit", "assert_conserves", "audit"]
+__all__ = ["Audit", "Comparison", "Pipeline", "assert_conserves", "audit", "compare_pipelines"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrp_entry.extras import require
 
@@ -15,9 +15,23 @@ if TYPE_CHECKING:
 HELD, DEVIATES, UNEXPLAINED, NOT_JUDGED = "held", "deviates", "unexplained", "not judged"
 
 
+#: Which bound a verdict rests on.
+WORST, PROBABLE = "worst case", "probable"
+
+
+class Entry(NamedTuple):
+    """One entry of the relevance of an input, beside what the rule gives; ratio: by the bound of the verdict."""
+
+    input: int
+    place: tuple[int, ...]
+    got: float
+    expected: float
+    ratio: float
+
+
 @dataclass(frozen=True)
 class Row:
-    """One call. The fields are the columns of `Audit.table`."""
+    """One call. The fields, but for the entries, are the columns of `Audit.table`."""
 
     operation: str
     module: str
@@ -28,15 +42,23 @@ class Row:
     relevance_out: float
     gross_in: float
     gross_out: float
-    bias: float
-    stabilizer: float
-    dead: float
-    constants: float
-    unexplained: float
-    deviation: float
-    room: float
-    verdict: str
-    note: str
+    bias: float = 0.0
+    stabilizer: float = 0.0
+    dead: float = 0.0
+    constants: float = 0.0
+    unexplained: float = 0.0
+    deviation: float = 0.0
+    room: float = 0.0
+    ratio: float = 0.0
+    probable_ratio: float = 0.0
+    decided_by: str = ""
+    verdict: str = NOT_JUDGED
+    note: str = ""
+    entries: tuple[Entry, ...] = ()
+
+
+#: The columns of the table.
+COLUMNS = tuple(one.name for one in fields(Row) if one.name != "entries")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +96,9 @@ class Account:
         unexplained                relevance_out - relevance_in, and all that is named: 0 but for rounding
         deviation                  sum of abs(got - expected) over all inputs, by that of abs(expected)
         room                       how large rounding can make the deviation: below it, nothing is told apart
+        ratio                      the largest abs(got - expected) / bound of an entry: above 1 it deviates
+        probable_ratio             the same by the probable bound; in float64, where it is not needed, NaN
+        decided_by                 worst case, or probable where in float32 the worst case could explain any value
         verdict                    held, deviates, unexplained, not judged
         note                       why, and what to do
         ========================== ==================================================================================
@@ -81,7 +106,7 @@ class Account:
         require("bench", "the table of an audit as a data frame")
         import pandas as pd  # noqa: PLC0415  it takes a second
 
-        return pd.DataFrame([asdict(row) for row in self.rows], columns=[one.name for one in fields(Row)])
+        return pd.DataFrame([[getattr(row, name) for name in COLUMNS] for row in self.rows], columns=list(COLUMNS))
 
     @property
     def arrived(self) -> float:
@@ -108,17 +133,18 @@ class Account:
         content = {
             "schema": "lrp-audit/1", "model": self.model, "pipeline": self.pipeline, "put_in": self.put_in,
             "arrived": self.arrived, "unexplained": self.unexplained, "held": self.held,
-            "never_called": self.never_called, "rows": [asdict(row) for row in self.rows],
+            "never_called": self.never_called,
+            "rows": [{**asdict(row), "entries": [one._asdict() for one in row.entries]} for row in self.rows],
         }  # fmt: skip
-        return json.dumps(_finite(content), indent=1)
+        return json.dumps(finite(content), indent=1)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return numbers that JSON does not know as strings: "nan", "inf", "-inf"."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, float) and not abs(value) < float("inf"):
         return str(value)
     return value

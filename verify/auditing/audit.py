@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lrp_rules import attach
 from verify.auditing.account import Account
+from verify.auditing.figure import draw
+from verify.auditing.flow import Flow
 from verify.auditing.judging import Judge
 from verify.auditing.meaning import Meaning
 from verify.auditing.page import write_page
+from verify.auditing.pipelines import pipeline_of
 from verify.auditing.text import text
-from verify.auditing.watch import Flow, Watch
+from verify.auditing.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from lrp_rules import Composite
     from lrp_rules.hooks.hook import Hook
     from verify.auditing.account import Row
+    from verify.auditing.judging import Evidence
+    from verify.auditing.pipelines import Pipeline
 
-    Pipeline = str | Callable[[nn.Module], AbstractContextManager[Any]] | None
+    Explains = str | Pipeline | Callable[[nn.Module], AbstractContextManager[Any]] | None
 
 
 class Audit(Account):
@@ -43,6 +45,10 @@ class Audit(Account):
         """Write one self-contained page: the flow down the network, and a table that filters and sorts."""
         write_page(self, path)
 
+    def figure(self, path: str | Path) -> None:
+        """Write the flow down the network as a picture: ``.png``, ``.svg`` or ``.pdf``."""
+        draw(self, path)
+
 
 def audit(
     model: nn.Module,
@@ -50,7 +56,7 @@ def audit(
     rules: Mapping[Any, Hook] | Composite,
     *,
     target: int | Tensor | None = None,
-    pipeline: Pipeline = None,
+    pipeline: Explains = None,
     expected: Mapping[Any, Hook] | Composite | None = None,
 ) -> Audit:
     """Explain one input, and hold every operation of the network to the rule that was meant for it.
@@ -71,8 +77,9 @@ def audit(
         Which output is explained, for all samples; or the relevance R of the output itself. None: the largest output
         of each sample. With a number or None, the relevance that is put in is 1 a sample.
     pipeline
-        What explains. None: ``attach(model, rules)``; "gradient": nothing; else what is called with the model and
-        returns a context manager to call the model in, such as ``zennit_composite.context``.
+        What explains. None: ``attach(model, rules)``; else what is called with the model and returns a context
+        manager to call the model in, such as ``zennit_composite.context``; or by name: "gradient", "gradient*input",
+        "zennit:EpsilonPlus+ResNetCanonizer", "autolrp:composite", "lxt:torchvision.models.vision_transformer".
     expected
         What operations are held to, where that is not ``rules``.
 
@@ -87,21 +94,28 @@ def audit(
         If x is not of floating point, or nothing of the output depends on it. Exceptions of the pipeline pass through.
 
     """
+    return explained(model, x, rules, target=target, pipeline=pipeline, expected=expected)
+
+
+def explained(
+    model: nn.Module, x: Any, rules: Any, *, target: Any, pipeline: Any, expected: Any, keep: list[Any] | None = None
+) -> Audit:
+    """Audit, and put into ``keep`` what the verdict of each row rests on."""
     given = x if isinstance(x, tuple) else (x,)
     for one in given:
         if not isinstance(one, Tensor) or not one.is_floating_point():
             what = str(one.dtype) if isinstance(one, Tensor) else type(one).__name__
             msg = (
                 f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
+                "their embeddings on"
             )
-            msg += "their embeddings on"
             raise TypeError(msg)
-    inputs = [one.detach().clone().requires_grad_() for one in given]
-    name, context = _pipeline(pipeline, model, rules)
-    with context as yielded:
+    known = pipeline_of(pipeline, rules)
+    inputs = [known.wrapped(one.detach().clone()).requires_grad_() for one in given]
+    with known.context(model) as yielded:
         seen = yielded if isinstance(yielded, nn.Module) else model
         meaning = Meaning(seen, rules if expected is None else expected)
-        watch = Watch(seen, inputs, meaning)
+        watch = Watch(seen, inputs, meaning, keeps_outputs=known.times_input)
         with watch.forward(), torch.enable_grad():
             output = seen(*inputs)
         if not isinstance(output, Tensor):
@@ -110,47 +124,28 @@ def audit(
         if output.grad_fn is None:
             msg = "the output of the model does not depend on x through autograd; expected a differentiable model"
             raise ValueError(msg)
-        R = _relevance(output, target)
-        flow = Flow(output, inputs, watch.calls)
-        for norm, layer, alone in meaning.folds(watch.calls):
-            flow.fold(norm, layer, alone=alone)
-        relevance = flow.backward(output, R)
-        rows = _judged(watch, meaning)
-        idle = meaning.idle(seen, watch.modules_called, watch.parameters_used)
-    total, gross = float(R.double().sum()), float(R.double().abs().sum())
-    return Audit(type(model).__name__, name, rows, total, gross, tuple(relevance), output.detach(), idle)
+        with known.backward(output), torch._C.DisableTorchFunctionSubclass():
+            R = _relevance(output, target)
+            flow = Flow(output, inputs, watch.calls)
+            for norm, layer, alone in meaning.folds(watch.calls):
+                flow.fold(norm, layer, alone=alone)
+            relevance = flow.backward(output, R)
+            if known.times_input:
+                R, relevance = flow.times_values(output, R, relevance)
+            rows = _judged(watch, Judge(meaning, times_input=known.times_input), keep)
+            idle = meaning.idle(seen, watch.modules_called, watch.parameters_used)
+            total, gross = float(R.double().sum()), float(R.double().abs().sum())
+            return Audit(type(model).__name__, known.name, rows, total, gross, tuple(relevance), output.detach(), idle)
 
 
-def _judged(watch: Watch, meaning: Meaning) -> tuple[Row, ...]:
-    counts = Counter(call.key for call in watch.calls)
-    judge = Judge(meaning)
-    ordered = sorted(watch.calls, key=lambda call: -call.end)
+def _judged(watch: Watch, judge: Judge, keep: list[Evidence | None] | None) -> tuple[Row, ...]:
+    counts, rows = Counter(call.key for call in watch.calls), []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return tuple(judge.row(call, counts[call.key]) for call in ordered)
-
-
-def _pipeline(pipeline: Pipeline, model: nn.Module, rules: Any) -> tuple[str, AbstractContextManager[Any]]:
-    if pipeline is None:
-        return "attach", _only(attach(model, rules))
-    if isinstance(pipeline, str):
-        if pipeline != "gradient":
-            msg = f"the pipeline is {pipeline!r}; expected None, 'gradient', or a callable that is given the model"
-            raise ValueError(msg)
-        return "gradient", nullcontext()
-    if not callable(pipeline):
-        msg = f"the pipeline is {pipeline!r}; expected a callable that is given the model and returns a context manager"
-        raise TypeError(msg)
-    owner = getattr(pipeline, "__self__", None)
-    name = getattr(pipeline, "__name__", type(pipeline).__name__)
-    if owner is not None and not inspect.ismodule(owner):
-        name = f"{type(owner).__module__.split('.')[0]}.{type(owner).__name__}"
-    return name, pipeline(model)
-
-
-@contextmanager
-def _only(attachment: AbstractContextManager[Any]) -> Iterator[None]:
-    with attachment:
-        yield
+        for call in sorted(watch.calls, key=lambda call: -call.end):
+            rows.append(judge.row(call, counts[call.key]))
+            if keep is not None:
+                keep.append(judge.evidence)
+    return tuple(rows)
 
 
 def _relevance(output: Tensor, target: int | Tensor | None) -> Tensor:
@@ -173,7 +168,7 @@ def assert_conserves(
     rules: Mapping[Any, Hook] | Composite,
     *,
     target: int | Tensor | None = None,
-    pipeline: Pipeline = None,
+    pipeline: Explains = None,
     expected: Mapping[Any, Hook] | Composite | None = None,
 ) -> Audit:
     """Assert that every operation of a network follows its rule, and that all relevance is explained.

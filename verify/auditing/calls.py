@@ -48,10 +48,14 @@ class Call:
     gates: list[bool] = field(default_factory=list)
     outs: list[End | None] = field(default_factory=list)
     shapes: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
+    #: The outputs, where relevance is what arrives times the value.
+    outputs: list[Tensor] = field(default_factory=list)
     #: Relevance that was changed on its way here, by a hook on a tensor: came by gave.
     changed: tuple[float, float] | None = None
     #: It ends where relevance could go on: what it returned is detached.
     cut: bool = False
+    #: It is cut, and goes into fused attention as a query or key.
+    is_query: bool = False
     #: The layer before a batch norm that is one operation with it.
     folded: Call | None = None
     nodes: set[Any] = field(default_factory=set)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from lrp_rules.networks.operations import operation_of
 from verify.auditing.calls import key_of
 from verify.auditing.formulas import Answer, NoFormulaError
@@ -44,6 +46,19 @@ def within(off: Sequence[Tensor], bounds: Sequence[Tensor] | None, whole: float)
     if bounds is None:
         return total([v.abs() for v in off]) <= whole
     return all(bool((v.abs() <= bound + 2.0**-1000).all()) for v, bound in zip(off, bounds, strict=True))
+
+
+def excess(off: Sequence[Tensor], bounds: Sequence[Tensor] | None, whole: float) -> float:
+    """Return the largest difference in units of its bound: at most 1 is explained by rounding. NaN is infinite."""
+    if bounds is None:
+        found = total([v.abs() for v in off])
+        return found / whole if found else 0.0
+    ratios = [
+        float((v.abs() / (b + 2.0**-1000)).nan_to_num(torch.inf).max())
+        for v, b in zip(off, bounds, strict=True)
+        if v.numel()
+    ]
+    return max(ratios, default=0.0)
 
 
 def total(values: Sequence[Tensor]) -> float:

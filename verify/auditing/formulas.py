@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lrp_rules as lrp
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,11 +42,6 @@ class Answer:
     stabilizer: float = 0.0
     dead: float = 0.0
     constants: float = 0.0
-
-
-def gamma(n: float, u: float) -> float:
-    """N u / (1 - n u): how far n roundings take a product."""
-    return n * u / (1 - n * u) if n * u < 0.5 else float("inf")
 
 
 # --- rules by their parts ---------------------------------------------------------------------------------------------
@@ -163,7 +159,7 @@ def by_parts(rule: Any, layer: Layer, x: Tensor, R: Tensor, u: float) -> Answer:
 def _shares(stabilizer: Any, d: Tensor, size: Tensor, R: Tensor, g: float, u: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return s = R / S(d), how far it can be off, and S(d)."""
     S = stabilizer(d)
-    s = R / S
+    s = torch.where((R == 0) & (S == 0), 0.0, R / S)  # there, R / S can be anything, and what it is shared by is 0
     off = g * size
     least = stabilizer(torch.zeros_like(d)).abs()
     # of one sign: S moves by no more than d does; of either sign: it is nowhere nearer to zero than S(0)
@@ -184,7 +180,7 @@ def by_function(rule: Any, f: Function, operation: str | None, xs: Tensors, Rs: 
     """Answer for a rule that sees what a function of all its inputs does; the gradient where the rule is None."""
     with torch.enable_grad():
         given = [x.detach().double().requires_grad_() for x in xs]
-        ys = _outputs(f(*given))
+        ys = outputs(f(*given))
         Rs = [R.double() for R in Rs]
         if len(ys) != len(Rs):
             msg = "it gave other outputs when it was computed again"
@@ -204,7 +200,8 @@ def by_function(rule: Any, f: Function, operation: str | None, xs: Tensors, Rs: 
     raise NoFormulaError(msg)
 
 
-def _outputs(found: Any) -> list[Tensor]:
+def outputs(found: Any) -> list[Tensor]:
+    """Return the tensors of floating point among what a function returned."""
     leaves = tree_leaves(found)
     return [y for y in leaves if isinstance(y, Tensor) and y.is_floating_point()]
 
@@ -221,16 +218,16 @@ def _contributions(
     """x_k * J_k^T (R / S(n f(x))), and what f(0) and the stabilizer take."""
     with torch.no_grad():
         zeros = [torch.zeros_like(x) for x in xs]
-        none = _outputs(f(*zeros))
+        none = outputs(f(*zeros))
         if scale > 1:
-            sizes = [scale * y for y in _outputs(f(*[x.abs() for x in xs]))]
+            sizes = [scale * y for y in outputs(f(*[x.abs() for x in xs]))]
         elif signed:
             sizes = [y.abs() + c.abs() for y, c in zip(ys, none, strict=True)]
         else:
             sizes = [c.abs() for c in none]
             for place, x in enumerate(xs):
                 alone = [*zeros[:place], x.detach().abs(), *zeros[place + 1 :]]
-                sizes = [size + (y - c).abs() for size, y, c in zip(sizes, _outputs(f(*alone)), none, strict=True)]
+                sizes = [size + (y - c).abs() for size, y, c in zip(sizes, outputs(f(*alone)), none, strict=True)]
         count = max(len(xs), *(x.numel() // max(1, min(y.numel() for y in ys)) for x in xs))
         g = gamma(4 * (16 * count + 8), u)
         answer, ss, errors = Answer([], []), [], []
@@ -251,7 +248,7 @@ def _contributions(
     if scale > 1:
         with torch.enable_grad():
             positive = [x.detach().abs().requires_grad_() for x in xs]
-            off = _pulled(_outputs(f(*positive)), positive, errors)
+            off = _pulled(outputs(f(*positive)), positive, errors)
     else:
         off = _pulled(ys, xs, errors)
     answer.bound = [x.detach().abs() * e.abs() for x, e in zip(xs, off, strict=True)]

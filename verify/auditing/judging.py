@@ -2,89 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import lrp_rules as lrp
+from lrp_rules.networks.written_out import WRITTEN_OUT
 from verify.auditing import notes
-from verify.auditing.account import DEVIATES, HELD, NOT_JUDGED, UNEXPLAINED, Row
+from verify.auditing.account import DEVIATES, HELD, PROBABLE, UNEXPLAINED, WORST, Entry, Row
 from verify.auditing.calls import key_of
-from verify.auditing.comparing import merged, places, size, total, within
-from verify.auditing.formulas import NoFormulaError, gamma
+from verify.auditing.comparing import excess, merged, places, size, total
+from verify.auditing.formulas import NoFormulaError
 from verify.auditing.question import Question
+from verify.auditing.rounding import Likely, gamma
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from verify.auditing.calls import Call
+    from verify.auditing.formulas import Answer
     from verify.auditing.meaning import Meaning
 
 _U64 = 2.0**-53
+#: How many entries of an input a row shows: those that are furthest off, and as many others.
+_SHOWN = 3
 
 
-class Sums(NamedTuple):
-    """What came to a call and left it."""
+class Evidence(NamedTuple):
+    """What a verdict rests on: relevance of the outputs, what each input got, and got - expected with its bound."""
 
-    relevance_in: float
-    relevance_out: float
-    gross_in: float
-    gross_out: float
-
-
-class Found(NamedTuple):
-    """What the rule makes of the difference, and the verdict."""
-
-    bias: float
-    stabilizer: float
-    dead: float
-    constants: float
-    unexplained: float
-    deviation: float
+    Rs: list[Tensor]
+    got: list[Tensor]
+    off: list[Tensor]
+    #: None: the whole may differ by `room`.
+    bounds: list[Tensor] | None
     room: float
-    verdict: str
-    note: str
 
 
 class Judge:
     """Holds each call to the rule that is meant for it."""
 
-    def __init__(self, meaning: Meaning) -> None:
-        self.meaning = meaning
+    def __init__(self, meaning: Meaning, *, times_input: bool = False) -> None:
+        self.meaning, self.times_input = meaning, times_input
+        #: What the last verdict rests on; None, if there was none.
+        self.evidence: Evidence | None = None
 
     def row(self, call: Call, calls: int) -> Row:
         """Return the row of a call."""
+        self.evidence = None
         came, went = list(call.R.values()), list(call.r.values())
-        sums = Sums(total(came), total(went), total([v.abs() for v in came]), total([v.abs() for v in went]))
         layer = call if call.folded is None else call.folded
         rule = self._rule_of(call)
         name = call.operation if call.folded is None else f"{layer.operation} + {call.operation}"
-
-        def row(found: Found) -> Row:
-            shown = "" if rule is None else type(rule).__name__
-            return Row(name, layer.path, call.where, shown, calls, **sums._asdict(), **found._asdict())
-
+        row = Row(
+            name, layer.path, call.where, "" if rule is None else type(rule).__name__, calls, total(came), total(went),
+            total([v.abs() for v in came]), total([v.abs() for v in went]),
+        )  # fmt: skip
+        if call.cut and call.is_query and isinstance(self.meaning.functions.get("softmax"), lrp.Stop):
+            return replace(row, verdict=HELD, note=notes.QUERY)
         if call.cut:
-            return row(Found(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, DEVIATES, notes.cut(call)))
+            return replace(row, verdict=DEVIATES, note=notes.cut(call))
         try:
-            found = self._verdict(call, sums)
-            if call.changed is not None:
-                told = "; ".join(filter(None, (notes.changed(*call.changed), found.note)))
-                found = found._replace(verdict=DEVIATES, note=told)
-            return row(found)
+            found = self._judged(call, row)
         except NoFormulaError as error:
-            reason = str(error)
+            return self._not_judged(row, call, str(error))
         except Exception as error:  # noqa: BLE001  whatever a function does when it is called again
-            reason = f"it could not be computed again: {type(error).__name__}: {error}"
-        lost = sums.relevance_out - sums.relevance_in
-        dtype = came[0].dtype if came else torch.float64
-        room = gamma(size(came) + size(went), torch.finfo(dtype).eps) * (sums.gross_in + sums.gross_out)
-        unexplained = 0.0 if abs(lost) <= room else lost
-        return row(Found(0.0, 0.0, 0.0, 0.0, unexplained, float("nan"), float("nan"), NOT_JUDGED, reason))
+            return self._not_judged(row, call, f"it could not be computed again: {type(error).__name__}: {error}")
+        if call.changed is not None:
+            told = "; ".join(filter(None, (notes.changed(*call.changed), found.note)))
+            return replace(found, verdict=DEVIATES, note=told)
+        return found
+
+    def _not_judged(self, row: Row, call: Call, reason: str) -> Row:
+        values = [*call.R.values(), *call.r.values()]
+        dtype = values[0].dtype if values else torch.float64
+        lost = row.relevance_out - row.relevance_in
+        room = gamma(size(values), torch.finfo(dtype).eps) * (row.gross_in + row.gross_out)
+        unknown = float("nan")
+        return replace(
+            row, unexplained=0.0 if abs(lost) <= room else lost, deviation=unknown, room=unknown, ratio=unknown,
+            probable_ratio=unknown, note=reason,
+        )  # fmt: skip
 
     def _rule_of(self, call: Call) -> Any:
         return self.meaning.resolved(call if call.folded is None else call.folded)
 
-    def _verdict(self, call: Call, sums: Sums) -> Found:
+    def _judged(self, call: Call, row: Row) -> Row:
         problem = notes.not_to_be_judged(call)
         if problem:
             raise NoFormulaError(problem)
@@ -97,7 +102,7 @@ class Judge:
             call.R[end] if end is not None and end in call.R else torch.zeros(shape, dtype=dtype, device=device)
             for end, (shape, dtype) in zip(call.outs, call.shapes, strict=True)
         ]
-        question = Question(call, rule, Rs, u)
+        question = Question(call, rule, Rs, u, times_input=self.times_input)
         got = self._got(call, own)
         question.look_for_a_canonizer(got)
         answer = question.answer()
@@ -105,30 +110,56 @@ class Judge:
         constants = total([r for r, place in zip(answer.r, places(own), strict=True) if not own.reached[place]])
         constants += answer.constants
         if isinstance(rule, lrp.Stop) or question.routes():
-            constants += sums.relevance_in - total(answer.r)
+            constants += row.relevance_in - total(answer.r)
         known = answer.bias + answer.stabilizer + answer.dead + constants
-        unexplained = sums.relevance_out - sums.relevance_in + known
         most = total([v.abs() for v in expected])
         off = [g - e for g, e in zip(got, expected, strict=True)]
         deviation = total([v.abs() for v in off])
-        gross = sums.gross_in + most + abs(answer.bias) + abs(answer.stabilizer) + abs(answer.dead) + abs(constants)
-        whole = gamma(4 * (size(Rs) + size(expected) + 8), u)
-        share = deviation / most if most else float(deviation > 0)
-        room = (whole * gross if bounds is None else total(bounds)) / most if most else 0.0
-        numbers = (answer.bias, answer.stabilizer, answer.dead, constants, unexplained, share, room)
-        if not room < 1:
+        gross = row.gross_in + most + abs(answer.bias) + abs(answer.stabilizer) + abs(answer.dead) + abs(constants)
+        whole = gamma(4 * (size(Rs) + size(expected) + 8), u) * gross
+        reach = whole if bounds is None else total(bounds)
+        row = replace(
+            row, bias=answer.bias, stabilizer=answer.stabilizer, dead=answer.dead, constants=constants,
+            unexplained=row.relevance_out - row.relevance_in + known,
+            deviation=deviation / most if most else float(deviation > 0), room=reach / most if most else 0.0,
+            ratio=excess(off, bounds, whole), probable_ratio=float("nan"), decided_by=WORST,
+            entries=entries(got, expected, bounds),
+        )  # fmt: skip
+        self.evidence = Evidence(Rs, got, off, bounds, whole)
+        if u > _U64:
+            row = self._probably(row, question, answer, got, expected, most)
+        if not row.room < 1:
             msg = "rounding could explain any value: use double precision, model.double()"
             raise NoFormulaError(msg)
-        if not within(off, bounds, whole * gross):
-            return Found(*numbers, DEVIATES, notes.deviation(question, got, own))
+        if not row.ratio <= 1:
+            if rule is None and question.operation in WRITTEN_OUT:
+                msg = "fused attention, in one piece: there is no formula for it. attach writes it out"
+                raise NoFormulaError(msg)
+            return replace(row, verdict=DEVIATES, note=notes.deviation(question, got, own))
         # the formula is exact in float64, whatever the dtype of the model
-        by_rule = total(expected) - sums.relevance_in + known
+        by_rule = total(expected) - row.relevance_in + known
         exact = gamma(4 * (size(Rs) + size(expected) + 8), _U64) * gross
         if not self.meaning.gradient and not abs(by_rule) <= exact:
-            return Found(*numbers, UNEXPLAINED, notes.leak(question, sums.relevance_in, sums.relevance_out))
-        if not abs(unexplained - by_rule) <= (whole * gross if bounds is None else total(bounds)) + exact:
-            return Found(*numbers, UNEXPLAINED, notes.ELSEWHERE)
-        return Found(*numbers, HELD, notes.held(question))
+            return replace(row, verdict=UNEXPLAINED, note=notes.leak(question, row.relevance_in, row.relevance_out))
+        if not abs(row.unexplained - by_rule) <= reach + exact:
+            return replace(row, verdict=UNEXPLAINED, note=notes.ELSEWHERE)
+        return replace(row, verdict=HELD, note=notes.held(question, row.probable_ratio))
+
+    @staticmethod
+    def _probably(
+        row: Row, question: Question, answer: Answer, got: list[Tensor], expected: list[Tensor], most: float
+    ) -> Row:
+        """Add what the probable bound says; it decides where the worst case could explain any value."""
+        u = Likely(question.u)
+        off = [g - e for g, e in zip(got, expected, strict=True)]
+        _, bounds = merged(question.answer(u=u), question.own)
+        ledger = sum(map(abs, (answer.bias, answer.stabilizer, answer.dead, row.constants)))
+        whole = gamma(4 * (size(question.Rs) + size(expected) + 8), u) * (row.gross_in + most + ledger)
+        row = replace(row, probable_ratio=excess(off, bounds, whole))
+        room = (whole if bounds is None else total(bounds)) / most if most else 0.0
+        if row.room < 1 or not (room < 1 and row.probable_ratio <= 1):
+            return row
+        return replace(row, room=room, decided_by=PROBABLE, entries=entries(got, expected, bounds))
 
     @staticmethod
     def _got(call: Call, own: Call) -> list[Tensor]:
@@ -140,3 +171,21 @@ class Judge:
                 r = by_key.get(key_of(end))
                 found[key_of(end)] = torch.zeros_like(x).double() if r is None else r.double().reshape(x.shape)
         return list(found.values())
+
+
+def entries(got: Sequence[Tensor], expected: Sequence[Tensor], bounds: Sequence[Tensor] | None) -> tuple[Entry, ...]:
+    """Return some entries of each input: those that are furthest off, and others at even distances."""
+    found = []
+    for number, (g, e) in enumerate(zip(got, expected, strict=True)):
+        if not g.numel():
+            continue
+        off = (g - e).abs().flatten()
+        ratio = off if bounds is None else off / (bounds[number].flatten() + 2.0**-1000)
+        count = min(_SHOWN, len(off))
+        worst = ratio.nan_to_num(torch.inf).topk(count).indices.tolist()
+        others = torch.linspace(0, len(off) - 1, 2 * count).long().tolist()
+        for place in list(dict.fromkeys([*worst, *others]))[: 2 * count]:
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), g.shape))
+            known = float("nan") if bounds is None else float(ratio[place])
+            found.append(Entry(number, index, float(g.flatten()[place]), float(e.flatten()[place]), known))
+    return tuple(found)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 import lrp_rules as lrp
 from verify.auditing.calls import key_of
 from verify.auditing.comparing import merged, total, within
-from verify.auditing.formulas import NoFormulaError, gamma
+from verify.auditing.departures import departures
+from verify.auditing.formulas import NoFormulaError
 from verify.auditing.layers import BatchNorm
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +25,9 @@ _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn
 _U32 = 2.0**-24
 
 ELSEWHERE = "its inputs get what they should, but more goes to tensors that are none of them"
+
+
+QUERY = "a constant for attention: its weights get no relevance, which is what Stop on a softmax means"
 
 
 def cut(call: Call) -> str:
@@ -85,6 +90,11 @@ def _times(came: float, went: float) -> str:
     return f"x{went / came:.3g}" if came else "from nothing"
 
 
+def _same(came: float, went: float) -> bool:
+    """Whether two sums are the same to the digits that are shown."""
+    return f"{came:.3g}" == f"{went:.3g}"
+
+
 def _why(question: Question, rule: Any) -> str:
     operation, module = str(question.operation), question.module
     given = "the gradient" if rule is None else type(rule).__name__
@@ -99,8 +109,10 @@ def _why(question: Question, rule: Any) -> str:
     return _LEAKS.get(operation, "")
 
 
-def held(question: Question) -> str:
+def held(question: Question, probable_ratio: float) -> str:
     """Say what is to be known of a call that follows its rule."""
+    if probable_ratio > 1:
+        return f"within the worst case of rounding, but {probable_ratio:.3g} times the probable bound: audit in double"
     norm = question.call.module
     if question.is_merged and isinstance(norm, BatchNorm) and norm.eps:
         moved = 1 - (1 + norm.eps) ** -0.5
@@ -118,7 +130,8 @@ def deviation(question: Question, got: Sequence[Tensor], own: Call) -> str:
         if question.explains(got, rule, folded=folded):
             why = _why(question, None) if rule is None else ""
             came, went = total(question.Rs), total(list(question.call.r.values()))
-            return f"{name}; {_times(came, went)}: {why}" if why else name
+            times = "" if _same(came, went) else f"{_times(came, went)}: "
+            return f"{name}; {times}{why}" if why else name
     if _has_constants(question, got, own):
         return (
             f"{_name(question.rule)}, with an input taken for a constant: nothing goes to what made it, as under Stop "
@@ -139,6 +152,8 @@ def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
     """Give each known mistake with the rule that it is, and whether a batch norm behind is a part of the layer."""
     rule, passed = question.rule, ""
     never = f"its plain gradient: {_name(rule)} never ran here"
+    if question.times_input:
+        yield from ((name, other, True) for name, other in departures(question))
     if isinstance(question.norm, BatchNorm) and not question.is_merged:
         moved = _moved_folded(question)
         passed = f"Pass on a batch norm{'' if moved is None else f' that moves its input by {moved:.0%}'}: fold it"
@@ -152,6 +167,8 @@ def _candidates(question: Question) -> Iterator[tuple[str, Any, bool]]:
         yield told, other, True
         if passed:
             yield f"{told}, and {passed}", other, False
+    for name, other in departures(question):
+        yield f"{name}, and {passed}" if passed else name, other, not passed
 
 
 def _others(rule: Any) -> list[tuple[str, Any]]:
@@ -184,13 +201,14 @@ def _layers(rule: Any) -> list[tuple[str, Any]]:
     given, zero = rule.stabilizer, rule.zero_params
     plain = [(kind.__name__, kind(given, zero)) for kind in (lrp.Epsilon, lrp.ZPlus, lrp.WSquare, lrp.Flat)]
     gammas = [(f"Gamma({g:g})", lrp.Gamma(g, given, zero)) for g in (0.25, 0.1, 0.5, 1.0, 0.05, 10.0)]
-    return [*plain, *gammas, ("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, given, zero))]
+    exact = ("Epsilon without a stabilizer", lrp.Epsilon(0.0, zero))
+    return [*plain, *gammas, ("AlphaBeta(2, 1)", lrp.AlphaBeta(2, 1, given, zero)), exact]
 
 
 def _stabilized(rule: Any) -> list[tuple[str, Any]]:
     return [
         (f"{_name(rule)} with a stabilizer of {eps:g}", _changed(rule, stabilizer=lrp.Stabilizer(eps)))
-        for eps in (1e-6, 1e-9, 1e-3, 0.0)
+        for eps in (1e-6, 1e-9, 1e-3, 1e-11, 0.0)
     ]
 
 

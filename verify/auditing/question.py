@@ -14,19 +14,23 @@ from lrp_rules.networks.layers import as_layer
 from lrp_rules.networks.operations import in_place, operation_of, routes
 from verify.auditing import formulas
 from verify.auditing.comparing import merged, places, size, total, within
-from verify.auditing.formulas import Answer, NoFormulaError, gamma
+from verify.auditing.formulas import Answer, NoFormulaError
 from verify.auditing.layers import BatchNorm, layer_of
 from verify.auditing.layers import folded as fold
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from verify.auditing.calls import Call
+    from verify.auditing.layers import Layer
 
 
 class Question:
     """One call and the relevance that came to it."""
 
-    def __init__(self, call: Call, rule: Any, Rs: list[Tensor], u: float) -> None:
+    def __init__(self, call: Call, rule: Any, Rs: list[Tensor], u: float, *, times_input: bool = False) -> None:
         self.call, self.rule, self.Rs, self.u = call, rule, Rs, u
+        #: Whether the pipeline hands on R / z, so that an operation without a rule gives x * J^T (R / z).
+        self.times_input = times_input
         self.own = call if call.folded is None else call.folded
         self.operation = operation_of(self.own.function) if self.own.function is not None else None
         if self.own.module is not None and self.own.inner:
@@ -41,27 +45,42 @@ class Question:
         """Return what a rule gives; the one that is meant, if none is named."""
         rule, u = self.rule if rule is ... else rule, u or self.u
         xs = [self.own.inputs[place] for place in places(self.own)]
+        if rule is None and self.times_input and not self.routes():
+            rule = lrp.Epsilon(0.0)
+        if hasattr(rule, "answer"):  # no rule, but what others compute in place of one
+            found: Answer = rule.answer(self, xs, u)
+            return found
         if rule is not None and not type(rule).__module__.startswith("lrp_rules."):
             msg = f"{type(rule).__name__} is a rule of your own, for which there is no formula here"
             raise NoFormulaError(msg)
         for kind in type(rule).__mro__:
             if kind in _SPECIAL:
                 return _SPECIAL[kind](self, rule, xs, u)
-        layer = None
-        if hasattr(rule, "zero_params") and self.module is not None and len(xs) == 1:
-            layer = layer_of(self.module)
+        layer = self.layer(folded=folded) if hasattr(rule, "zero_params") and len(xs) == 1 else None
         if layer is None:
             return formulas.by_function(rule, self.again(), self.operation, xs, self.Rs, u)
-        if folded and not self.is_merged and isinstance(self.norm, BatchNorm):
-            assert self.module is not None
-            layer = fold(layer, self.module, self.norm)
         return formulas.by_parts(rule, layer, xs[0], self.Rs[0], u)
+
+    def layer(self, *, folded: bool = True) -> Layer | None:
+        """Return the linear layer that it is, with the batch norm behind it in it; None, if it is none."""
+        layer = None if self.module is None else layer_of(self.module)
+        if layer is not None and folded and not self.is_merged and isinstance(self.norm, BatchNorm):
+            assert self.module is not None
+            return fold(layer, self.module, self.norm)
+        return layer
 
     def explains(self, got: Sequence[Tensor], rule: Any = ..., *, folded: bool = True, u: float | None = None) -> bool:
         """Whether a rule gives what was got."""
         try:
             expected, bounds = merged(self.answer(rule, folded=folded, u=u), self.own)
-        except (NoFormulaError, RuntimeError, ValueError, TypeError, AttributeError):  # not a rule for this operation
+        except (
+            NoFormulaError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+        ):  # not a rule for this operation
             return False
         if [e.shape for e in expected] != [g.shape for g in got]:
             return False

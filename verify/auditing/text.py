@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from verify.auditing.account import HELD, Row
+from verify.auditing.account import HELD, PROBABLE, WORST, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,16 +55,23 @@ def text(audit: Account, *, depth: int = 1, every: bool = False) -> str:
                 lines.append(_line(row))
                 if row.note:
                     notes[len(lines)] = row.note
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
     out = [f"Audit of {audit.model} by {audit.pipeline}: {len(audit.rows)} operations"]
-    for number, line in enumerate(lines, 1):
-        cells = [
-            v.ljust(w) if c in {0, 1, 2, 11} else v.rjust(w) for c, (v, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        out.append("  ".join(cells).rstrip())
+    for number, line in enumerate(columns(lines, right=set(range(3, 11))), 1):
+        out.append(line)
         if number in notes:
             out.append(f"      {notes[number]}")
     return "\n".join([*out, "", *summary(audit)])
+
+
+def columns(lines: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
+    """Return lines whose cells stand below each other; ``right`` are columns of numbers."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            v.rjust(w) if c in right else v.ljust(w) for c, (v, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def summary(audit: Account) -> list[str]:
@@ -80,14 +87,20 @@ def summary(audit: Account) -> list[str]:
     if room > _COARSE:
         told = f"rounding could hide a deviation of {room:.1g} in a row (column room)"
         out.append(f"{told}: model.double() tells formulas apart")
+    counts = Counter(
+        row.decided_by for row in audit.rows if row.probable_ratio == row.probable_ratio and row.decided_by
+    )
+    if counts:
+        told = ", ".join(f"{counts[what]} by the {what}" for what in (WORST, PROBABLE) if counts[what])
+        out.append(f"decided {told} bound of rounding in single precision")
     if audit.never_called:
         out.append(f"never called, though a rule was meant for them: {', '.join(audit.never_called)}")
     return out
 
 
-def shown_where(row: Row) -> str:
+def shown_where(where: str) -> str:
     """Return a line of a file without the folders above it."""
-    return "/".join(row.where.split("/")[-1:])
+    return where.rpartition("/")[2]
 
 
 def _line(row: Row) -> tuple[str, ...]:
@@ -95,7 +108,7 @@ def _line(row: Row) -> tuple[str, ...]:
     named = f"  {row.module}  {row.operation}" if row.module else f"  {row.operation}"
     numbers = (row.bias, row.stabilizer, row.dead, row.constants, row.unexplained)
     off = "" if row.deviation < 1e-9 else "?" if row.deviation != row.deviation else f"{row.deviation:.2g}"
-    return (named, shown_where(row), row.rule or "-", f"{row.relevance_in:.4g}", f"{row.relevance_out:.4g}",
+    return (named, shown_where(row.where), row.rule or "-", f"{row.relevance_in:.4g}", f"{row.relevance_out:.4g}",
             *(_number(v, scale) for v in numbers), off, row.verdict)  # fmt: skip
 
 
@@ -121,7 +134,7 @@ def markdown(audit: Account) -> str:
     if audit.faults:
         lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in audit.faults:
-        cells = (row.operation, row.module, shown_where(row), row.rule or "-", f"{row.relevance_in:.4g}",
+        cells = (row.operation, row.module, shown_where(row.where), row.rule or "-", f"{row.relevance_in:.4g}",
                  f"{row.relevance_out:.4g}", f"{row.unexplained:.3g}", row.verdict, row.note)  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""Watches one forward and one backward pass: which calls were made, and what relevance came to each and left it.
+"""Watches one forward pass: which calls were made.
 
-It takes part in nothing: hooks on modules note tensors, a ``TorchFunctionMode`` notes functions, and hooks on the nodes
-of autograd note what passes. All of them are gone when the pass is over.
+It takes part in nothing: hooks on modules note tensors, a ``TorchFunctionMode`` notes functions. All of them are gone
+when the pass is over.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from lrp_rules import Stop
 from lrp_rules.networks.between import INNER, here
 from lrp_rules.networks.operations import in_place, operation_of
 from lrp_rules.networks.written_out import WRITTEN_OUT
-from verify.auditing.calls import TRANSPARENT, Call, end_of, floats, key_of
-from verify.auditing.formulas import gamma
+from verify.auditing.calls import Call, end_of, floats, key_of
+from verify.auditing.meaning import LINEAR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-    from verify.auditing.calls import End
     from verify.auditing.meaning import Meaning
 
 #: Folders and files of code that calls functions on behalf of somebody else.
@@ -47,9 +46,11 @@ _RAW, _REACHED, _STOPPED = 2, 1, -1
 class Watch(TorchFunctionMode):
     """Notes the calls of one forward pass in ``calls``."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], meaning: Meaning) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Tensor], meaning: Meaning, *, keeps_outputs: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.meaning = model, meaning
+        self.model, self.meaning, self.keeps_outputs = model, meaning, keeps_outputs
         self.calls: list[Call] = []
         self.modules_called: set[nn.Module] = set()
         #: By their ids: parameters that functions were called with.
@@ -58,8 +59,10 @@ class Watch(TorchFunctionMode):
         self._inside: list[Call] = []
         self._known: dict[tuple[int, int], int] = {}
         self._gates: set[tuple[int, int]] = set()
+        #: By the ids of what they returned: calls after which relevance cannot come back.
+        self._cuts: dict[int, Call] = {}
         self._kept: list[Any] = []  # what is known by its id must live
-        self._on = False
+        self._on = self._paused = False
         for tensor in inputs:
             self._note(tensor, _RAW)
 
@@ -89,6 +92,16 @@ class Watch(TorchFunctionMode):
         if self._on and _get_current_function_mode() is self:
             self._on = False
             self.__exit__(None, None, None)
+
+    def _pause(self) -> None:
+        if self._on and _get_current_function_mode() is self:
+            self._paused = True
+            self.__exit__(None, None, None)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     # what is known of tensors
 
@@ -157,7 +170,12 @@ class Watch(TorchFunctionMode):
             call.cut = call.module is not None or call.operation.rpartition(".")[2] in {"detach", "detach_"}
         if call.cut or (answering and call.end > call.start):
             call.outs = [end_of(t) if t.requires_grad else None for t in found]
+            if call.cut:
+                self._cuts.update({id(t): call for t in found})
+                self._kept += found
             call.shapes = [(t.shape, t.dtype) for t in found]
+            if self.keeps_outputs:
+                call.outputs = [t.detach().clone() for t in found]
             self.calls.append(call)
 
     def _before(self, name: str) -> Callable[..., None]:
@@ -174,6 +192,9 @@ class Watch(TorchFunctionMode):
                 call.arguments = (args, kwargs)
                 self._open(call, (args, kwargs), copies=bool(getattr(module, "inplace", False)))
                 self._inside.append(call)
+                # nothing is to be seen in a linear layer with a rule, and much is called there
+                if isinstance(module, LINEAR) and module in self.meaning.modules:
+                    self._pause()
             self._stack.append((name, module, call))
 
         return hook
@@ -188,6 +209,7 @@ class Watch(TorchFunctionMode):
         _, _, call = self._stack.pop()
         if call is not None:
             self._inside.remove(call)
+            self._resume()
             if output is not None:
                 self._close(call, output)
                 if isinstance(module, _GATE_MODULES) and isinstance(output, Tensor):
@@ -201,138 +223,52 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = floats((args, kwargs))
         self.parameters_used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
-        given = [t for t in tensors if t.requires_grad]
-        if not given or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return func(*args, **kwargs)
-        if (
-            here.flows
-            and here.flows[-1].between.rules
-            and operation_of(func) in WRITTEN_OUT
-            and any(self.value(t) > 0 for t in given)
-        ):
+        with torch._C.DisableTorchFunctionSubclass():  # somebody's kind of tensor is not to see what is done here
+            given = [t for t in tensors if t.requires_grad]
+            reached = bool(given) and any(self.value(t) > 0 for t in given)
+        if not given:
+            return self._handed_on(tensors, func(*args, **kwargs))
+        if reached and here.flows and here.flows[-1].between.rules and operation_of(func) in WRITTEN_OUT:
             with self:  # attach computes it of the same parts, and each of them is a call
                 return WRITTEN_OUT[str(operation_of(func))](*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            call = self._opened(func, args, kwargs)
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            self._close(call, result)
+            if getattr(func, "__name__", "").rstrip("_") in _GATES and isinstance(result, Tensor):
+                self._gates.add(key_of(end_of(result)))
+        return result
+
+    def _handed_on(self, tensors: list[Tensor], result: Any) -> Any:
+        """Note that what is made of a detached tensor alone is detached by the same call."""
+        cut = next((self._cuts[id(t)] for t in tensors if id(t) in self._cuts), None)
+        if cut is not None:
+            found = floats(result)
+            self._cuts.update({id(t): cut for t in found})
+            self._kept += found
+        return result
+
+    def _opened(self, func: Any, args: Any, kwargs: Any) -> Call:
+        """Return the call of a function, with arguments that are no part of the graph."""
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         path = self._stack[-1][0] if self._stack else ""
         call = Call(name_of(func), path, _where(), number, function=func)
         self._open(call, (args, kwargs), copies=in_place(func, args, kwargs))
         call.weight = id(kwargs.get("weight", args[1] if len(args) > 1 else None))
         leaves, structure = tree_flatten((args, kwargs))
+        inputs = iter(call.inputs)  # in the same order; a tensor that is given twice is two inputs
         for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
-                same = next((k for k, t in enumerate(call.originals) if t is leaf), None)
-                leaves[place] = leaf.detach() if same is None else call.inputs[same]
+                leaves[place] = next(inputs) if leaf.is_floating_point() and leaf.requires_grad else leaf.detach()
         call.arguments = (leaves, structure)
-        result = func(*args, **kwargs)
-        self._close(call, result)
-        if getattr(func, "__name__", "").rstrip("_") in _GATES and isinstance(result, Tensor):
-            self._gates.add(key_of(end_of(result)))
-        return result
-
-
-class Flow:
-    """What relevance came to each call, and left it, in one backward pass."""
-
-    def __init__(self, output: Tensor, inputs: Sequence[Tensor], calls: list[Call]) -> None:
-        self.inputs, self.calls = inputs, calls
-        self._of: dict[Any, Call] = {}
-        by_size = sorted((c for c in calls if not c.cut), key=lambda c: c.end - c.start)
-        todo, seen = [output.grad_fn], set()
-        while todo:
-            node: Any = todo.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            todo += [below for below, _ in node.next_functions]
-            if not hasattr(node, "variable"):
-                number = node._sequence_nr()
-                call = next((c for c in by_size if c.start <= number < c.end), None)
-                if call is None:
-                    call = Call(node.name(), "?", "", number, number + 1)
-                    calls.append(call)
-                    by_size.insert(0, call)
-                self._of[node] = call
-                call.nodes.add(node)
-        self._leading = self._lead(seen)
-
-    def _lead(self, nodes: set[Any]) -> set[Any]:
-        """Return the nodes below which a model's input is: what goes to others is that of constants."""
-        above: dict[Any, list[Any]] = {}
-        for node in nodes:
-            for below, _ in node.next_functions:
-                above.setdefault(below, []).append(node)
-        todo = [node for node in nodes if any(getattr(node, "variable", None) is x for x in self.inputs)]
-        found = set(todo)
-        while todo:
-            for node in above.get(todo.pop(), []):
-                if node not in found:
-                    found.add(node)
-                    todo.append(node)
-        return found
-
-    def backward(self, output: Tensor, R: Tensor) -> list[Tensor | None]:
-        """Return the relevance of the model's inputs, and note that of each call."""
-        hooks = [node.register_hook(self._seen(node, call)) for node, call in self._of.items()]
-        try:
-            found: list[Tensor | None] = list(torch.autograd.grad(output, self.inputs, R, allow_unused=True))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._compare(end_of(output), R)
-        self.calls[:] = [c for c in self.calls if (c.R or c.cut) and not _hands_on(c)]
-        return found
-
-    def _compare(self, output: End, R: Tensor) -> None:
-        """Note where what comes to a call is not what others gave: a hook on a tensor has changed it."""
-        given: dict[End, list[Tensor]] = {output: [R.detach()]}
-        for call in self.calls:
-            for end, r in call.r.items():
-                given.setdefault(end, []).append(r)
-        for call in self.calls:
-            for end, came in call.R.items():
-                parts = given.get(end, [])
-                if end not in call.outs or any(part.shape != came.shape for part in parts):
-                    continue
-                whole = sum(parts, torch.zeros_like(came))
-                room = gamma(len(parts) + 2, torch.finfo(came.dtype).eps) * sum(p.abs() for p in parts)
-                if not bool(((came - whole).abs() <= room).all()):
-                    call.changed = (float(came.sum()), float(whole.sum()))
-
-    def fold(self, norm: Call, layer: Call, *, alone: bool) -> None:
-        """Make one operation of a batch norm and the layer before it; of what else uses the layer, the layer itself."""
-        norm.folded = layer
-        if not alone:
-            return
-        for node in layer.nodes:
-            self._of[node] = norm
-        norm.nodes |= layer.nodes
-        self.calls.remove(layer)
-
-    def _seen(self, node: Any, call: Call) -> Callable[[Any, Any], None]:
-        outs = {key_of(end) for end in call.outs if end is not None}
-
-        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
-            for number, R in enumerate(grad_outputs):
-                if R is not None and ((id(node), number) in outs or not outs):
-                    call.R[node, number] = R.detach()
-            for (below, number), r in zip(node.next_functions, grad_inputs, strict=False):
-                if r is None or below not in self._leading or self._of.get(below) is call:
-                    continue
-                leaf = getattr(below, "variable", None)
-                # a tensor has no hash of its value
-                end = (below, number) if leaf is None else (leaf, 0)
-                before = call.r.get(end)
-                call.r[end] = r.detach() if before is None else before + r.detach()
-
-        return hook
-
-
-def _hands_on(call: Call) -> bool:
-    """Whether it is a node that is there for other reasons than an operation, and did nothing."""
-    if call.path != "?" or call.operation not in TRANSPARENT:
-        return False
-    came, went = sum(float(R.sum()) for R in call.R.values()), sum(float(r.sum()) for r in call.r.values())
-    return came == went
+        if operation_of(func) in WRITTEN_OUT:
+            for given in (*args[:2], kwargs.get("query"), kwargs.get("key")):
+                if id(given) in self._cuts:
+                    self._cuts[id(given)].is_query = True
+        return call
 
 
 def name_of(func: Any) -> str:

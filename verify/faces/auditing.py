@@ -1,9 +1,9 @@
-"""The command `lrp-verify audit`: whose network and pipeline, what to print, which files to write, how to exit."""
+"""The commands `audit` and `compare-pipelines`: whose network and pipelines, what to print and write, how to exit."""
 
 from __future__ import annotations
 
-import ast
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,102 +14,199 @@ from verify.reports.status import Status, exit_with
 from verify.runs.selection import UnusableError
 
 if TYPE_CHECKING:
-    from verify.auditing import Audit
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+Factory = Annotated[
+    str,
+    typer.Argument(metavar="MODULE:FACTORY", help="A function that returns a model and an input, or only a model."),
+]
+Rules = Annotated[
+    str,
+    typer.Option(
+        metavar="COMPOSITE",
+        help="Rules that are meant: a composite of lrp_rules, such as EpsilonPlus or 'EpsilonGammaBox(-3, 3)'; or "
+        "MODULE:RULES.",
+    ),
+]
+_PIPELINES = (
+    "attach; gradient; gradient*input; zennit:EpsilonPlus, with a canonizer zennit:EpsilonPlus+ResNetCanonizer; "
+    "autolrp, or one of its recipes, autolrp:attnlrp; lxt:MODULE, with its patches of that module of Python; or "
+    "MODULE:CONTEXT, which is given the model and returns a context manager."
+)
+Input = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        metavar="FILE",
+        help="Input in place of the factory's. FILE.npy: an array, samples first; FILE.png: an image, as an array "
+        "(1, channels, height, width) of values from 0 to 1.",
+    ),
+]
+Target = Annotated[
+    int | None, typer.Option(metavar="N", help="Output that is explained. Default: the largest of each sample.")
+]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="float64, float32; as-is: that of the factory.")]
+Json = Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")]
 
 
 def audit(
-    factory: Annotated[
-        str, typer.Argument(metavar="MODULE:FACTORY", help="A function that returns a model and an input.")
-    ],
+    factory: Factory,
     *,
-    rules: Annotated[
-        str,
-        typer.Option(
-            metavar="COMPOSITE",
-            help="Rules that are meant: a composite of lrp_rules, such as EpsilonPlus or 'EpsilonGammaBox(-3, 3)'; or "
-            "MODULE:RULES.",
-        ),
-    ] = "EpsilonPlus",
-    pipeline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PIPELINE",
-            help="What explains: gradient; zennit:EpsilonPlus, or with a canonizer zennit:EpsilonPlus+ResNetCanonizer; "
-            "or MODULE:CONTEXT, which is given the model and returns a context manager. Default: lrp_rules' attach.",
-        ),
-    ] = None,
-    target: Annotated[
-        int | None, typer.Option(metavar="N", help="Output that is explained. Default: the largest of each sample.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(metavar="DTYPE", help="float64, float32; as-is: that of the factory.")
-    ] = "float64",
+    rules: Rules = "EpsilonPlus",
+    pipeline: Annotated[str, typer.Option(metavar="PIPELINE", help=f"What explains: {_PIPELINES}")] = "attach",
+    input_: Input = None,
+    target: Target = None,
+    dtype: Dtype = "float64",
     depth: Annotated[int, typer.Option(min=1, help="Levels of modules that make a block of the table.")] = 1,
     every: Annotated[
         bool, typer.Option("--all", metavar="", help="Print every operation, not only what did not hold.")
     ] = False,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write JSON; - is standard output.")] = None,
+    json: Json = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the faults in Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with a picture of the flow.")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write the picture of the flow alone.")] = None,
 ) -> None:
     """Find out where relevance goes in a network: each operation is held to the rule that was meant for it."""
 
     def run() -> Status:
-        files = [path for path in (None if json in {None, "-"} else Path(str(json)), markdown, html) if path]
-        for path in files:
-            try:
-                check_writable(path)
-            except OSError as error:
-                msg = f"{path} cannot be written: {error.strerror or error}"
-                raise UnusableError(msg) from error
-        found = _audit(factory, rules, pipeline, target, dtype)
+        _check(json, markdown, html, png)
+        if png and png.suffix.lower() != ".png":
+            msg = f"--png is {png}; expected a name that ends in .png"
+            raise UnusableError(msg)
+        model, inputs = _setting(factory, input_, dtype)
+        with _explaining(f"the audit of {factory}"):
+            from verify.auditing import audit as run  # noqa: PLC0415  imports torch
+
+            found = run(model, inputs, _rules(rules), target=target, pipeline=_pipeline(pipeline))
         from verify.auditing.page import page  # noqa: PLC0415  imports torch
         from verify.auditing.text import markdown as in_markdown  # noqa: PLC0415  the same
         from verify.auditing.text import text  # noqa: PLC0415  the same
 
-        typer.echo(text(found, depth=depth, every=every), err=json == "-")
-        if json == "-":
-            typer.echo(found.to_json())
-        elif json:
-            write(Path(json), found.to_json().encode())
+        _print(text(found, depth=depth, every=every), json, found.to_json)
         if markdown:
             write(markdown, in_markdown(found).encode())
         if html:
             write(html, page(found).encode())
+        if png:
+            found.figure(png)
         return Status.PASSED if found.held else Status.FAILED
 
     exit_with("lrp-verify", run)
 
 
-def _audit(factory: str, rules: str, pipeline: str | None, target: int | None, dtype: str) -> Audit:
-    import torch  # noqa: PLC0415  it takes seconds
+def compare_pipelines(
+    factory: Factory,
+    *,
+    pipeline: Annotated[
+        list[str], typer.Option(metavar="PIPELINE", help=f"What explains, given twice, A and B: {_PIPELINES}")
+    ],
+    rules: Rules = "EpsilonPlus",
+    input_: Input = None,
+    target: Target = None,
+    dtype: Dtype = "float64",
+    every: Annotated[bool, typer.Option("--all", help="Print every operation, not only where they part.")] = False,
+    json: Json = None,
+) -> None:
+    """Find out where two pipelines part on one network, and which follows its rule. Exit status 1 if they part."""
 
+    def run() -> Status:
+        _check(json)
+        if len(pipeline) != 2:
+            msg = f"--pipeline is given {len(pipeline)} times; expected two, A and B"
+            raise UnusableError(msg)
+        model, inputs = _setting(factory, input_, dtype)
+        with _explaining(f"the comparison on {factory}"):
+            from verify.auditing import compare_pipelines as run  # noqa: PLC0415  imports torch
+
+            a, b = (_pipeline(one) for one in pipeline)
+            found = run(model, inputs, _rules(rules), a, b, target=target)
+        _print(found.text(every=every), json, found.to_json)
+        return Status.PASSED if found.same else Status.FAILED
+
+    exit_with("lrp-verify", run)
+
+
+def _check(*files: str | Path | None) -> None:
+    for path in (Path(one) for one in files if one and one != "-"):
+        try:
+            check_writable(path)
+        except OSError as error:
+            msg = f"{path} cannot be written: {error.strerror or error}"
+            raise UnusableError(msg) from error
+
+
+def _print(text: str, json: str | None, content: Callable[[], str]) -> None:
+    typer.echo(text, err=json == "-")
+    if json == "-":
+        typer.echo(content())
+    elif json:
+        write(Path(json), content().encode())
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Say what did not work, and nothing of operations without a rule: the table names them."""
     from lrp_rules import UnruledWarning  # noqa: PLC0415  imports torch
-    from verify.auditing import audit as run  # noqa: PLC0415  the same
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnruledWarning)
+            yield
+    except UnusableError:
+        raise
+    except Exception as error:
+        msg = f"{what} ended in {type(error).__name__}: {error}"
+        raise UnusableError(msg) from error
+
+
+def _setting(factory: str, file: Path | None, dtype: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return the model and its input."""
+    import torch  # noqa: PLC0415  it takes seconds
 
     kinds = {"float64": torch.float64, "float32": torch.float32, "as-is": None}
     if dtype not in kinds:
         msg = f"--dtype is {dtype!r}; expected one of {', '.join(kinds)}"
         raise UnusableError(msg)
-    made = _named(factory)
-    made = made() if callable(made) and not isinstance(made, torch.nn.Module) else made
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], torch.nn.Module):
-        msg = f"{factory} gave {type(made).__name__}; expected a function that returns a model and an input"
+    named = _named(factory)
+    made: Any = named() if callable(named) and not isinstance(named, torch.nn.Module) else named
+    model, x = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, torch.nn.Module) or (x is None and file is None):
+        what = "a model without an input" if isinstance(model, torch.nn.Module) else type(made).__name__
+        msg = f"{factory} gave {what}; expected a function that returns a model and an input, or a model with --input"
         raise UnusableError(msg)
-    model, x = made
-    inputs = x if isinstance(x, tuple) else (x,)
+    given: Any = x if file is None else _read(file)
+    inputs = given if isinstance(given, tuple) else (given,)
     wanted = kinds[dtype]
     if wanted is not None:
         model = model.to(wanted)
         inputs = tuple(one.to(wanted) if one.is_floating_point() else one for one in inputs)
-    meant, context = _rules(rules), _pipeline(pipeline)
+    return model.eval(), inputs
+
+
+def _read(file: Path) -> Tensor:
+    """Return an array or an image as a tensor."""
+    import numpy as np  # noqa: PLC0415  a run of cases does without
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnruledWarning)  # the table says it
-            return run(model.eval(), inputs, meant, target=target, pipeline=context)
-    except Exception as error:
-        msg = f"the audit of {factory} ended in {type(error).__name__}: {error}"
+        if file.suffix == ".npy":
+            array = np.load(file, allow_pickle=False)
+        elif file.suffix.lower() == ".png":
+            from matplotlib.image import imread  # noqa: PLC0415  it takes a second
+
+            pixels = imread(file)
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]  # without transparency
+            array = np.moveaxis(pixels, -1, 0)[None]
+        else:
+            msg = f"--input is {file}; expected a file that ends in .npy or .png"
+            raise UnusableError(msg)
+    except (OSError, ValueError, SyntaxError) as error:
+        msg = f"--input {file} cannot be read: {error}"
         raise UnusableError(msg) from error
+    import torch  # noqa: PLC0415  it takes seconds
+
+    return torch.from_numpy(np.array(array))
 
 
 def _rules(spec: str) -> Any:
@@ -117,40 +214,22 @@ def _rules(spec: str) -> Any:
         found = _named(spec)
         return found() if callable(found) else found
     from lrp_rules import composites  # noqa: PLC0415  imports torch
+    from verify.auditing.pipelines import made  # noqa: PLC0415  the same
 
-    return _made(spec, composites, "--rules")
-
-
-def _pipeline(spec: str | None) -> Any:
-    if spec is None or spec == "gradient":
-        return spec
-    if not spec.startswith("zennit:"):
-        return _named(spec)
-    name, *canonizers = spec.removeprefix("zennit:").split("+")
-    places = [_named(module) for module in ("zennit.canonizers", "zennit.torchvision")]
-    found = []
-    for one in canonizers:
-        place = next((place for place in places if hasattr(place, one.partition("(")[0])), places[0])
-        found.append(_made(one, place, "--pipeline"))
-    return _made(name, _named("zennit.composites"), "--pipeline", **({"canonizers": found} if found else {})).context
-
-
-def _made(call: str, place: Any, option: str, **more: Any) -> Any:
-    """Return what a call such as 'EpsilonGammaBox(-3, high=3)' makes."""
-    name, _, arguments = call.partition("(")
-    kind = getattr(place, name.strip(), None)
-    if kind is None:
-        own = (one for one in vars(place).values() if getattr(one, "__module__", "") == place.__name__)
-        known = ", ".join(sorted(one.__name__ for one in own if isinstance(one, type)))
-        msg = f"{option}: {place.__name__} has no {name!r}; it has {known}"
-        raise UnusableError(msg)
     try:
-        parsed: Any = ast.parse(f"f({arguments.rstrip().removesuffix(')')})", mode="eval").body
-        args = [ast.literal_eval(arg) for arg in parsed.args]
-        kwargs = {arg.arg: ast.literal_eval(arg.value) for arg in parsed.keywords}
-        return kind(*args, **kwargs, **more)
-    except (SyntaxError, TypeError, ValueError) as error:
-        msg = f"{option}: {call} cannot be made: {error}"
+        return made(spec, composites)
+    except ValueError as error:
+        msg = f"--rules: {error}"
+        raise UnusableError(msg) from error
+
+
+def _pipeline(spec: str) -> Any:
+    from verify.auditing.pipelines import pipeline_of  # noqa: PLC0415  imports torch
+
+    try:
+        return None if spec == "attach" else pipeline_of(spec, None)
+    except (ImportError, TypeError, ValueError) as error:
+        msg = f"--pipeline: {error}"
         raise UnusableError(msg) from error
 
 

@@ -246,6 +246,7 @@ def self_test(
 
 
 app.command()(auditing.audit)
+app.command()(auditing.compare_pipelines)
 
 
 def _refuse_options(context: typer.Context) -> None:

@@ -16,9 +16,13 @@ _LABEL = "LRP rules"
 
 
 def badge(run: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the badge of what ``lrp-verify --json`` wrote; of None, that there is no verdict."""
+    """Return the badge of what ``lrp-verify --json`` wrote, or its audit; of None, that there is no verdict."""
     if run is None:
         message, color = "no result", "lightgrey"
+    elif "rows" in run:
+        count, faults = len(run["rows"]), _faults(run)
+        message = f"held ({count} operations)" if run["held"] else f"{faults} of {count} operations did not hold"
+        color = "brightgreen" if run["held"] else "red"
     elif (summary := run["summary"])["passed"]:
         message, color = f"passed ({summary['verdicts']['pass']} cases)", "brightgreen"
     elif failures := summary["failures"]:
@@ -30,6 +34,11 @@ def badge(run: dict[str, Any] | None) -> dict[str, Any]:
     return {"schemaVersion": 1, "label": _LABEL, "message": message, "color": color}
 
 
+def _faults(audit: dict[str, Any]) -> int:
+    """Count what did not hold, and what was to be explained and was never called."""
+    return len([row for row in audit["rows"] if row["verdict"] != "held"]) + len(audit["never_called"])
+
+
 def main() -> None:
     """Write the badge, and print the lines."""
     source, target = sys.argv[1:]
@@ -39,7 +48,10 @@ def main() -> None:
         run = None
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     write(Path(target), json.dumps(badge(run)).encode())
-    summary = run["summary"] if run else {"passed": False, "failures": ""}
+    if run is None:
+        summary: dict[str, Any] = {"passed": False, "failures": ""}
+    else:
+        summary = {"passed": run["held"], "failures": _faults(run)} if "rows" in run else run["summary"]
     lines = {"passed": str(summary["passed"]).lower(), "failures": summary["failures"], "badge": target}
     sys.stdout.write("".join(f"{name}={value}\n" for name, value in lines.items()))
 

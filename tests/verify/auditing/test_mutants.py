@@ -316,6 +316,16 @@ def test_a_mistake_is_found_where_it_is_made(name: str) -> None:
         assert note in row.note
 
 
+@pytest.mark.parametrize("name", MUTANTS)
+def test_there_it_parts_from_one_without_it(name: str) -> None:
+    mutant = MUTANTS[name]
+    make, shape = NETWORKS[mutant.network]
+    model, x = prepared(make, constants=True), some_input(shape)
+    found = verify.compare_pipelines(model, x, mutant.rules, None, mutant.pipeline)
+    told = [(row.operation, row.module) for row in found.parting]
+    assert told == [(operation, module) for operation, module, _ in mutant.found], str(found)
+
+
 @pytest.mark.parametrize("name", ["encoder", *sorted({mutant.network for mutant in MUTANTS.values()})])
 def test_without_a_mistake_nothing_is_found(name: str) -> None:
     make, shape = NETWORKS[name]

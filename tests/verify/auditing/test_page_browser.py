@@ -49,7 +49,7 @@ def test_the_page(width: int, browser: Browser, tmp_path: Path) -> None:
     page.on("console", lambda message: said.append(message.text))
     page.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
     page.goto((tmp_path / "audit.html").as_uri())
-    shown = page.locator("#rows tbody tr:visible")
+    shown = page.locator("#rows tr.row:visible")
     expect(shown).to_have_count(len(found.rows))
     page.get_by_label("only what did not hold").check()
     expect(shown).to_have_count(1)
@@ -59,9 +59,17 @@ def test_the_page(width: int, browser: Browser, tmp_path: Path) -> None:
     expect(shown).to_have_count(2)
     page.locator("svg a").first.click()  # a step of the picture leads to its row, also to one that was filtered out
     expect(page.locator("tr:target")).to_contain_text("Linear")
+    details = page.locator("tr.detail:visible")  # and shows its entries
+    expect(details).to_have_count(1)
+    expect(details.locator("table.entries tr")).to_have_count(1 + len(found.rows[0].entries))
+    expect(details).to_contain_text("Largest ratio")
+    page.locator("tr:target").get_by_role("button").click()
+    expect(details).to_have_count(0)
+    page.locator("tr:target").get_by_role("button").press("Enter")  # the keyboard does, too
+    expect(details).to_have_count(1)
     expect(shown).to_have_count(len(found.rows))
     page.get_by_role("button", name="R in", exact=True).click()
-    values = [float(v or 0) for v in page.locator("#rows tbody tr td:nth-child(3)").all_inner_texts()]
+    values = [float(v or 0) for v in page.locator("#rows tr.row > td:nth-child(4)").all_inner_texts()]
     assert values == sorted(values)
     # nothing of the page is wider than the window, but what scrolls by itself
     assert page.evaluate("document.documentElement.scrollWidth") <= width

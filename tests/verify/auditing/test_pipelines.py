@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name that everyone knows it by
 
 import verify
-from lrp_rules import Epsilon, Norm, Pass, UnruledWarning, ZPlus, composites
+from lrp_rules import Epsilon, FoldBatchNorm, Norm, Pass, UnruledWarning, ZPlus, composites
 from tests.lrp_rules.cases import handles
 from tests.lrp_rules.networks import FAMILIES, IMAGE, NETWORKS, SEQUENCE, prepared, residual
 from tests.lrp_rules.peer import load_zennit
-from verify.auditing.formulas import gamma
+from verify.auditing import pipelines
 from verify.auditing.judging import Judge
+from verify.auditing.rounding import gamma
 
 if TYPE_CHECKING:
     from verify.auditing.account import Row
@@ -244,3 +248,196 @@ def test_a_module_of_functions_alone_is_looked_into() -> None:
     assert [(row.operation, row.rule) for row in found.rows] == [
         ("Tensor.add", "Norm"), ("torch.tanh", "Pass"), ("F.linear", "Epsilon"), ("Tensor.flatten", ""),
     ]  # fmt: skip
+
+
+EXACT: dict[Any, Any] = {
+    nn.Conv2d: Epsilon(0.0), nn.Linear: Epsilon(0.0), nn.BatchNorm2d: FoldBatchNorm(Epsilon(0.0)), nn.ReLU: Pass(),
+    torch.add: Norm(0.0), nn.AdaptiveAvgPool2d: Norm(0.0),
+}  # fmt: skip
+
+
+def test_gradient_times_input_is_epsilon_without_a_stabilizer() -> None:
+    model, x = prepared(residual, constants=True), some_input(IMAGE)
+    found = verify.assert_conserves(model, x, EXACT, pipeline="gradient*input")
+    assert len(found.rows) == 15
+    given = x.clone().requires_grad_()
+    output = model(given)
+    (gradient,) = torch.autograd.grad(output.amax(1).sum(), given)
+    assert found.relevance[0] is not None
+    assert torch.equal(found.relevance[0], gradient * x)
+    assert same(found.put_in, float(output.detach().amax(1).sum()), float(output.detach().abs().sum()))
+    wrong = verify.audit(model, x, {**EXACT, nn.Linear: ZPlus()}, pipeline="gradient*input")
+    assert [(row.module, row.note) for row in wrong.faults] == [
+        ("7", "its plain gradient: ZPlus never ran here"),
+    ]  # fmt: skip
+
+
+def test_departures_of_autolrp_are_named() -> None:
+    autolrp: Any = pytest.importorskip("autolrp")
+    model, x = prepared(residual, constants=True), some_input(IMAGE)[:1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says that it does not write in place
+        found = verify.audit(model, x, PLUS, pipeline="autolrp")
+        given = autolrp.tensor(x)
+        output = model(given)
+        output[0, int(output.argmax())].lrp(config=autolrp.LRPConfig.composite())
+    assert found.relevance[0] is not None
+    assert torch.equal(found.relevance[0], given.relevance)
+    assert not [row.note for row in found.faults if "that is known here" in row.note]
+    notes = {(row.operation, row.module): row.note for row in found.faults}
+    assert notes["Linear", "7"].startswith(
+        "the bias takes abs(b) / (abs(z) + abs(b)), as in autoLRP; the rest is Epsilon"
+    )
+    assert notes["Tensor.add_", "4"].startswith("shares by magnitude, abs(x) / sum abs(x), as autoLRP gives")
+    assert notes["AdaptiveAvgPool2d", "5"].startswith("its plain gradient: Norm never ran here")
+    assert notes["Conv2d + BatchNorm2d", "4.conv2"].startswith("Pass on a batch norm that moves its input by")
+    assert handles(model) == []
+
+
+def test_means_of_autolrp_are_shared_by_magnitude() -> None:
+    pytest.importorskip("autolrp")
+    make, shape = NETWORKS["u-net"]
+    found = verify.audit(prepared(make, constants=True), some_input(shape)[:1], PLUS, pipeline="autolrp")
+    assert [row.note for row in found.faults if row.operation == "Tensor.mean"] == [
+        "shares by magnitude, abs(x) / sum abs(x), as autoLRP gives; not Norm"
+    ]
+
+
+class Efficient(torch.autograd.Function):
+    """As LXT's identity_rule_implicit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.gelu(x)
+        ctx.save_for_backward(y / (x + 1e-10))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *R: Tensor) -> Tensor:
+        found: Tensor = ctx.saved_tensors[0] * R[0]
+        return found
+
+
+def test_patches_as_those_of_lxt_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched: Any = types.ModuleType("patched_by_lxt")
+    vars(patched).update(nn=nn, attention=len)
+
+    def monkey_patch(module: Any) -> None:
+        assert module is patched
+        module.nn.GELU.original_forward = module.nn.GELU.forward
+        module.nn.GELU.forward = lambda _self, x: Efficient.apply(x)  # type: ignore[no-untyped-call]
+        module.attention = max
+
+    lxt: Any = types.ModuleType("lxt.efficient")
+    lxt.monkey_patch = monkey_patch
+    monkeypatch.setitem(sys.modules, "lxt.efficient", lxt)
+    monkeypatch.setitem(sys.modules, "patched_by_lxt", patched)
+    before, model = nn.GELU.forward, nn.Sequential(nn.Linear(40, 6), nn.GELU(), nn.Linear(6, 3))
+    rules: dict[Any, Any] = {nn.Linear: Epsilon(0.0), nn.GELU: Pass()}
+    x = some_input(SEQUENCE).flatten(1)
+    found = verify.audit(model, x, rules, pipeline="lxt:patched_by_lxt")
+    assert [(row.module, row.verdict) for row in found.rows] == [("2", "held"), ("1", "deviates"), ("0", "held")]
+    assert found.rows[1].note == "Pass with 1e-10 added to the input that it is divided by, as LXT does"
+    assert found.rows[1].deviation < 1e-6
+    assert nn.GELU.forward is before
+    assert not hasattr(nn.GELU, "original_forward")
+    assert vars(patched)["attention"] is len
+    plain = verify.audit(model, x, rules, pipeline="gradient*input")
+    assert plain.rows[1].note.startswith("its plain gradient: Pass never ran here; x")
+
+
+def test_lxt_patches_torchvisions_transformer() -> None:
+    """Where LXT is installed."""
+    load_zennit()  # which knows how to load torchvision
+    pytest.importorskip("lxt.efficient", exc_type=ImportError)
+    vision: Any = importlib.import_module("torchvision.models.vision_transformer")
+    torch.manual_seed(0)
+    model = vision.EncoderBlock(2, 8, 16, 0.0, 0.0)
+    found = verify.audit(
+        model, torch.randn(2, 5, 8), composites.CPLRP(0.0), pipeline="lxt:torchvision.models.vision_transformer"
+    )
+    verdicts = {row.operation: row.verdict for row in found.rows}
+    assert {verdicts[name] for name in ("Linear", "LayerNorm", "Tensor.add")} == {"held"}
+    assert [row.note for row in found.faults] == [
+        "Pass with 1e-10 added to the input that it is divided by, as LXT does"
+    ]
+
+
+def test_fused_attention_in_one_piece_is_not_judged() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.doubled = nn.Linear(8, 24), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            found: Any = F.scaled_dot_product_attention(q, k, v)
+            if self.doubled:
+                found.grad_fn.register_hook(lambda r, _R: tuple(None if one is None else 2 * one for one in r))
+            return found.mean(1)  # type: ignore[no-any-return]
+
+    model, x = Fused(), torch.randn(2, 5, 8)
+    assert verify.audit(model, x, composites.AttnLRP()).held
+    model.doubled = True
+    found = verify.audit(model, x, {nn.Linear: Epsilon(), torch.mean: Norm()}, pipeline="gradient")
+    row = next(row for row in found.rows if row.operation == "F.scaled_dot_product_attention")
+    assert (row.verdict, row.note) == (
+        "not judged", "fused attention, in one piece: there is no formula for it. attach writes it out"
+    )  # fmt: skip
+
+
+class Constant(nn.Module):
+    """Attention of which some inputs are detached."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.qkv, self.which = nn.Linear(8, 24), which
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = zip("qkv", self.qkv(x).chunk(3, -1), strict=True)
+        q, k, v = (2 * part.detach().clone() if name in self.which else part for name, part in given)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize(("which", "verdict"), [("qk", "held"), ("q", "held"), ("v", "deviates")])
+def test_a_detached_query_is_what_stop_means(which: str, verdict: str) -> None:
+    torch.manual_seed(0)
+    model, x = Constant(which), torch.randn(2, 5, 8)
+    found = verify.audit(model, x, composites.CPLRP(), pipeline="gradient")
+    detached = [row.verdict for row in found.rows if row.operation == "Tensor.detach"]
+    assert detached == [verdict] * len(which)
+    other = verify.audit(model, x, composites.AttnLRP(), pipeline="gradient")  # there it is no constant
+    assert {row.verdict for row in other.rows if row.operation == "Tensor.detach"} == {"deviates"}
+
+
+def test_a_tensor_that_is_given_twice_is_two_inputs() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.add(x, x)
+
+    for pipeline in (None, "gradient*input"):
+        found = verify.audit(Twice(), torch.randn(2, 5), {torch.add: Norm(0.0)}, pipeline=pipeline)
+        assert [(row.operation, row.verdict) for row in found.rows] == [("torch.add", "held")], str(found)
+
+
+def test_pipelines_by_name() -> None:
+    model, x = prepared(residual, constants=True), some_input(IMAGE)
+    load_zennit()
+    by_name = verify.audit(model, x, PLUS, pipeline="zennit:EpsilonPlus(epsilon=1e-6)")
+    given = verify.audit(model, x, PLUS, pipeline=zennit())
+    assert [row.note for row in by_name.rows] == [row.note for row in given.rows]
+    with pytest.raises(ValueError, match=r"zennit.composites has no 'Nothing'; it has .*EpsilonPlus"):
+        verify.audit(model, x, PLUS, pipeline="zennit:Nothing")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        verify.audit(model, x, PLUS, pipeline="no_such_module:context")
+    with pytest.raises(ImportError, match="no_such_module is needed for this pipeline"):
+        pipelines._library("no_such_module", "no_such_module")
+
+
+def test_captum_is_refused_with_the_reason() -> None:
+    load_zennit()
+    captum: Any = pytest.importorskip("captum.attr")
+    model, x = prepared(residual, constants=True), some_input(IMAGE)
+    for pipeline in ("captum", "captum:LRP", captum.LRP, captum.LRP(model), captum.LRP(model).attribute):
+        with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
+            verify.audit(model, x, PLUS, pipeline=pipeline)

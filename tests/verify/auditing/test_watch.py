@@ -88,6 +88,12 @@ def test_exceptions_pass_through_and_leave_nothing() -> None:
     handle.remove()
     assert handles(model) == []
     assert _get_current_function_mode() is None
+    handle = model[0].register_forward_hook(lambda *_: interrupted(model, ()))  # of which the audit sees nothing inside
+    with pytest.raises(KeyboardInterrupt):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="gradient")
+    handle.remove()
+    assert handles(model) == []
+    assert _get_current_function_mode() is None
     with pytest.raises(ValueError, match="no rule for"):
         verify.audit(model, torch.ones(1, 3), {nn.Conv2d: Epsilon()})
 
@@ -114,8 +120,10 @@ def test_what_cannot_be_audited_is_refused() -> None:
         verify.audit(model, torch.ones(1, 3, dtype=torch.long), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match="target is 3; the model has 3 outputs"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, target=3)
-    with pytest.raises(ValueError, match="expected None, 'gradient'"):
-        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="autolrp")
+    with pytest.raises(ValueError, match=r"the pipeline is 'other'; expected gradient, gradient\*input, zennit"):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="other")
+    with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
+        verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="captum")
     with pytest.raises(AssertionError, match="copied to both summands"):
         verify.assert_conserves(*_graph(), {nn.Linear: Epsilon()}, pipeline="gradient", expected={})
 

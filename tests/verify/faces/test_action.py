@@ -129,6 +129,25 @@ def test_an_unusable_subject_is_a_failing_step_too(folder: Path) -> None:
     assert ran.badge["message"] == "no result"
 
 
+def test_a_network(folder: Path) -> None:
+    (folder / "network.py").write_text(
+        "from contextlib import nullcontext\nfrom torch import nn, ones\n"
+        "def make():\n    return nn.Sequential(nn.Linear(3, 2)), ones(1, 3)\n"
+        "def nothing(model):\n    return nullcontext()\n"
+    )
+    ran = run(folder, factory="network:make")
+    assert (ran.status, ran.outputs["passed"], ran.outputs["failures"]) == (0, "true", "0"), ran.text
+    assert ran.badge["message"] == "held (1 operations)"
+    assert ran.summary.startswith("**Audit of Sequential by attach**")
+    ran = run(folder, factory="network:make", pipeline="network:nothing", rules="EpsilonGammaBox(-1, 1)")
+    assert (ran.status, ran.outputs["passed"], ran.outputs["failures"]) == (1, "false", "1"), ran.text
+    assert ran.badge["message"] == "1 of 1 operations did not hold"
+    assert "Epsilon never ran here" in ran.summary
+    for given in ({}, {"subject": "right", "factory": "network:make"}):
+        ran = run(folder, **given)
+        assert (ran.status, ran.text) == (2, "give a subject or a factory, and not both\n")
+
+
 def test_inputs_are_no_code(folder: Path) -> None:
     ran = run(folder, subject='"; touch stolen; echo $(touch stolen)"', checks="`touch stolen`")
     assert ran.status == 2

@@ -334,6 +334,22 @@ def test_it_runs_beside_tests_of_the_user(run: Run, pytester: pytest.Pytester) -
     run("lrp::passes", "test_own.py").assert_outcomes(passed=5)
 
 
+def test_the_fixture_that_audits(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "from torch import nn, ones\n"
+        "from lrp_rules import Epsilon\n"
+        "MODEL = nn.Sequential(nn.Linear(3, 2)).double()\n"
+        "RULES = {nn.Linear: Epsilon()}\n"
+        "def test_right(lrp_audit):\n"
+        "    assert lrp_audit(MODEL, ones(1, 3).double(), RULES).held\n"
+        "def test_wrong(lrp_audit):\n"
+        "    lrp_audit(MODEL, ones(1, 3).double(), RULES, pipeline='gradient')\n"
+    )
+    found = pytester.runpytest_inprocess(*PLUGIN, "-p", "no:cacheprovider")
+    found.assert_outcomes(passed=1, failed=1)
+    found.stdout.fnmatch_lines(["*its plain gradient: Epsilon never ran here*"])
+
+
 def test_junit(run: Run, pytester: pytest.Pytester) -> None:
     run("--lrp-check", "passes,is-wrong", "-k", "float64", "--junitxml", "run.xml")
     [suite] = ET.parse(pytester.path / "run.xml").getroot()  # noqa: S314  our own
