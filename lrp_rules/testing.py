@@ -1,9 +1,8 @@
 """Assertions for tests of your own: install ``lrp-rules[verify]``.
 
 ``assert_rule`` holds one rule to its formula, ``assert_conserves`` a whole network to the rules that were meant for it;
-``audit`` says where its relevance goes, and
-``compare_pipelines`` where two explanations of it part. They are those of ``verify``, and work in a repository that has a package
-``verify`` of its own. They are loaded when they are used.
+``audit`` says where its relevance goes, and ``compare_pipelines`` where two explanations of it part. They are those of
+``verify``, and work in a repository that has a package ``verify`` of its own. They are loaded when they are used.
 
 Raises
 ------
