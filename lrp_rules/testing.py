@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verify.asserting import assert_rule
-    from verify.auditing import assert_conserves, audit, compare_pipelines
+    from verify.auditing.audit import assert_conserves, audit
+    from verify.auditing.parting import compare_pipelines
 
 __all__ = ["assert_conserves", "assert_rule", "audit", "compare_pipelines"]
 
