@@ -233,3 +233,20 @@ def test_show_what_is_special(id_: str, says: str, command: Command) -> None:
 
 def test_version(command: Command) -> None:
     assert command("--version").stdout == f"lrp-vectors {version()}\n"
+
+
+# --- where they are ---------------------------------------------------------------------------------------------------
+
+
+def test_those_of_the_installation_are_meant_where_none_are_here(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vectors").mkdir()  # of the user, and none of ours
+    [found] = command("path").stdout.splitlines()
+    manifest = (Path(found) / "MANIFEST.json").read_bytes()
+    assert manifest == (CORPUS / "MANIFEST.json").read_bytes()
+    assert command("show", "epsilon-default-linear-5-4-zeros-float64").exit_code == 0
+    (tmp_path / "vectors" / "MANIFEST.json").write_bytes(manifest)
+    assert command("path").stdout.splitlines() == [str(tmp_path / "vectors")]
+    assert command("show", "epsilon-default-linear-5-4-zeros-float64").exit_code == 2  # without the files
