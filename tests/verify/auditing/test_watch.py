@@ -128,6 +128,21 @@ def test_what_cannot_be_audited_is_refused() -> None:
         verify.assert_conserves(*_graph(), {nn.Linear: Epsilon()}, pipeline="gradient", expected={})
 
 
+def test_a_copy_in_another_dtype_is_audited_and_the_model_stays() -> None:
+    model, x = _graph()
+    model, x = model.float(), x.float()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rules = composites.EpsilonPlus()
+    found = verify.assert_conserves(model, x, rules, dtype=torch.float64)
+    assert found.output.dtype == torch.float64
+    assert found.table.room.max() < 1e-9
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert verify.audit(model, x, rules).output.dtype == torch.float32
+    both = verify.compare_pipelines(model, x, rules, None, lambda model: attach(model, rules), dtype=torch.float64)
+    assert both.same
+    assert both.a.output.dtype == both.b.output.dtype == torch.float64
+
+
 def _graph() -> tuple[nn.Module, Tensor]:
     make, shape = NETWORKS["residual"]
     return prepared(make, constants=True), some_input(shape)
