@@ -95,7 +95,8 @@ def audit(
     Raises
     ------
     TypeError, ValueError
-        If x is not of floating point, or nothing of the output depends on it. Exceptions of the pipeline pass through.
+        If x is not of floating point, nothing of the output depends on it, or the model is compiled. Exceptions of the
+        pipeline pass through.
 
     """
     model, x = in_dtype(model, x, dtype)
@@ -123,6 +124,10 @@ def explained(
                 f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
                 "their embeddings on"
             )
+            raise TypeError(msg)
+    for one in model.modules():
+        if one._compiled_call_impl is not None or "_orig_mod" in one._modules:
+            msg = "the model is compiled, and what it calls cannot be seen; expected the model before torch.compile"
             raise TypeError(msg)
     known = pipeline_of(pipeline, rules)
     inputs = [known.wrapped(one.detach().clone()).requires_grad_() for one in given]

@@ -120,6 +120,12 @@ def test_what_cannot_be_audited_is_refused() -> None:
         verify.audit(model, torch.ones(1, 3, dtype=torch.long), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match="target is 3; the model has 3 outputs"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, target=3)
+    inside = nn.Sequential(nn.Linear(3, 3))
+    inside[0].compile(backend="eager")
+    outside: Any = torch.compile(model, backend="eager")
+    for compiled in (outside, inside):
+        with pytest.raises(TypeError, match="the model is compiled, and what it calls cannot be seen"):
+            verify.audit(compiled, torch.ones(1, 3), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match=r"the pipeline is 'other'; expected gradient, gradient\*input, zennit"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="other")
     with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
