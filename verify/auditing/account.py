@@ -49,6 +49,7 @@ class Row:
     unexplained: float = 0.0
     deviation: float = 0.0
     room: float = 0.0
+    probable_room: float = 0.0
     ratio: float = 0.0
     probable_ratio: float = 0.0
     decided_by: str = ""
@@ -96,8 +97,9 @@ class Account:
         unexplained                relevance_out - relevance_in, and all that is named: 0 but for rounding
         deviation                  sum of abs(got - expected) over all inputs, by that of abs(expected)
         room                       how large rounding can make the deviation: below it, nothing is told apart
+        probable_room              the same by the probable bound; in float64, where it is not needed, NaN
         ratio                      the largest abs(got - expected) / bound of an entry: above 1 it deviates
-        probable_ratio             the same by the probable bound; in float64, where it is not needed, NaN
+        probable_ratio             the same by the probable bound
         decided_by                 worst case, or probable where in float32 the worst case could explain any value
         verdict                    held, deviates, unexplained, not judged
         note                       why, and what to do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def audit(
     target: int | Tensor | None = None,
     pipeline: Explains = None,
     expected: Mapping[Any, Hook] | Composite | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Audit:
     """Explain one input, and hold every operation of the network to the rule that was meant for it.
 
@@ -82,6 +84,8 @@ def audit(
         "zennit:EpsilonPlus+ResNetCanonizer", "autolrp:composite", "lxt:torchvision.models.vision_transformer".
     expected
         What operations are held to, where that is not ``rules``.
+    dtype
+        Audit a copy of the model in this dtype, such as ``torch.float64``, and not the model itself.
 
     Returns
     -------
@@ -91,10 +95,21 @@ def audit(
     Raises
     ------
     TypeError, ValueError
-        If x is not of floating point, or nothing of the output depends on it. Exceptions of the pipeline pass through.
+        If x is not of floating point, nothing of the output depends on it, or the model is compiled. Exceptions of the
+        pipeline pass through.
 
     """
+    model, x = in_dtype(model, x, dtype)
     return explained(model, x, rules, target=target, pipeline=pipeline, expected=expected)
+
+
+def in_dtype(model: nn.Module, x: Any, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+    """Return a copy of a model in a dtype, and its input in it; both as they are, where that is None."""
+    if dtype is None:
+        return model, x
+    given = x if isinstance(x, tuple) else (x,)
+    cast = tuple(one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in given)
+    return copy.deepcopy(model).to(dtype), cast
 
 
 def explained(
@@ -109,6 +124,10 @@ def explained(
                 f"x has {what}; expected tensors of floating point, which relevance can reach. Audit token models from "
                 "their embeddings on"
             )
+            raise TypeError(msg)
+    for one in model.modules():
+        if one._compiled_call_impl is not None or "_orig_mod" in one._modules:
+            msg = "the model is compiled, and what it calls cannot be seen; expected the model before torch.compile"
             raise TypeError(msg)
     known = pipeline_of(pipeline, rules)
     inputs = [known.wrapped(one.detach().clone()).requires_grad_() for one in given]
@@ -170,6 +189,7 @@ def assert_conserves(
     target: int | Tensor | None = None,
     pipeline: Explains = None,
     expected: Mapping[Any, Hook] | Composite | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Audit:
     """Assert that every operation of a network follows its rule, and that all relevance is explained.
 
@@ -182,7 +202,7 @@ def assert_conserves(
 
     """
     __tracebackhide__ = True
-    found = audit(model, x, rules, target=target, pipeline=pipeline, expected=expected)
+    found = audit(model, x, rules, target=target, pipeline=pipeline, expected=expected, dtype=dtype)
     if not found.held:
         raise AssertionError(str(found))
     return found

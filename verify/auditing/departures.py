@@ -9,7 +9,8 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lrp_rules as lrp
 from verify.auditing import formulas
@@ -62,6 +63,21 @@ class BiasByMagnitude(NamedTuple):
         return Answer(formulas.by_parts(rule, layer, xs[0], R, question.u).r, None)
 
 
+class PassButForTheBias(NamedTuple):
+    """R abs(y) / (abs(y) + abs(b)) on a LayerNorm, y being its output without the bias: autoLRP."""
+
+    epsilon: float
+
+    def answer(self, question: Question, xs: list[Tensor], _u: float) -> Answer:
+        """Return what it gives."""
+        norm: Any = question.module
+        if not isinstance(norm, nn.LayerNorm) or norm.bias is None:
+            raise NoFormulaError
+        x, R, b = xs[0].double(), question.Rs[0].double(), norm.bias.detach().double().abs()
+        y = F.layer_norm(x, norm.normalized_shape, norm.weight.detach().double(), None, norm.eps).abs()
+        return Answer([R * y / (y + b + self.epsilon)], None)
+
+
 class OverStabilizedInput(NamedTuple):
     """R x / (x + eps): Pass where R / x goes on, as LXT's efficient half computes it."""
 
@@ -99,6 +115,10 @@ def departures(question: Question) -> Iterator[tuple[str, Any]]:
         yield "Pass with 1e-10 added to the input that it is divided by, as LXT does", OverStabilizedInput(1e-10)
         for epsilon in (1e-6, 1e-11):
             yield "R f(x) / x, as autoLRP gives; not Pass", ByRatio(epsilon)
+    if isinstance(question.module, nn.LayerNorm):
+        for epsilon in (1e-6, 1e-11):
+            told = "the bias takes abs(b) / (abs(y) + abs(b)), as in autoLRP; the rest is passed on"
+            yield f"{told}, not by {_called(rule)}", PassButForTheBias(epsilon)
     if isinstance(rule, (lrp.SignalTakesAll, lrp.Uniform, lrp.Norm)):
         for epsilon in (1e-6, 1e-11):
             yield (

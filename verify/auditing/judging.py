@@ -83,7 +83,7 @@ class Judge:
         unknown = float("nan")
         return replace(
             row, unexplained=0.0 if abs(lost) <= room else lost, deviation=unknown, room=unknown, ratio=unknown,
-            probable_ratio=unknown, note=reason,
+            probable_room=unknown, probable_ratio=unknown, note=reason,
         )  # fmt: skip
 
     def _rule_of(self, call: Call) -> Any:
@@ -122,13 +122,13 @@ class Judge:
             row, bias=answer.bias, stabilizer=answer.stabilizer, dead=answer.dead, constants=constants,
             unexplained=row.relevance_out - row.relevance_in + known,
             deviation=deviation / most if most else float(deviation > 0), room=reach / most if most else 0.0,
-            ratio=excess(off, bounds, whole), probable_ratio=float("nan"), decided_by=WORST,
+            ratio=excess(off, bounds, whole), probable_room=float("nan"), probable_ratio=float("nan"), decided_by=WORST,
             entries=entries(got, expected, bounds),
         )  # fmt: skip
         self.evidence = Evidence(Rs, got, off, bounds, whole)
         if u > _U64:
             row = self._probably(row, question, answer, got, expected, most)
-        if not row.room < 1:
+        if not row.room < 1 and row.decided_by != PROBABLE:
             msg = "rounding could explain any value: use double precision, model.double()"
             raise NoFormulaError(msg)
         if not row.ratio <= 1:
@@ -155,11 +155,11 @@ class Judge:
         _, bounds = merged(question.answer(u=u), question.own)
         ledger = sum(map(abs, (answer.bias, answer.stabilizer, answer.dead, row.constants)))
         whole = gamma(4 * (size(question.Rs) + size(expected) + 8), u) * (row.gross_in + most + ledger)
-        row = replace(row, probable_ratio=excess(off, bounds, whole))
         room = (whole if bounds is None else total(bounds)) / most if most else 0.0
+        row = replace(row, probable_room=room, probable_ratio=excess(off, bounds, whole))
         if row.room < 1 or not (room < 1 and row.probable_ratio <= 1):
             return row
-        return replace(row, room=room, decided_by=PROBABLE, entries=entries(got, expected, bounds))
+        return replace(row, decided_by=PROBABLE, entries=entries(got, expected, bounds))
 
     @staticmethod
     def _got(call: Call, own: Call) -> list[Tensor]:

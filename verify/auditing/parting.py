@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from verify.auditing.account import HELD, NOT_JUDGED, finite
-from verify.auditing.audit import explained
+from verify.auditing.audit import explained, in_dtype
 from verify.auditing.comparing import total
 from verify.auditing.text import columns, shown_where
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
+    import torch
     from torch import Tensor, nn
 
     from lrp_rules import Composite
@@ -145,6 +146,7 @@ def compare_pipelines(
     *,
     target: int | Tensor | None = None,
     expected: Mapping[Any, Hook] | Composite | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Comparison:
     """Explain one input by two pipelines, and find where they part.
 
@@ -153,7 +155,7 @@ def compare_pipelines(
 
     Parameters
     ----------
-    model, x, rules, target, expected
+    model, x, rules, target, expected, dtype
         As for :func:`audit`.
     a, b
         The pipelines, as ``pipeline`` for :func:`audit`; None is ``attach(model, rules)``.
@@ -164,6 +166,7 @@ def compare_pipelines(
         ``print`` it, or look at its ``first`` and its ``table``.
 
     """
+    model, x = in_dtype(model, x, dtype)
     proofs: list[list[Evidence | None]] = [[], []]
     found = [
         explained(model, x, rules, target=target, pipeline=pipeline, expected=expected, keep=keep)

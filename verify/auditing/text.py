@@ -83,10 +83,13 @@ def summary(audit: Account) -> list[str]:
         f"put in {audit.put_in:.6g}, arrived {audit.arrived:.6g}; {unexplained}",
         f"{'held' if audit.held else 'did not hold'}: {total}",
     ]
-    room = max((row.room for row in audit.rows if row.verdict == HELD), default=0.0)
+    held = [row for row in audit.rows if row.verdict == HELD]
+    room = max((row.room for row in held), default=0.0)
     if room > _COARSE:
-        told = f"rounding could hide a deviation of {room:.1g} in a row (column room)"
-        out.append(f"{told}: model.double() tells formulas apart")
+        probable = max((row.probable_room for row in held if row.probable_room == row.probable_room), default=None)
+        told = f"rounding could hide a deviation of {room:.1g} in a row"
+        told += "" if probable is None else f" at worst, and of {probable:.1g} probably"
+        out.append(f"{told} (columns room): model.double() tells formulas apart")
     counts = Counter(
         row.decided_by for row in audit.rows if row.probable_ratio == row.probable_ratio and row.decided_by
     )

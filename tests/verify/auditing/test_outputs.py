@@ -81,7 +81,10 @@ def test_what_rounding_could_hide_is_said() -> None:
     assert 0 < double.table.room.max() < 1e-9
     assert single.table.room.max() > 1e3 * double.table.room.max()
     hidden = replace(single, rows=(*single.rows[1:], replace(single.rows[0], room=0.04)))
-    assert "rounding could hide a deviation of 0.04 in a row" in str(hidden)
+    assert "rounding could hide a deviation of 0.04 in a row at worst, and of " in str(hidden)
+    assert 0 < max(row.probable_room for row in single.rows) < single.table.room.max()
+    coarse = replace(double, rows=(replace(double.rows[0], room=0.04),))
+    assert "rounding could hide a deviation of 0.04 in a row (columns room)" in str(coarse)
     assert "rounding could hide" not in str(double)
 
 
@@ -249,7 +252,7 @@ def test_the_probable_bound_decides_where_the_worst_case_cannot() -> None:
     single = verify.audit(model, x, rules, target=R)
     assert single.held
     assert single.rows[0].decided_by == "probable"
-    assert single.rows[0].room < 1
+    assert single.rows[0].probable_room < 1 <= single.rows[0].room
     assert 0 < single.rows[0].ratio < single.rows[0].probable_ratio < 1
     assert "decided 1 by the probable bound of rounding in single precision" in str(single)
     double = verify.audit(model.double(), x.double(), rules, target=R.double())

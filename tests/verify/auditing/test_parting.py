@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ import verify
 from lrp_rules import Epsilon, ZPlus, attach, composites
 from tests.lrp_rules.networks import IMAGE, NETWORKS, prepared, residual
 from tests.lrp_rules.peer import load_zennit
+from verify.auditing import parting
 from verify.auditing.parting import Pair
 
 PLUS = composites.EpsilonPlus()
@@ -111,6 +114,8 @@ def test_its_table_and_json() -> None:
     assert list(found.table.columns) == [one.name for one in fields(Pair)]
     assert len(found.table) == len(found.rows)
     content = json.loads(found.to_json())
+    schema = json.loads((Path(parting.__file__).parent / "lrp-pipelines-1.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, schema)
     assert content["first"] == 0
     assert (content["a"], content["b"], content["same"]) == ("gradient", "attach", False)
     assert repr(found).startswith("<Comparison of gradient and attach, 15 operations, ")

@@ -303,6 +303,27 @@ def test_means_of_autolrp_are_shared_by_magnitude() -> None:
     ]
 
 
+def test_departures_of_autolrp_on_a_transformer_are_named() -> None:
+    pytest.importorskip("autolrp")
+    make, shape = NETWORKS["decoder"]
+    model, x = prepared(make, constants=True), some_input(shape)[:1]
+    found = verify.audit(model, x, composites.AttnLRP(), pipeline="autolrp:attnlrp(gamma=0.25)")
+    notes: dict[str, set[str]] = {}
+    for row in found.faults:
+        notes.setdefault(row.operation, set()).add(row.note)
+    assert notes == {
+        "Tensor.add": {"shares by magnitude, abs(x) / sum abs(x), as autoLRP gives; not Norm"},
+        "Linear": {"the bias takes abs(b) / (abs(z) + abs(b)), as in autoLRP; the rest is Epsilon"},
+        "F.gelu": {"R f(x) / x, as autoLRP gives; not Pass"},
+        "LayerNorm": {
+            "the bias takes abs(b) / (abs(y) + abs(b)), as in autoLRP; the rest is passed on, not by LayerNormRule"
+        },
+        "F.scaled_dot_product_attention": {
+            "fused attention, in one piece: there is no formula for it. attach writes it out"
+        },
+    }
+
+
 class Efficient(torch.autograd.Function):
     """As LXT's identity_rule_implicit."""
 

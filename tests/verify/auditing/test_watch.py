@@ -120,12 +120,33 @@ def test_what_cannot_be_audited_is_refused() -> None:
         verify.audit(model, torch.ones(1, 3, dtype=torch.long), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match="target is 3; the model has 3 outputs"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, target=3)
+    inside = nn.Sequential(nn.Linear(3, 3))
+    inside[0].compile(backend="eager")
+    outside: Any = torch.compile(model, backend="eager")
+    for compiled in (outside, inside):
+        with pytest.raises(TypeError, match="the model is compiled, and what it calls cannot be seen"):
+            verify.audit(compiled, torch.ones(1, 3), {nn.Linear: Epsilon()})
     with pytest.raises(ValueError, match=r"the pipeline is 'other'; expected gradient, gradient\*input, zennit"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="other")
     with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
         verify.audit(model, torch.ones(1, 3), {nn.Linear: Epsilon()}, pipeline="captum")
     with pytest.raises(AssertionError, match="copied to both summands"):
         verify.assert_conserves(*_graph(), {nn.Linear: Epsilon()}, pipeline="gradient", expected={})
+
+
+def test_a_copy_in_another_dtype_is_audited_and_the_model_stays() -> None:
+    model, x = _graph()
+    model, x = model.float(), x.float()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rules = composites.EpsilonPlus()
+    found = verify.assert_conserves(model, x, rules, dtype=torch.float64)
+    assert found.output.dtype == torch.float64
+    assert found.table.room.max() < 1e-9
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert verify.audit(model, x, rules).output.dtype == torch.float32
+    both = verify.compare_pipelines(model, x, rules, None, lambda model: attach(model, rules), dtype=torch.float64)
+    assert both.same
+    assert both.a.output.dtype == both.b.output.dtype == torch.float64
 
 
 def _graph() -> tuple[nn.Module, Tensor]:
