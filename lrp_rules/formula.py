@@ -12,16 +12,18 @@ from lrp_rules.params import parameter_names
 from lrp_rules.parts import Part, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
     from lrp_rules.evaluate.plan import Plan
+    from lrp_rules.hooks.call import Call
     from lrp_rules.layers.layer import Layer
     from lrp_rules.parts import Parts
 
     Names = str | Iterable[str] | None
     Stabilizing = float | Callable[[Tensor], Tensor]
+    Tensors = tuple[Tensor, ...]
 
 
 class FormulaRule(BasicHook):
@@ -75,9 +77,35 @@ class FormulaRule(BasicHook):
             return declared.relevance(made.parts, layer, R, self.stabilizer)
         return plan.relevance(layer, R)
 
+    def _divide(
+        self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors, names: Sequence[str]
+    ) -> Sequence[Tensor]:
+        hook, layer, (R,) = self._seen(call, inputs, saved, relevance)
+        return [hook.parameter_relevance(layer, R, name) for name in names]
+
     def ledger(self, layer: Layer, R: Tensor) -> declared.Ledger:
         """Return where the relevance of each output goes: to the inputs, the bias, the stabilizer, the zero branch."""
         return declared.ledger(self.parts, layer, R, self.stabilizer)
+
+    @property
+    def divides_parameters(self) -> bool:  # type: ignore[override]
+        """Whether ``parameter_relevance`` is that of this rule: its relevance is made of its parts alone."""
+        methods = (type(self).relevance, type(self).relevances, type(self).backward)
+        return all(method.__module__.partition(".")[0] == "lrp_rules" for method in methods)
+
+    def parameter_relevance(self, layer: Layer, R: Tensor, name: str) -> Tensor:
+        """Return the relevance of the layer's ``weight`` or ``bias``, in its shape.
+
+        Each entry has what passes through it (Becking et al. 2022, arXiv:2109.04236). With s and v of a part, as in
+        ``lrp_rules.parts``, and w' = change(w),
+
+            weight:  r_k = sum over parts and terms of  coefficient * sum_ij w'_k v_i s_j,  where w_k leads from i to j
+            bias:    r_k = sum over parts of            coefficient * sum_j bias(b)_k s_j,  where b_k is added to j
+
+        Positions and samples are summed. All weights together have the relevance of the inputs, all biases what the
+        ledger says of the bias.
+        """
+        return declared.parameter_relevance(self.parts, layer, R, self.stabilizer, name)
 
     def _of_arguments(self) -> _Made:
         made: _Made | None = vars(self).get("_made")

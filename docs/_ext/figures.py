@@ -16,15 +16,15 @@ from reference.precision import FLOAT32
 from reference.rounding import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _INK = {"light": "#26323d", "dark": "#cfd6dd"}
 _COLOURS = {"light": ("#0b62a3", "#b3541e", "#2e7d5b", "#7a4fa3"), "dark": ("#6db3ee", "#f0a070", "#74cfa4", "#c3a0ea")}
 
 
-def draw(folder: Path) -> None:
-    """Draw every figure into a folder."""
+def draw(folder: Path, chosen: Mapping[str, Callable[[str], Figure]]) -> None:
+    """Draw figures into a folder."""
     folder.mkdir(exist_ok=True)
     for theme, ink in _INK.items():
         style = {
@@ -43,7 +43,7 @@ def draw(folder: Path) -> None:
             "axes.prop_cycle": mpl.cycler(color=_COLOURS[theme]),
         }
         with mpl.rc_context(style):
-            for name, figure in FIGURES.items():
+            for name, figure in chosen.items():
                 figure(ink).savefig(folder / f"{name}-{theme}.svg", transparent=True, metadata={"Date": None})
 
 
@@ -127,12 +127,13 @@ def digits(ink: str) -> Figure:
         image = images.pixels[chosen : chosen + 1].clone().requires_grad_()
         kind = getattr(lrp_rules, rule)
         if rule in GRADIENT:
-            placed, ignored = {nn.ReLU: kind()}, (nn.Conv2d, nn.Linear)
+            placed, ignored = {nn.ReLU: kind()}, (nn.Conv2d, nn.Linear, nn.AvgPool2d)
         else:
             one = kind(low=-1.0, high=1.0) if rule == "ZBox" else kind()
             # ZBox bounds the pixels: behind them is Gamma
             first, others = (one, lrp_rules.Gamma()) if rule == "ZBox" else (one, one)
-            placed, ignored = {"0": first, nn.Conv2d: others, nn.Linear: others, nn.ReLU: lrp_rules.Pass()}, ()
+            between = {nn.ReLU: lrp_rules.Pass(), nn.AvgPool2d: lrp_rules.Norm()}
+            placed, ignored = {"0": first, nn.Conv2d: others, nn.Linear: others, **between}, ()
         with lrp_rules.attach(network, placed, ignore=ignored):
             output = network(image)[:, 3].sum()
         (r,) = torch.autograd.grad(output, image)

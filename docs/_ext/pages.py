@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import commands
 import figures
+import gallery
 from docutils import nodes
 from examples import example
 from facts import DOCS, FUNCTIONS, NETWORKS, PARTS, ROOT, slug
@@ -34,6 +35,7 @@ _RULES = {slug(rule): rule for rule in (*FUNCTIONS, *NETWORKS)}
 GENERATED = {
     **{f"command:{name}": partial(commands.command, name) for name in ("lrp-verify", "lrp-bench", "lrp-vectors")},
     **{f"times:{regime}": partial(times, regime) for regime in REGIMES},
+    **{f"gallery:{name}": partial(gallery.markdown, name) for name in gallery.ENTRIES},
     "schemas": commands.schemas,
 }
 
@@ -127,7 +129,9 @@ def _clauses(app: Sphinx, document: Any) -> None:
 
 
 def _draw(app: Sphinx) -> None:
-    figures.draw(Path(app.srcdir) / "_figures")
+    folder = Path(app.srcdir) / "_figures"
+    figures.draw(folder, figures.FIGURES)
+    figures.draw(folder, {f"gallery-{name}": partial(gallery.figure, name) for name in gallery.ENTRIES})
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lrp_rules.layers.known import gated
+from lrp_rules.layers.known import gated, pull
 from lrp_rules.parts import one, same
 
 if TYPE_CHECKING:
@@ -57,6 +57,37 @@ def ledger(parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor],
         bias = bias + s * (0 if part.bias is None else part.bias(layer.bias))
         stabilized = stabilized + s * (S - d)
     return Ledger(inputs, bias, stabilized, closed)
+
+
+def parameter_relevance(
+    parts: Parts, layer: Layer, R: Tensor, stabilizer: Callable[[Tensor], Tensor], name: str
+) -> Tensor:
+    """Return the relevance of each entry of the weight or the bias: the sum of what passes through it.
+
+    All weights have what all inputs have, and all biases what the ledger's bias has.
+    """
+    like = layer.given[name]
+    assert like is not None
+    found = torch.zeros_like(like)
+    for part, terms, d in _denominators(parts, layer):
+        s = part.coefficient * _open(part, layer, R / stabilizer(d))
+        if name == "bias":
+            if part.bias is not None and layer.parameters["bias"] is not None:
+                b = part.bias(layer.bias)
+                found = found + (s * b).sum_to_size(b.shape).reshape(like.shape)
+            continue
+        weight = layer.parameters[name]
+        assert weight is not None
+        for (change, _), (_, v) in zip(part.terms, terms, strict=True):
+            w = change(weight)
+            # A(w) v is linear in w: w times its derivative is the share of each w
+            derived = w.requires_grad and torch.is_grad_enabled()
+            end = w.view_as(w) if derived else w.detach().requires_grad_()
+            with torch.enable_grad():
+                output = layer.but(given={**layer.given, name: end}, zero_params=(), memo={}, start=None).matrix() @ v
+            (c,) = pull((output,), (end,), (s,), create_graph=torch.is_grad_enabled())
+            found = found + w * c
+    return found
 
 
 def _denominators(parts: Parts, layer: Layer) -> Iterator[tuple[Part, list[tuple[Matrix, Tensor]], Tensor]]:

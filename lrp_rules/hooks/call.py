@@ -33,6 +33,8 @@ class HookInterface(ABC):
     may_rerun: ClassVar[bool] = False
     #: Whether no relevance goes on, so that what comes out is a constant for all that follows.
     is_constant: ClassVar[bool] = False
+    #: Whether it says how much relevance each parameter has.
+    divides_parameters: bool = False
     #: Names of the parameters that the rule changes, none of them for all; None where it changes none.
     changed_parameters: frozenset[str] | None = None
 
@@ -57,6 +59,12 @@ class HookInterface(ABC):
     @abstractmethod
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
         """Return the relevance of each input."""
+
+    def _divide(
+        self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors, names: Sequence[str]
+    ) -> Sequence[Tensor]:
+        """Return the relevance of parameters; only rules with ``divides_parameters`` are asked."""
+        raise NotImplementedError
 
     @abstractmethod
     def _differentiate(
@@ -107,6 +115,8 @@ class Call:
     parameters: int = 0
     #: What these get, if not nothing: torch calls the hooks of a parameter in any case, and they expect a tensor.
     to_parameters: Sequence[Tensor | None] = ()
+    #: Names of the parameters whose relevance is asked for: behind all else, the node has an input for each.
+    asked: tuple[str, ...] = ()
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
     graph: Sequence[torch.autograd.graph.GradientEdge | None] = ()
 

@@ -275,6 +275,18 @@ class LayerHook(Hook):
         return call.kind(call.module, inputs, outputs, shape, given, zero_params, run=call.run, buffers=buffers)
 
     def _propagate(self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
+        hook, layer, relevance = self._seen(call, inputs, saved, relevance)
+        if type(self).backward is LayerHook.backward:
+            return hook.relevances(layer, relevance)
+        hook = copy.copy(hook)
+        vars(hook)["_layer"] = layer
+        nothing = (None,) * len(inputs)
+        return _answer(hook.backward(call.module, nothing, relevance), nothing)
+
+    def _seen(
+        self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors
+    ) -> tuple[Self, Layer, Tensors]:  # fmt: skip
+        """Return the hook with what it keeps of the call, the call as a layer, and the relevance in its dtype."""
         hook, saved = self._private(call, saved) if call.kept else (self, saved)
         names = call.names
         given: dict[str, Tensor | None] = dict(zip(names, saved, strict=False))
@@ -303,12 +315,7 @@ class LayerHook(Hook):
             layer.run, layer.known_right = repeated, call.known_right
             if isinstance(layer, TracedLayer) and self.changes_weights:
                 layer = effective(self, layer)
-        if type(self).backward is LayerHook.backward:
-            return hook.relevances(layer, relevance)
-        hook = copy.copy(hook)
-        vars(hook)["_layer"] = layer
-        nothing = (None,) * len(inputs)
-        return _answer(hook.backward(call.module, nothing, relevance), nothing)
+        return hook, layer, relevance
 
     @staticmethod
     def _dtype(call: Call, inputs: Tensors, given: Mapping[str, Tensor | None]) -> torch.dtype | None:

@@ -56,19 +56,24 @@ class Node(torch.autograd.Function):
             if call.places != [parameter.data_ptr() for parameter in used]:
                 _check_replaced(call, used)
         if call.in_derivative or Derivative.under_way():
-            return (None, None, None, *Node._differentiated(ctx, call, inputs, saved, relevance))
+            found = Node._differentiated(ctx, call, inputs, saved, relevance)
+            return (None, None, None, *found, *(None,) * len(call.asked))
         device = relevance[0].device.type
+        shares: Sequence[Tensor | None] = ()
         if device != "meta" and torch.is_autocast_enabled(device):  # 'meta' knows no autocast
             with torch.autocast(device, enabled=False):
                 answer = call.hook._propagate(call, inputs, saved, relevance)
+                shares = _shares(ctx, call, inputs, saved, relevance) if call.asked else ()
         else:
             answer = call.hook._propagate(call, inputs, saved, relevance)
+            shares = _shares(ctx, call, inputs, saved, relevance) if call.asked else ()
         if [r if r is None else r.shape for r in answer] != call.shapes:
             answer = _one_for_each(call, answer, ctx.next_functions)
         if torch.is_grad_enabled():
             used = (*inputs, *saved[len(call.kept) : len(call.kept) + len(call.names)])
             answer = [r if r is None else Derivative.behind(r, used) for r in answer]
-        return (None, None, None, *answer, *(call.to_parameters or (None,) * call.parameters))
+            shares = [r if r is None else Derivative.behind(r, used) for r in shares]
+        return (None, None, None, *answer, *(call.to_parameters or (None,) * call.parameters), *shares)
 
     @staticmethod
     def _differentiated(
@@ -92,6 +97,15 @@ class FunctorchNode(Node):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, saved, _returned, *given = inputs
         Node.forward(ctx, call, saved, (output,), *given)
+
+
+def _shares(ctx: Any, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors) -> Sequence[Tensor | None]:
+    """Return the relevance of the parameters that are asked for, where this pass wants it."""
+    edges = ctx.next_functions[-len(call.asked) :]
+    wanted = [torch._C._will_engine_execute_node(node) for node, _ in edges]
+    names = [name for name, needed in zip(call.asked, wanted, strict=True) if needed]
+    found = iter(call.hook._divide(call, inputs, saved, relevance, names) if names else ())
+    return [next(found) if needed else None for needed in wanted]
 
 
 def _check_replaced(call: Call, used: Tensors) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -40,7 +41,7 @@ from lrp_rules.layers.numbers import agree
 from lrp_rules.modules import is_seen, modules_of, properties
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from lrp_rules.hooks.call import HookInterface
@@ -59,6 +60,8 @@ class Registration:
     module: nn.Module
     calls: int = 0
     unrepeated: int = 0
+    #: By the ids of parameters: the tensors at which autograd is asked for their relevance.
+    asked: Mapping[int, Tensor] = MappingProxyType({})
     #: Whether calls begin with ``_before``.
     _prepares: bool = False
 
@@ -284,17 +287,34 @@ class Registration:
         )
         raise RuntimeError(msg)
 
-    def put(self, hook: HookInterface, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        """Return the output of a known layer behind a node with a rule, as if ``module`` had given it for ``x``."""
+    def put(
+        self,
+        hook: HookInterface,
+        module: nn.Module,
+        x: Tensor,
+        output: Tensor,
+        asked: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the output of a known layer behind a node with a rule, as if ``module`` had given it for ``x``.
+
+        ``asked`` are the tensors at which the relevance of its parameters is asked for, by name.
+        """
         if not x.requires_grad:
             return output
         call = Call(hook, module, layer_type(module), [x.shape])
         call.in_torch_func = interpreters() is not None
-        return self._put(call, (x,), (output,))[0]
+        return self._put(call, (x,), (output,), asked)[0]
 
-    def _put(self, call: Call, inputs: Tensors, outputs: Tensors) -> Tensors:
+    def _put(
+        self, call: Call, inputs: Tensors, outputs: Tensors, asked: Mapping[str, Tensor] | None = None
+    ) -> Tensors:  # fmt: skip
         """Return the outputs behind a node, in place of the graph that they have."""
         saved, parameters, keep = call.hook._record(call, inputs, outputs)
+        if self.asked and asked is None:
+            pairs = zip(call.names, parameters, strict=False)
+            asked = {name: self.asked[id(value)] for name, value in pairs if id(value) in self.asked}
+        if asked:
+            call.asked = tuple(asked)
         call.parameters, call.used = len(parameters), None
         if running:
             call.within = outermost()
@@ -309,7 +329,10 @@ class Registration:
             call.output = Watched(returned[0].detach())
         if Derivative.alive and Derivative.under_way():
             call.in_derivative = is_in_checkpoint("backward")
-        made = (FunctorchNode if call.in_torch_func else Node).apply(call, saved, returned, *inputs, *parameters)  # type: ignore[no-untyped-call]
+        node = FunctorchNode if call.in_torch_func else Node
+        # views, since the engine tells of no leaf whether it is asked for
+        ends = [end.view_as(end) for end in asked.values()] if asked else ()
+        made = node.apply(call, saved, returned, *inputs, *parameters, *ends)  # type: ignore[no-untyped-call]
         return made if isinstance(made, tuple) else (made,)
 
     def _check_written(

@@ -18,6 +18,7 @@ from lrp_rules.layers.known import LinearLayer, layer_type
 from lrp_rules.networks.attachment import Attachment
 from lrp_rules.networks.between import Between
 from lrp_rules.networks.folding import FoldBatchNorm, Folding
+from lrp_rules.networks.keeping import ends_for, parameters
 from lrp_rules.networks.keys import by_function, check_keys, check_rules, chosen, flat, listed, matches
 from lrp_rules.networks.watch import Watch, flow_of
 
@@ -123,7 +124,8 @@ def attach(
     strict
         Whether it is an error, and no warning, if relevance goes through a function that has no rule.
     keep
-        Name or names of modules at whose outputs the relevance is wanted, too: see ``Attachment.kept``.
+        Name or names of modules at whose outputs the relevance is wanted, too, or of weights and biases whose own
+        relevance is wanted: see ``Attachment.kept``.
 
     Returns
     -------
@@ -142,7 +144,8 @@ def attach(
     ------
     ValueError
         If a module with parameters of its own, and none below it, matches nothing; if a name in ``rules`` or
-        ``ignore`` matches no module; if no rule can be given for a function.
+        ``ignore`` matches no module; if no rule can be given for a function; if ``keep`` names a parameter that is not
+        the weight or bias of a linear layer or convolution with a rule that says how much relevance passes through it.
     TypeError
         If the model is no module; if the rules are neither a dictionary nor a composite; if a key is neither a type of
         module nor a name nor a function, or a rule is none, such as a class in place of its object.
@@ -175,7 +178,8 @@ def attach(
         for name, module in model.named_modules(remove_duplicate=False):
             names.setdefault(module, []).append(name)
         check_keys([*table, *ignored, *left_out], names, any_model=composite is not None)
-        missing = {*kept} - {name for own in names.values() for name in own}
+        wanted = parameters(model, kept)
+        missing = {*kept} - {*wanted} - {name for own in names.values() for name in own}
         check_keys(sorted(missing, key=str), {}, any_model=False)
         decided, taken = chosen(names, table, list(ignored), demands=composite is None)
         roots = [module for module, own in names.items() if any(matches(key, module, own) for key in left_out)]
@@ -187,6 +191,12 @@ def attach(
     attachment = Attachment(model, between, [part for root in roots for part in root.modules()], left)
     attachment._canonized = canonized
     try:
+        in_force = {
+            module: [rule, *(other for key, other in first.items() if matches(key, module, names[module]))][:2]
+            for module, rule in decided.items()
+        }
+        between.asked, ends = ends_for(wanted, model, in_force)
+        attachment.kept.update(ends)
         for module, own in names.items():
             for name in {*own} & {*kept}:
                 attachment.keep(name, module)
@@ -196,6 +206,8 @@ def attach(
             if module in decided:
                 at_first = next((rule for key, rule in first.items() if matches(key, module, own)), None)
                 registration = _registered(attachment, decided[module], at_first, module)
+                if registration is not None:
+                    registration.asked = between.asked
             attachment._watches.append(Watch(between, own[0], module, registration, is_open=module not in taken))
     except BaseException:
         attachment._remove()

@@ -6,17 +6,14 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_leaves
-
 from lrp_rules.errors import see
-from lrp_rules.hooks.calls import Calls, drop_hooks, is_compiled, never_called
+from lrp_rules.hooks.calls import Calls, is_compiled, never_called
 from lrp_rules.networks.between import here
+from lrp_rules.networks.keeping import Keeper
 from lrp_rules.networks.report import table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from torch import nn
@@ -42,6 +39,7 @@ class Attachment:
         self._model, self._unused = model, set(unused)
         #: For the modules named in ``keep``, where the relevance of their last output can be had: a GradientEdge, that
         #: torch.autograd.grad takes beside or in place of an input; for an output of several tensors, one for each.
+        #: For a weight or bias, a tensor of its shape, whose gradient is the relevance of the parameter.
         self.kept: dict[str, Any] = {}
         self._handles: list[Any] = []
         self._watches: list[Watch] = []
@@ -55,7 +53,7 @@ class Attachment:
 
     def keep(self, name: str, module: nn.Module) -> None:
         """Note where the relevance of a module's output can be had, at each of its calls."""
-        keeper = _Keeper(self.kept, name)
+        keeper = Keeper(self.kept, name)
         keeper.handles = [module.register_forward_hook(keeper.note)]
         self._handles.append(keeper)
 
@@ -159,32 +157,3 @@ class Attachment:
             complaint = self._complaint()
             if complaint:
                 warnings.warn(complaint, RuntimeWarning, stacklevel=1)
-
-
-class _Keeper:
-    """Notes where the relevance of a module's last output can be had."""
-
-    handles: Sequence[Any] = ()
-
-    def __init__(self, kept: dict[str, Any], name: str) -> None:
-        self._kept, self._name = kept, name
-
-    def note(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if not self.handles:  # a copy
-            drop_hooks(module, lambda owner: owner is self)
-            return
-        # not the tensor itself: the next module may write into that
-        tensors = [tensor for tensor in tree_leaves(output) if isinstance(tensor, Tensor) and tensor.requires_grad]
-        edges = tuple(get_gradient_edge(tensor) for tensor in tensors)
-        self._kept[self._name] = edges[0] if isinstance(output, Tensor) and edges else edges
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles = ()
-
-    def __deepcopy__(self, memo: Any) -> _Keeper:
-        return _Keeper({}, self._name)
-
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any], str], _Keeper], tuple[Any, ...]]:
-        return _Keeper, ({}, self._name)

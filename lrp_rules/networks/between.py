@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import CodeType, FrameType
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from lrp_rules.hooks.hook import Hook
     from lrp_rules.hooks.registration import Registration
@@ -75,6 +75,8 @@ class Between:
         self.strict, self.quiet = strict, quiet
         #: By the ids of weights: the rule of the module, which functions that use the weight have, too.
         self.by_weight: dict[int, tuple[Hook, Registration | None]] = {}
+        #: By the ids of parameters: the tensors at which their relevance is asked for.
+        self.asked: dict[int, Tensor] = {}
         self.calls: dict[Place, int] = {}
         self.ruled: dict[Place, Hook] = {}
         #: Operations through which relevance went without a rule, and how often.

@@ -277,6 +277,7 @@ class Flow(TorchFunctionMode):
         if folds is not None:
             return folds(module, inputs, self)
         registration = hook.register(module)
+        registration.asked = self.between.asked
         try:
             result = module(*inputs)
         finally:

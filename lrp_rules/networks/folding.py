@@ -63,6 +63,7 @@ class FoldBatchNorm(Hook):
     def fold(self, module: nn.Module, inputs: Sequence[Tensor], flow: Flow) -> Tensor:
         """Call a batch norm that is no module of the model, and fold it."""
         registration = Folding(self, module, lambda: flow)
+        registration.asked = flow.between.asked
         try:
             return module(*inputs)  # type: ignore[no-any-return]
         finally:
@@ -101,8 +102,22 @@ class Folding(Registration):
                 self.folded += 1
                 if self.unrepeated:
                     self.unrepeated -= is_in_checkpoint("backward")
-                return self.put(layer.hook, folded, layer.x, output)
+                return self.put(layer.hook, folded, layer.x, output, self._asked_of(layer.module, module))
         return super()._after(module, args, kwargs, output)
+
+    def _asked_of(self, layer: nn.Module, norm: nn.Module) -> dict[str, Tensor]:
+        """Return what is asked of the pair: each weight of the layer is one of its own there, and no bias is."""
+        if not self.asked:
+            return {}
+        if id(layer._parameters.get("bias")) in self.asked:
+            msg = (
+                f"the relevance of the bias of {layer} is asked for, and {norm} is folded into that layer: both are in "
+                "the constant of the two, which has one relevance; expected the bias of a layer without a batch norm. "
+                f"Ask for the weight of the layer{see('relevance-of-parameters')}"
+            )
+            raise ValueError(msg)
+        weight = id(layer._parameters.get("weight"))
+        return {"weight": self.asked[weight]} if weight in self.asked else {}
 
 
 def _folded(layer: nn.Module, x: Tensor, norm: nn.Module) -> nn.Module | None:
