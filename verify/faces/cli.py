@@ -28,7 +28,7 @@ from verify.subjects.protocol import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from verify.model import Case
+    from verify.explaining.asked import Numbers
     from verify.reports.report import Report
 
 
@@ -256,20 +256,27 @@ def _verify(request: Request) -> Status:
     if request.searching:
         searching.rules_and_dtypes(request)  # before anything is printed
     console = _console(request.json)
+    part = shards.deal(selected, *request.shard)
     try:
         check_itself()
         known = None if request.deviations is None else running.known_deviations(request.deviations)
-        report = running.run(
-            request, source, selected, shards.deal(selected, *request.shard),
-            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
-        )  # fmt: skip
+        with running.started(request, source, part) as runner:
+            report = running.run(
+                request, source, runner, selected, part,
+                lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
+            )  # fmt: skip
+            if known is not None:
+                report = running.explained(report, known, source)
+            if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
+                report = running.diagnosed(report, request, runner, source)
+            told = (
+                running.numbers(request, report, runner, {case.id: case for case in selected})
+                if request.ids and not request.quiet
+                else {}
+            )
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
-    if known is not None:
-        report = running.explained(report, known, source)
-    if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
-        report = running.diagnosed(report, request, source)
-    _show(request, report, {case.id: case for case in selected}, console)
+    _show(request, report, told, console)
     if selection.BASELINE in request.files:
         terminal.say(console, _write_baseline(request, report))
     if found := searching.finds(report.outcomes, [case.id for case in selected]):
@@ -280,14 +287,13 @@ def _verify(request: Request) -> Status:
     return status_of(report)
 
 
-def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
+def _show(request: Request, report: Report, told: Mapping[str, Numbers], console: Console) -> None:
     if request.ids and not request.quiet:
-        found = running.numbers(request, report, cases)
         for outcome in report.outcomes:
-            told = found.get(outcome.id)
-            terminal.show_case(report, outcome, console, () if told is None else ("ledger", "worst entry"))
-            if told is not None:
-                numbers.show(outcome.rule, outcome.dtype, told, console)
+            found = told.get(outcome.id)
+            terminal.show_case(report, outcome, console, () if found is None else ("ledger", "worst entry"))
+            if found is not None:
+                numbers.show(outcome.rule, outcome.dtype, found, console)
     if request.ids or request.quiet:
         terminal.show_totals(report, console)
     else:

@@ -208,7 +208,7 @@ class Cases:
         """Yield what explains the failures of a rule, and a doubt about the known deviations."""
         from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415  imported when wanted alone
         from verify.model import Finding, Verdict  # noqa: PLC0415
-        from verify.runs.worker import outcome_of  # noqa: PLC0415
+        from verify.runs.outcomes import outcome_of  # noqa: PLC0415
         from verify.subjects.loading import load  # noqa: PLC0415
 
         if self._known is not None and (doubt := self._known.doubt(self._report.subject.version)):

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import Flaky
 
 from verify.checks.examples import case_of
-from verify.model import BAD, Finding, Level, NotOfferedError, Outcome, Verdict
+from verify.formats.text import text_of
+from verify.model import BAD, TIME_LIMIT, Finding, Level, NotOfferedError, Outcome, UnansweredError, Verdict
 from verify.questions.examples import CHECK, Example
 from verify.questions.strategies import examples
 
@@ -68,11 +69,12 @@ def _round(
     subject: Subject, rule: str, dtypes: Sequence[str], seed: int, count: int, progress: Callable[[int], None]
 ) -> Outcome:
     wrong: list[tuple[Example, Finding]] = []
-    best = 0.0
+    best, offered = 0.0, False
 
     def ask(example: Example) -> None:
-        nonlocal best
+        nonlocal best, offered
         finding = _finding(example, subject)
+        offered |= finding.verdict is not Verdict.NOT_OFFERED
         best = max(best, finding.ratio or 0.0)
         if finding.verdict in BAD:
             wrong.append((example, finding))
@@ -85,10 +87,9 @@ def _round(
         )(hypothesis.given(examples(rule, dtypes))(ask))
     )  # fmt: skip
     begun = time.perf_counter()
+    missing = Finding(Verdict.NOT_OFFERED, reason=f"{subject.spec} has no {rule}")
     if not subject.offers(rule):
-        return _outcome(
-            f"{CHECK}/{rule}", rule, Finding(Verdict.NOT_OFFERED, reason=f"{subject.spec} has no {rule}"), 0.0
-        )
+        return _outcome(f"{CHECK}/{rule}", rule, missing, 0.0)
     try:
         run()
     except (_FoundError, Flaky):
@@ -97,6 +98,8 @@ def _round(
         return _outcome(example.id, rule, finding, time.perf_counter() - begun, example)
     finally:
         progress(count)
+    if not offered:
+        return _outcome(f"{CHECK}/{rule}", rule, missing, 0.0)
     name = f"{CHECK}/{rule}/seed-{seed}/{count}-examples"
     return _outcome(name, rule, Finding(Verdict.PASS, best), time.perf_counter() - begun)
 
@@ -130,12 +133,18 @@ def _simpler(example: Example) -> Iterator[Example]:
 
 
 def _finding(example: Example, subject: Subject) -> Finding:
+    case = case_of(example)
     try:
-        return case_of(example).run(subject)
+        with subject.asking(case, TIME_LIMIT):
+            return case.run(subject)
     except NotOfferedError as error:
-        return Finding(Verdict.NOT_OFFERED, reason=str(error))
-    except Exception as error:  # noqa: BLE001  the subject may raise anything
-        return Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {error}")
+        return Finding(Verdict.NOT_OFFERED, reason=text_of(error))
+    except UnansweredError as error:
+        return error.finding
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {text_of(error)}")
 
 
 def _outcome(id_: str, rule: str, finding: Finding, seconds: float, example: Example | None = None) -> Outcome:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from verify.formats.operands import ruled
 from verify.model import RULES, NotOfferedError, Subject
+from verify.subjects.answering import told
 
 if TYPE_CHECKING:
     from verify.model import Problem
@@ -21,6 +22,12 @@ def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> 
 
     On an operation of several tensors, the rule is put on that, and x has them side by side.
     """
+    (r,) = told(rule, lambda: [_relevance_of(rule, module, x, relevance)])
+    found: Tensor = r
+    return found
+
+
+def _relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
     handle = rule.register(ruled(module))
     try:
         x = x.detach().requires_grad_()
@@ -32,6 +39,12 @@ def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> 
 
 def relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     """Return what a rule makes of the relevance of a problem, asked for as the problem says: each way is the same."""
+    (r,) = told(rule, lambda: [_relevance_by_call(rule, problem)])
+    found: Tensor = r
+    return found
+
+
+def _relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     module, x, relevance, call = problem.module, problem.x, problem.relevance, problem.call
     if call == "copy":
         if not hasattr(rule, "copy"):

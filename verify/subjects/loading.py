@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from verify.formats.text import text_of
 from verify.model import RULES, Subject, SubjectError
 from verify.subjects.protocol import is_command, port
 
@@ -57,8 +58,10 @@ def named(spec: str) -> Any:
         namespace = _import(module_name)
         for part in filter(None, attribute.split(".")):
             namespace = getattr(namespace, part)
-    except Exception as error:
-        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{_hint(module_name)}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {text_of(error)}{_hint(module_name)}"
         raise SubjectError(msg) from error
     finally:
         if added:
