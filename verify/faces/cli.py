@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import multiprocessing
 import shlex
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pebble import ProcessPool
 from rich.console import Console
 from typer.core import TyperGroup
 
@@ -16,6 +17,7 @@ from verify.explaining.deviations import baseline
 from verify.faces import auditing, running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
+from verify.formats.text import shortened, text_of
 from verify.model import TIME_LIMIT
 from verify.reports import export, numbers, terminal
 from verify.reports.merging import merge as merge_files
@@ -340,12 +342,16 @@ def _write_file(option: str, path: Path, content: bytes) -> None:
 
 
 def _draw(request: Request) -> None:
-    from verify.reports import network_figure  # noqa: PLC0415  imports torch and matplotlib
-    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
-
+    draw = partial(running.draw, request.subject, request.files["figure"], request.device)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            network_figure.draw(load(request.subject), request.files["figure"], device=request.device)
-    except Exception as error:
-        msg = f"--figure could not be drawn: {type(error).__name__}: {error}"
+        if request.workers == 0:
+            draw()
+        else:
+            # in a process of its own: the subject may end it
+            with ProcessPool(1, context=multiprocessing.get_context("spawn")) as pool:
+                pool.schedule(draw).result()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        msg = f"--figure could not be drawn: {type(error).__name__}: {shortened(text_of(error))}"
         raise UnusableError(msg) from error

@@ -24,6 +24,7 @@ from verify.runs.worker import SubjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from verify.explaining.asked import Numbers
     from verify.model import Case, Outcome
@@ -192,3 +193,12 @@ def diagnosed(report: Report, request: Request, runner: Runner, source: Source) 
         except KeyboardInterrupt:
             return replace(report, notes=(*report.notes, "Interrupted: no diagnosis was made"))
     return replace(report, diagnoses=tuple(found))
+
+
+def draw(subject: str, path: Path, device: str) -> None:
+    """Draw where the relevance of a subject goes in the network of digits, in this process."""
+    from verify.reports import network_figure  # noqa: PLC0415  imports torch and matplotlib
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    with contextlib.redirect_stdout(sys.stderr):
+        network_figure.draw(load(subject), path, device=device)

@@ -65,7 +65,7 @@ class Host:
             If the subject cannot be loaded.
 
         """
-        if self._process is not None and self._process.alive:
+        if self._process is not None and self._process.alive and self._process.quiet:
             return self._about
         self.end()
         self._process = self._start()
@@ -89,7 +89,7 @@ class Host:
         assert self._process is not None
         try:
             found, data = self._process.ask({"do": "case", "id": case.id, "numbers": case.check in NUMBERS}, seconds)
-            reply = _reply(found, data)
+            reply = _answers(found, data) if case.check in NUMBERS else _whole(found)
         except Trouble as trouble:
             self._process = None
             return Reply(Finding(_VERDICTS[trouble.kind], reason=str(trouble)))
@@ -107,12 +107,16 @@ class Host:
             self._process = None
 
 
-def _reply(found: Mapping[str, Any], data: bytes) -> Reply:
-    left = str(found.get("left", ""))
-    if "finding" in found:
-        return Reply(_finding(found["finding"]), left=left)
+def _answers(found: Mapping[str, Any], data: bytes) -> Reply:
     after = None if found["after"] is None else _finding(found["after"])
-    return Reply(None, list(found["answers"]), data, after, bool(found["asked"]), left)
+    if after is not None and after.verdict not in {Verdict.NOT_OFFERED, Verdict.ERROR}:
+        msg = f"a verdict, {after.verdict}, which is not its own to make"
+        raise ValueError(msg)
+    return Reply(None, list(found["answers"]), data, after, bool(found["asked"]), str(found["left"]))
+
+
+def _whole(found: Mapping[str, Any]) -> Reply:
+    return Reply(_finding(found["finding"]))
 
 
 def _finding(found: Mapping[str, Any]) -> Finding:

@@ -41,6 +41,8 @@ _SIZES = struct.Struct("!QQ")
 _LOOK = 0.05
 _CHUNK = 2**20
 _adopting: list[bool] = []
+#: The numbers of the processes that are asked by this one.
+_asked: set[int] = set()
 
 
 class Isolated:
@@ -53,9 +55,11 @@ class Isolated:
     def __init__(self, make: Callable[[], Handler], *, fork: bool, memory: int | None = None) -> None:
         self._parent = os.getppid()
         self._ended = False
+        self._seq = 0
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = _Forked(make, theirs, memory) if fork else _started(make, self._socket, theirs, memory)
+        _asked.add(self._process.pid)
         # also where a worker is told to end: multiprocessing then runs what is registered with it
         Finalize(self, Isolated.end, args=(self,), exitpriority=10)
 
@@ -63,6 +67,16 @@ class Isolated:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._process.poll() is None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is nothing that nobody asked for: it would be taken for the next answer."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+        return False
 
     def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes]:
         """Send a request and return the answer.
@@ -74,14 +88,15 @@ class Isolated:
 
         """
         deadline = time.monotonic() + seconds
+        self._seq += 1
         try:
             with contextlib.suppress(OSError):  # that it has ended is found when reading
                 self._socket.settimeout(seconds)
-                send(self._socket, request)
+                send(self._socket, request | {"seq": self._seq})
             first, second = _SIZES.unpack(self._read(_SIZES.size, deadline, seconds))
             _check(first, second)
             head, data = self._read(first, deadline, seconds), self._read(second, deadline, seconds)
-            return _object(head), data
+            return _object(head, self._seq), data
         except BaseException:
             self.end()
             raise
@@ -96,6 +111,7 @@ class Isolated:
             with contextlib.suppress(OSError):
                 kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _asked.discard(self._process.pid)
         if _adopting:
             _end_children()
 
@@ -151,13 +167,13 @@ def _check(first: int, second: int) -> None:
         raise Trouble(Kind.RUBBISH, f"an answer of {first + second} bytes")
 
 
-def _object(head: bytes) -> dict[str, Any]:
+def _object(head: bytes, seq: int) -> dict[str, Any]:
     try:
         found = json.loads(head)
     except (ValueError, RecursionError) as error:
         raise Trouble(Kind.RUBBISH, f"an answer that is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise Trouble(Kind.RUBBISH, f"an answer that is a {type(found).__name__}")
+    if not isinstance(found, dict) or found.get("seq") != seq:
+        raise Trouble(Kind.RUBBISH, f"an answer that is not that to request {seq}")
     return found
 
 
@@ -231,7 +247,8 @@ def _serve(make: Callable[[], Handler], theirs: socket.socket, memory: int | Non
     _limit(memory)
     handle = make()
     while (message := _receive(theirs)) is not None:
-        send(theirs, *handle(message[0]))
+        answer, data = handle(message[0])
+        send(theirs, answer | {"seq": message[0]["seq"]}, data)
     # nobody asks any more
     os.killpg(0, signal.SIGKILL)
     _exit(1)
@@ -283,6 +300,16 @@ def _limit(memory: int | None) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
+def memory_limit() -> int | None:
+    """Return how many bytes this process may allocate; None where nothing limits it."""
+    if os.name != "posix":
+        return None
+    import resource  # noqa: PLC0415  POSIX alone has it
+
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def share_of_memory(workers: int) -> int | None:
     """Return how many bytes each of so many processes may allocate: the machine's, divided; None where unknown."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -291,7 +318,7 @@ def share_of_memory(workers: int) -> int | None:
 
 
 def _end_children() -> None:
-    """End all children of this process, and theirs, which become ours."""
+    """End all that has become a child of this process, and its children, which become ours."""
     for _ in range(1000):
         children = _children()
         if not children:
@@ -311,4 +338,4 @@ def _children() -> list[int]:
             # the name, in parentheses, may hold anything
             if path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1] == own:
                 found.append(int(path.parent.name))
-    return found
+    return [pid for pid in found if pid not in _asked]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Nothing here imports torch before it is called, see worker.py.
-from verify.formats.text import printable, text_of
+from verify.formats.text import shortened, text_of
 from verify.model import (
     BAD,
     TIME_LIMIT,
@@ -28,6 +28,7 @@ from verify.model import (
     Verdict,
 )
 from verify.runs.hosted import Hosted
+from verify.runs.isolation import memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from verify.model import Subject
     from verify.runs.state import State
 
-_LONGEST_REASON = 400
+#: Characters of a detail.
+_LONGEST = 20_000
 #: The detail that says what a case has left changed in its process.
 _LEFT = "left changed"
 
@@ -189,7 +191,7 @@ def outcome_of(case: Case, finding: Finding, seconds: float) -> Outcome:
         ratio=None if finding.ratio is None else float(finding.ratio),
         probable=None if finding.probable is None else float(finding.probable),
         undecided=float(finding.undecided),
-        reason=_shortened(finding.reason),
+        reason=shortened(finding.reason),
         seconds=seconds,
         details=_plain(finding.details),
         undecidable=None if finding.undecidable is None else float(finding.undecidable),
@@ -198,6 +200,8 @@ def outcome_of(case: Case, finding: Finding, seconds: float) -> Outcome:
 
 def _plain(value: Any) -> Any:
     """Return plain data: what a check puts into details may hold scalars and arrays of NumPy or torch."""
+    if type(value) is str and len(value) > _LONGEST:
+        return value[: _LONGEST - 1] + "…"
     if value is None or type(value) in {bool, int, float, str}:
         return value
     if isinstance(value, dict):
@@ -216,9 +220,13 @@ def reason_of(error: BaseException, spec: str) -> str:
     inside = [(f, line) for f, line in frames if str(f.f_globals.get("__name__")).partition(".")[0] == package]
     frame, line = (inside or frames)[-1]
     where = f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-    return f"{_shortened(f'{type(error).__name__}: {text_of(error)}'.removesuffix(': '))} ({where})"
+    said = shortened(f"{type(error).__name__}: {text_of(error)}".removesuffix(": "))
+    return f"{_of_memory(error)}{said} ({where})"
 
 
-def _shortened(text: str) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= _LONGEST_REASON else line[: _LONGEST_REASON - 1] + "…"
+def _of_memory(error: BaseException) -> str:
+    """Name the limit that an exception is about; empty for all others."""
+    if not isinstance(error, MemoryError) and "allocate memory" not in text_of(error)[:1000]:
+        return ""
+    limit = memory_limit()
+    return "" if limit is None else f"out of memory, of which a worker may have {limit / 2**30:.3g} GiB: "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.formats.operands import ruled
+from verify.formats.text import shortened, text_of
 from verify.model import RULES, NotOfferedError, Subject
 from verify.subjects.answering import told
 
@@ -87,12 +88,17 @@ def smoke(subject: Subject) -> str | None:
             r: Any = relevance_of(subject.get(name)(**_ARGUMENTS.get(name, {})), module, x, relevance)
         except NotOfferedError as error:
             reasons.append(f"{name}: {error}")
-        except Exception as error:  # noqa: BLE001  whatever it is, the subject says that it cannot
-            reasons.append(f"{name}: {type(error).__name__}: {error}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            # whatever it is, the subject says that it cannot
+            reasons.append(f"{name}: {type(error).__name__}: {shortened(text_of(error))}")
         else:
             if isinstance(r, torch.Tensor) and r.shape == x.shape:
                 return None
-            reasons.append(f"{name}: the relevance is {r!r}, expected a tensor of shape {tuple(x.shape)}")
+            reasons.append(
+                f"{name}: the relevance is {shortened(repr(r))}, expected a tensor of shape {tuple(x.shape)}"
+            )
     if not reasons:
         return f"{subject.spec} has none of the classes {', '.join(RULES)}"
     return (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from verify.formats.text import text_of
+from verify.formats.text import shortened, text_of
 from verify.model import RULES, Subject, SubjectError
 from verify.subjects.protocol import is_command, port
 
@@ -33,7 +33,7 @@ def load(spec: str) -> Subject:
             f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
         )
         raise SubjectError(msg)
-    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+    return Subject(spec, namespace, shortened(str(getattr(namespace, "__version__", None) or _version(module_name))))
 
 
 def named(spec: str) -> Any:
@@ -61,7 +61,7 @@ def named(spec: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {text_of(error)}{_hint(module_name)}"
+        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {shortened(text_of(error))}{_hint(module_name)}"
         raise SubjectError(msg) from error
     finally:
         if added:
