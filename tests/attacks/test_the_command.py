@@ -16,6 +16,7 @@ from verify.formats.environment import version
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, devices and limits of POSIX")
 
 SCRIPT = "from verify.faces import cli; from verify.runs import selection; selection.CASES = '{}:all_cases'; cli.main()"
+CASE = "agreement/Epsilon/linear-5-4/default/signed/float64"
 FAKES = Path(__file__).parents[1] / "verify" / "fakes"
 
 
@@ -83,7 +84,7 @@ def test_a_signal_that_ends_the_command_leaves_the_report(
 
 
 def test_a_terminal_that_knows_ascii_alone_and_has_20_columns(hostile: Path) -> None:
-    words = ["--subject", "rules:raises_megabytes", "--workers", 0, "--case", "agreement/Epsilon"]
+    words = ["--subject", "rules:raises_megabytes", "--workers", 0, "--case", CASE]
     status, out, err = call(hostile, *words, PYTHONIOENCODING="ascii", COLUMNS="20", NO_COLOR="1", TERM="dumb")
     assert status == 1
     assert "FAILED" in out

@@ -18,6 +18,7 @@ from verify.model import BAD, Level, Verdict
 from verify.reports.report import Call, Report, Shard
 from verify.runs import searching, shards
 from verify.runs.order import by_urgency
+from verify.runs.outcomes import alive
 from verify.runs.runner import Runner
 from verify.runs.selection import UnusableError
 from verify.runs.worker import SubjectInfo
@@ -82,8 +83,8 @@ def run(
                     ended = True
                     break
         if request.searching and not ended:
-            # what there is stays when it is interrupted
-            outcomes.extend(searching.run(request, runner.subject(request.subject)))
+            with alive():  # what there is stays when it is interrupted
+                outcomes.extend(searching.run(request, runner.subject(request.subject)))
     except KeyboardInterrupt:
         interrupted = True
     places = {case.id: index for index, case in enumerate(whole)}
@@ -169,10 +170,11 @@ def numbers(request: Request, report: Report, runner: Runner, cases: Mapping[str
     if not wanted:
         return {}
     subject = runner.subject(request.subject)
-    found = {
-        outcome.id: asked.numbers(cases[outcome.id], subject, seed=request.seed, seconds=request.time_limit)
-        for outcome in wanted
-    }
+    with alive():
+        found = {
+            outcome.id: asked.numbers(cases[outcome.id], subject, seed=request.seed, seconds=request.time_limit)
+            for outcome in wanted
+        }
     return {id_: one for id_, one in found.items() if one is not None}
 
 
@@ -186,7 +188,7 @@ def diagnosed(report: Report, request: Request, runner: Runner, source: Source) 
     unexplained = {outcome.id for outcome in report.unexplained}
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
     # its prints are not the report's, and torch's warnings of a layer are not its user's
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), alive():
         warnings.simplefilter("ignore")
         try:
             found = diagnose(outcomes, source.cases(), asking(runner.subject(request.subject)))

@@ -19,6 +19,8 @@ def all_cases(*, seed: int, dtypes: Sequence[str], device: str) -> tuple[Case, .
     """Both, in float64."""
     problem = partial(draw, LAYER, "signed", "float64", seed, device)
     runs = {rule: partial(agreement.agrees, problem, LAYER, variant(rule), device) for rule in ("Epsilon", "ZPlus")}
+    name = f"{LAYER.name}/default/signed/float64"
     return tuple(
-        Case(f"agreement/{rule}", rule, "Linear", "agreement", "float64", Level.MUST, run) for rule, run in runs.items()
+        Case(f"agreement/{rule}/{name}", rule, "Linear", "agreement", "float64", Level.MUST, run)
+        for rule, run in runs.items()
     )
