@@ -4,11 +4,14 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from verify.model import Outcome, Verdict
+from verify.runs.host import handler
+from verify.runs.hosted import Host
 from verify.runs.runner import Runner
 from verify.runs.worker import Source
 
@@ -135,3 +138,20 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_where_processes_are_not_forked_they_are_started_anew(hostile: Path) -> None:
+    host = Host(
+        "rules:exits_with_0",
+        partial(handler, SOURCE.cases, 3, "rules:exits_with_0", is_grid=False),
+        fork=False,
+        memory=2 * 2**30,
+    )
+    try:
+        first, second = (host.ask(case, 30) for case in SOURCE.cases().values())
+    finally:
+        host.end()
+    assert first.finding is not None
+    assert first.finding.reason == "the process ended with exit status 0"
+    assert [answer["dtype"] for (answer,) in second.answers] == ["float64"]
+    assert len(second.data) == 3 * 5 * 8

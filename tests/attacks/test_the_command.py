@@ -11,8 +11,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from verify.formats.environment import version
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, devices and limits of POSIX")
 
 SCRIPT = "from verify.faces import cli; from verify.runs import selection; selection.CASES = '{}:all_cases'; cli.main()"
@@ -140,6 +138,6 @@ def test_nothing_is_asked_of_a_network(hostile: Path, tmp_path: Path) -> None:
     seen, path = tmp_path / "seen", os.pathsep.join([str(tmp_path), str(hostile), os.environ.get("PYTHONPATH", "")])
     status, out, _ = call(hostile, "--subject", "lrp_rules", "--workers", 1, PYTHONPATH=path, SEEN=str(seen))
     assert status == 0, out
-    assert f"lrp_rules {version()}" in out
+    assert "Tested: lrp_rules " in out
     assert len((tmp_path / "seen.started").read_text().split()) >= 2
     assert not seen.exists(), seen.read_text()

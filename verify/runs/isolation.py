@@ -41,8 +41,8 @@ _SIZES = struct.Struct("!QQ")
 _LOOK = 0.05
 _CHUNK = 2**20
 _adopting: list[bool] = []
-#: The numbers of the processes that are asked by this one.
-_asked: set[int] = set()
+#: The processes that this one asks.
+_live: list[Isolated] = []
 
 
 class Isolated:
@@ -54,14 +54,18 @@ class Isolated:
 
     def __init__(self, make: Callable[[], Handler], *, fork: bool, memory: int | None = None) -> None:
         self._parent = os.getppid()
-        self._ended = False
         self._seq = 0
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = _Forked(make, theirs, memory) if fork else _started(make, self._socket, theirs, memory)
-        _asked.add(self._process.pid)
+        _live.append(self)
         # also where a worker is told to end: multiprocessing then runs what is registered with it
         Finalize(self, Isolated.end, args=(self,), exitpriority=10)
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -103,17 +107,18 @@ class Isolated:
 
     def end(self) -> None:
         """End the process now, and what it has left behind."""
-        if self._ended:
+        if self not in _live:
             return
-        self._ended = True
         self._socket.close()
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(OSError):
                 kill(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        _asked.discard(self._process.pid)
         if _adopting:
-            _end_children()
+            _end_children([one.pid for one in _live if one is not self])
+        # last, since a signal may come between, see `end_all`
+        if self in _live:
+            _live.remove(self)
 
     def _read(self, count: int, deadline: float, seconds: float) -> bytes:
         found = bytearray()
@@ -141,6 +146,12 @@ class Isolated:
         while (status := self._process.poll()) is None and time.monotonic() < deadline:
             time.sleep(0.005)
         return "the process closed its connection" if status is None else ended(status)
+
+
+def end_all(*_: object) -> None:
+    """End all processes that this one asks, also where one is being ended."""
+    for one in _live:
+        one.end()
 
 
 def can_fork() -> bool:
@@ -202,14 +213,22 @@ class _Forked:
     def poll(self) -> int | None:
         """Return the exit status, the negative number of a signal, or None while it runs."""
         if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self._status = os.waitstatus_to_exitcode(status) if pid else None
+            self._look(os.WNOHANG)
         return self._status
 
     def wait(self) -> None:
         """Wait for its end."""
         if self._status is None:
-            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            self._look(0)
+
+    def _look(self, how: int) -> None:
+        try:
+            pid, status = os.waitpid(self.pid, how)
+        except ChildProcessError:
+            self._status = -signal.SIGKILL  # it was ended while somebody waited for it
+            return
+        if pid:
+            self._status = os.waitstatus_to_exitcode(status)
 
 
 #: The one way out of a forked process.
@@ -317,10 +336,10 @@ def share_of_memory(workers: int) -> int | None:
     return None
 
 
-def _end_children() -> None:
+def _end_children(but: list[int]) -> None:
     """End all that has become a child of this process, and its children, which become ours."""
     for _ in range(1000):
-        children = _children()
+        children = [pid for pid in _children() if pid not in but]
         if not children:
             return
         for pid in children:
@@ -338,4 +357,4 @@ def _children() -> list[int]:
             # the name, in parentheses, may hold anything
             if path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1] == own:
                 found.append(int(path.parent.name))
-    return [pid for pid in found if pid not in _asked]
+    return found

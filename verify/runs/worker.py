@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Nothing here imports torch before `begin`: it takes seconds, in which an interrupt would print a traceback a worker.
 from verify.model import TIME_LIMIT, Case, Outcome
 from verify.runs.hosted import Host, Hosted, Reply
-from verify.runs.isolation import adopt, can_fork
+from verify.runs.isolation import adopt, can_fork, end_all
 from verify.runs.outcomes import alive, ask, carried, loaded, tried
 from verify.subjects.protocol import is_command
 
@@ -166,6 +167,8 @@ def begin(source: Source, subjects: Sequence[str], time_limit: float, isolated: 
         os.dup2(nowhere, stream)
     if isolated:
         adopt()
+        # pebble's way to end a worker may meet one that is ending
+        signal.signal(signal.SIGTERM, partial(_leave, signal.getsignal(signal.SIGTERM)))
     else:
         # pebble takes a process that ends with status 0 for one that has finished, and would wait for its answer.
         os._exit = partial(_exit, os._exit)  # type: ignore[assignment]
@@ -174,6 +177,11 @@ def begin(source: Source, subjects: Sequence[str], time_limit: float, isolated: 
         _worker.append(Worker(source, subjects, time_limit, isolated=isolated, memory=memory))
     except Exception as error:  # noqa: BLE001  raised by every task
         _worker.append(RunnerError(f"a worker cannot start: {type(error).__name__}: {error}"))
+
+
+def _leave(as_before: Any, number: int, frame: object) -> None:
+    end_all()
+    as_before(number, frame)
 
 
 def _exit(really: Callable[[int], None], status: int = 0) -> None:
