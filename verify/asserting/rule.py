@@ -11,7 +11,7 @@ import torch
 from verify.asserting.cases import DTYPES, NAME, Asked, Patterns, cases_of
 from verify.checks.comparator import check_itself
 from verify.model import BAD, Case, Outcome, Subject, share_left
-from verify.runs.worker import ask
+from verify.runs.outcomes import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

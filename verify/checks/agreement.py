@@ -18,6 +18,7 @@ from verify.formats.remembered import remembered
 from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
 from verify.questions.variants import Sample, Variant
+from verify.subjects.answering import is_recording
 from verify.subjects.asking import relevance_by_call
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 def relevance_or_wrong(rule: Any, problem: Problem) -> tuple[Array | None, Finding | None]:
     """Return the subject's relevance, one row a sample; or what is wrong with it, or with torch."""
-    if unsupported := _unsupported(problem):
+    if not is_recording() and (unsupported := _unsupported(problem)):
         return None, unsupported
     x = problem.x
     r = relevance_by_call(rule, problem)

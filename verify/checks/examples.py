@@ -1,8 +1,8 @@
-"""Check ``search``: Hypothesis looks for numbers on which a rule is wrong, and shrinks what it finds.
+"""Check ``search``: Hypothesis looks for numbers on which a rule is wrong.
 
 The grid draws numbers of ordinary size; here they are those on which floating point breaks: zeros of both signs,
 subnormal, huge, tiny and nearly cancelling ones. Each run looks at the same few, and at what searches have found so
-far; ``--check search`` looks on, within a budget.
+far; ``--check search`` looks on, within a budget, and shrinks what it finds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from verify.checks import agreement
 from verify.checks.probing import of_python
 from verify.formats.remembered import forgetting
-from verify.model import BAD, Case, Finding, Level, NotOfferedError, Subject, Verdict
+from verify.model import BAD, Case, Finding, Level, Subject, Verdict
 from verify.questions.examples import CHECK, FOUND, Example
 from verify.questions.variants import drawn
 
@@ -64,22 +64,9 @@ def cases(*, seed: int, dtypes: Sequence[str]) -> Iterator[Case]:
 
 
 def _look(rule: str, dtype: str, seed: int, subject: Subject) -> Finding:
-    subject.get(rule)  # says so where it is not offered
-    example, finding = looked_for(subject, rule, (dtype,), seed, EACH_RUN)
-    return finding if example is None else replace(finding, reason=f"{finding.reason} (--case {example.id})")
-
-
-class _FoundError(Exception):
-    """A rule is wrong on an example; Hypothesis shrinks what raises it."""
-
-
-def looked_for(
-    subject: Subject, rule: str, dtypes: Sequence[str], seed: int, count: int
-) -> tuple[Example | None, Finding]:
-    """Try so many examples; return the simplest on which the rule is wrong, or None, and what was found."""
+    """Try examples, without shrinking what is found: a case asks the same questions whatever the answers are."""
     import hypothesis  # noqa: PLC0415  a quarter of a second, for nothing in most of what a worker asks
     from hypothesis import HealthCheck, Phase, settings  # noqa: PLC0415
-    from hypothesis.errors import Flaky  # noqa: PLC0415
 
     from verify.questions.strategies import examples  # noqa: PLC0415
 
@@ -88,58 +75,20 @@ def looked_for(
 
     def ask(example: Example) -> None:
         nonlocal best
-        finding = _finding(example, subject)
+        finding = case_of(example).run(subject)
         best = max(best, finding.ratio or 0.0)
         if finding.verdict in BAD:
             wrong.append((example, finding))
-            raise _FoundError
 
     run = hypothesis.seed(seed)(
         settings(
-            max_examples=count, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck), print_blob=False,
-        )(hypothesis.given(examples(rule, dtypes))(ask))
+            max_examples=EACH_RUN, deadline=None, database=None, phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )(hypothesis.given(examples(rule, (dtype,)))(ask))
     )  # fmt: skip
-    with forgetting():  # nobody asks for these again
-        try:
-            run()
-        except (_FoundError, Flaky):
-            return _simplest(*wrong[-1], subject)  # the last that failed is the smallest
-    return None, Finding(Verdict.PASS, best)
-
-
-def _simplest(example: Example, finding: Finding, subject: Subject) -> tuple[Example, Finding]:
-    """Go on where Hypothesis stops: it changes one number, or the length of one list, and here both have to change."""
-    left = _simpler(example)
-    while (simpler := next(left, None)) is not None:
-        if (found := _finding(simpler, subject)).verdict is finding.verdict:
-            example, finding = simpler, found
-            left = _simpler(example)
-    return example, finding
-
-
-def _simpler(example: Example) -> Iterator[Example]:
-    """Yield the example with one number in place of a list, and with fewer features."""
-    for name in ("weight", "bias", "x", "relevance"):
-        values: tuple[float, ...] = getattr(example, name)
-        for value in dict.fromkeys(values) if len(values) > 1 else ():
-            yield replace(example, **{name: (value,)})  # type: ignore[arg-type]  # names of tuples
-    if example.kind == "Linear":
-        n, features = example.shape
-        for options, shape in (
-            ({"out_features": 1}, (n, features)),
-            ({"in_features": 1}, (n, 1)),
-            ({}, (1, features)),
-        ):
-            simpler = replace(example, options=example.options | options, shape=shape)
-            if simpler != example:
-                yield simpler
-
-
-def _finding(example: Example, subject: Subject) -> Finding:
-    try:
-        return case_of(example).run(subject)
-    except NotOfferedError as error:
-        return Finding(Verdict.NOT_OFFERED, reason=str(error))
-    except Exception as error:  # noqa: BLE001  the subject may raise anything
-        return Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {error}")
+    with forgetting():  # nobody asks for these examples again
+        run()
+    if not wrong:
+        return Finding(Verdict.PASS, best)
+    example, finding = min(wrong, key=lambda one: len(one[0].id))
+    return replace(finding, reason=f"{finding.reason} (--case {example.id})")

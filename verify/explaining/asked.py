@@ -17,7 +17,6 @@ from reference.precision import model_for
 from verify.checks import agreement
 from verify.formats import layer_json
 from verify.formats.torch_layers import array, describe
-from verify.model import UnansweredError
 from verify.questions.variants import Sample, Variant
 from verify.subjects.asking import relevance_by_call
 
@@ -101,7 +100,9 @@ def _got(case: Case, setup: Setup, subject: Subject, seed: int, seconds: float) 
         if not isinstance(r, torch.Tensor) or r.shape != problem.x.shape:
             return None
         got: Array = array(r)
-    except (Exception, UnansweredError):  # noqa: BLE001  the verdict says what it raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  the verdict says what it raises
         return None
     finally:
         torch.set_num_threads(threads)

@@ -27,7 +27,7 @@ from verify.checks.comparator import compare
 from verify.explaining.asked import Setup
 from verify.explaining.diagnoses import DEFAULT, Diagnosis, Known
 from verify.formats.torch_layers import array, describe
-from verify.model import UnansweredError, Verdict
+from verify.model import TIME_LIMIT, Verdict
 from verify.questions.covering.rows import Covered
 from verify.questions.variants import Sample
 from verify.subjects.asking import relevance_by_call
@@ -99,21 +99,23 @@ def _narrowed(one: Diagnosis, found: Sequence[Diagnosis]) -> Diagnosis:
 
 
 def asking(subject: Subject) -> Ask:
-    """Return what asks a subject in this process."""
+    """Return what asks a subject."""
 
     def ask(case: Case) -> Array | None:
         setup = Setup(case)
         torch.manual_seed(0)
         torch.set_grad_enabled(True)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), subject.asking(case, TIME_LIMIT):
                 warnings.simplefilter("ignore")
                 rule = subject.get(case.rule)(**setup.arguments)
                 r = relevance_by_call(rule, setup.problem)
                 if r.shape != setup.problem.x.shape or r.dtype != setup.problem.x.dtype:
                     return np.empty((0, 0))  # no relevance of this input
                 return agreement.rows(r, batched=True)
-        except (Exception, UnansweredError):  # noqa: BLE001  a subject may raise anything; that is its answer
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001  a subject may raise anything; that is its answer
             return None
 
     return ask

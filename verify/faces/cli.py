@@ -5,13 +5,14 @@ It is longer than other files because every option is written out.
 
 from __future__ import annotations
 
-import contextlib
+import multiprocessing
 import shlex
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pebble import ProcessPool
 from rich.console import Console
 from typer.core import TyperGroup
 
@@ -20,6 +21,7 @@ from verify.explaining.deviations import baseline
 from verify.faces import auditing, running
 from verify.formats.environment import cpu_count, torch_version, version
 from verify.formats.files import write
+from verify.formats.text import shortened, text_of
 from verify.model import TIME_LIMIT
 from verify.reports import export, terminal
 from verify.reports.merging import merge as merge_files
@@ -32,7 +34,7 @@ from verify.subjects.protocol import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from verify.model import Case
+    from verify.explaining.asked import Numbers
     from verify.reports.report import Report
 
 
@@ -291,20 +293,27 @@ def _verify(request: Request) -> Status:
     if request.searching:
         searching.rules_and_dtypes(request)  # before anything is printed
     console = _console(request.json)
+    part = shards.deal(selected, *request.shard)
     try:
         check_itself()
         known = None if request.deviations is None else running.known_deviations(request.deviations)
-        report = running.run(
-            request, source, selected, shards.deal(selected, *request.shard),
-            lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
-        )  # fmt: skip
+        with running.started(request, source, part) as runner:
+            report = running.run(
+                request, source, runner, selected, part,
+                lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,
+            )  # fmt: skip
+            if known is not None:
+                report = running.explained(report, known, source)
+            if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
+                report = running.diagnosed(report, request, runner, source)
+            told = (
+                running.numbers(request, report, runner, {case.id: case for case in selected})
+                if request.ids and not request.quiet
+                else {}
+            )
     except (SubjectError, ComparatorError) as error:
         raise UnusableError(str(error)) from error
-    if known is not None:
-        report = running.explained(report, known, source)
-    if report.unexplained and not report.interrupted and (not request.quiet or request.json or request.files):
-        report = running.diagnosed(report, request, source)
-    _show(request, report, {case.id: case for case in selected}, console)
+    _show(request, report, told, console)
     if selection.BASELINE in request.files:
         terminal.say(console, _write_baseline(request, report))
     if found := searching.finds(report.outcomes, [case.id for case in selected]):
@@ -315,16 +324,15 @@ def _verify(request: Request) -> Status:
     return status_of(report)
 
 
-def _show(request: Request, report: Report, cases: Mapping[str, Case], console: Console) -> None:
+def _show(request: Request, report: Report, told: Mapping[str, Numbers], console: Console) -> None:
     if request.ids and not request.quiet:
         from verify.reports import numbers  # noqa: PLC0415  NumPy
 
-        found = running.numbers(request, report, cases)
         for outcome in report.outcomes:
-            told = found.get(outcome.id)
-            terminal.show_case(report, outcome, console, () if told is None else ("ledger", "worst entry"))
-            if told is not None:
-                numbers.show(outcome.rule, outcome.dtype, told, console)
+            found = told.get(outcome.id)
+            terminal.show_case(report, outcome, console, () if found is None else ("ledger", "worst entry"))
+            if found is not None:
+                numbers.show(outcome.rule, outcome.dtype, found, console)
     if request.ids or request.quiet:
         terminal.show_totals(report, console)
     else:
@@ -371,12 +379,16 @@ def _write_file(option: str, path: Path, content: bytes) -> None:
 
 
 def _draw(request: Request) -> None:
-    from verify.reports import network_figure  # noqa: PLC0415  imports torch and matplotlib
-    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
-
+    draw = partial(running.draw, request.subject, request.files["figure"], request.device)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            network_figure.draw(load(request.subject), request.files["figure"], device=request.device)
-    except Exception as error:
-        msg = f"--figure could not be drawn: {type(error).__name__}: {error}"
+        if request.workers == 0:
+            draw()
+        else:
+            # in a process of its own: the subject may end it
+            with ProcessPool(1, context=multiprocessing.get_context("spawn")) as pool:
+                pool.schedule(draw).result()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        msg = f"--figure could not be drawn: {type(error).__name__}: {shortened(text_of(error))}"
         raise UnusableError(msg) from error

@@ -18,12 +18,14 @@ from verify.model import BAD, Level, Verdict
 from verify.reports.report import Call, Report, Shard
 from verify.runs import searching, shards
 from verify.runs.order import by_urgency
+from verify.runs.outcomes import alive
 from verify.runs.runner import Runner
 from verify.runs.selection import UnusableError
 from verify.runs.worker import SubjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from verify.explaining.asked import Numbers
     from verify.model import Case, Outcome
@@ -34,9 +36,16 @@ if TYPE_CHECKING:
 _COMPARED = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.ERROR})
 
 
+def started(request: Request, source: Source, selected: Sequence[Case]) -> Runner:
+    """Return the workers for the selected cases, and for what is asked after them."""
+    workers = min(request.workers, max(len(selected), request.searching))
+    return Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,))
+
+
 def run(
     request: Request,
     source: Source,
+    runner: Runner,
     whole: Sequence[Case],
     selected: Sequence[Case],
     begun: Callable[[SubjectInfo, Call], object] = lambda _subject, _call: None,
@@ -61,21 +70,21 @@ def run(
     info, interrupted, ended = SubjectInfo(request.subject), False, False
     outcomes: list[Outcome] = []
     try:
-        with Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,)) as runner:
-            info = runner.describe(request.subject)
-            begun(info, call)
-            with (
-                _progress(request, len(selected)) as progress,
-                contextlib.closing(runner.run(request.subject, by_urgency(selected))) as answers,
-            ):
-                for outcome in answers:
-                    outcomes.append(outcome)
-                    progress.show(outcomes)
-                    if request.exit_first and _decides(outcome, info, request, known):
-                        ended = True
-                        break
+        info = runner.describe(request.subject)
+        begun(info, call)
+        with (
+            _progress(request, len(selected)) as progress,
+            contextlib.closing(runner.run(request.subject, by_urgency(selected))) as answers,
+        ):
+            for outcome in answers:
+                outcomes.append(outcome)
+                progress.show(outcomes)
+                if request.exit_first and _decides(outcome, info, request, known):
+                    ended = True
+                    break
         if request.searching and not ended:
-            outcomes.extend(searching.run(request))  # what there is stays when it is interrupted
+            with alive():  # what there is stays when it is interrupted
+                outcomes.extend(searching.run(request, runner.subject(request.subject)))
     except KeyboardInterrupt:
         interrupted = True
     places = {case.id: index for index, case in enumerate(whole)}
@@ -153,38 +162,45 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
     return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
 
 
-def numbers(request: Request, report: Report, cases: Mapping[str, Case]) -> dict[str, Numbers]:
+def numbers(request: Request, report: Report, runner: Runner, cases: Mapping[str, Case]) -> dict[str, Numbers]:
     """Ask again, for every number, the cases that compare a relevance with the reference's and gave one."""
     from verify.explaining import asked  # noqa: PLC0415  imports torch
-    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
 
     wanted = [o for o in report.outcomes if o.check in {"agreement", "conservation"} and o.verdict in _COMPARED]
     if not wanted:
         return {}
-    with contextlib.redirect_stdout(sys.stderr):
-        subject = load(request.subject)
-    found = {
-        outcome.id: asked.numbers(cases[outcome.id], subject, seed=request.seed, seconds=request.time_limit)
-        for outcome in wanted
-    }
+    subject = runner.subject(request.subject)
+    with alive():
+        found = {
+            outcome.id: asked.numbers(cases[outcome.id], subject, seed=request.seed, seconds=request.time_limit)
+            for outcome in wanted
+        }
     return {id_: one for id_, one in found.items() if one is not None}
 
 
-def diagnosed(report: Report, request: Request, source: Source) -> Report:
+def diagnosed(report: Report, request: Request, runner: Runner, source: Source) -> Report:
     """Name the known variant of a rule that explains its failures, if one does.
 
     An interrupt ends the search for names alone: all cases were run, and their report is not lost.
     """
     from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
-    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
 
     unexplained = {outcome.id for outcome in report.unexplained}
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
     # its prints are not the report's, and torch's warnings of a layer are not its user's
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), alive():
         warnings.simplefilter("ignore")
         try:
-            found = diagnose(outcomes, source.cases(), asking(load(request.subject)))
+            found = diagnose(outcomes, source.cases(), asking(runner.subject(request.subject)))
         except KeyboardInterrupt:
             return replace(report, notes=(*report.notes, "Interrupted: no diagnosis was made"))
     return replace(report, diagnoses=tuple(found))
+
+
+def draw(subject: str, path: Path, device: str) -> None:
+    """Draw where the relevance of a subject goes in the network of digits, in this process."""
+    from verify.reports import network_figure  # noqa: PLC0415  imports torch and matplotlib
+    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
+
+    with contextlib.redirect_stdout(sys.stderr):
+        network_figure.draw(load(subject), path, device=device)

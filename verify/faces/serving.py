@@ -70,7 +70,7 @@ class Server:
 
     def do_lost(self, id: str, verdict: str, reason: str) -> Json:  # noqa: A002
         """Say what comes of a case that cost an earlier process."""
-        from verify.runs.worker import outcome_of  # noqa: PLC0415
+        from verify.runs.outcomes import outcome_of  # noqa: PLC0415
 
         return self._told(outcome_of(self._cases[id], Finding(Verdict(verdict), reason=reason), 0.0))
 
@@ -135,7 +135,7 @@ class Server:
 
     def _remarks(self, told: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
         from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415
-        from verify.runs.worker import outcome_of  # noqa: PLC0415
+        from verify.runs.outcomes import outcome_of  # noqa: PLC0415
         from verify.subjects.loading import load  # noqa: PLC0415
 
         if self._known is not None and (doubt := self._known.doubt(self._report.subject.version)):

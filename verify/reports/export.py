@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from verify.explaining.deviations import KNOWN, is_known
+from verify.formats.text import printable
 from verify.model import BAD, SCHEMA, Outcome, Verdict
 from verify.reports.report import largest, markdown
 
@@ -102,9 +103,9 @@ def junit_bytes(report: Report) -> bytes:
         finished.result = [Error(f"interrupted after {len(report.outcomes)} of {report.call.selected} cases")]
     fresh = TestCase("no known deviation is stale", "run", 0.0)
     if report.stale:
-        fresh.result = [Failure("\n".join(report.stale))]
+        fresh.result = [Failure("\n".join(map(printable, report.stale)))]
     suites["run"] = [finished, fresh]
-    whole = JUnitXml(f"lrp-verify {report.subject.spec} {report.subject.version}")
+    whole = JUnitXml(printable(f"lrp-verify {report.subject.spec} {report.subject.version}"))
     for name, cases in suites.items():
         suite = TestSuite(name)
         suite.add_testcases(cases)
@@ -122,7 +123,7 @@ def _junit_result(report: Report, outcome: Outcome) -> Failure | Error | Skipped
     if outcome.verdict not in BAD:
         return Skipped(reason)
     if is_known(outcome):
-        return Skipped(f"known deviation, {reason}; {outcome.details[KNOWN]['reason']}")
+        return Skipped(printable(f"known deviation, {reason}; {outcome.details[KNOWN]['reason']}"))
     if not report.decides(outcome):
         return Skipped(f"only recommended, {reason}")
     return Failure(reason) if outcome.verdict is Verdict.FAIL else Error(reason)

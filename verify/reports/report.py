@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import shlex
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from verify.explaining.deviations import is_known
 from verify.formats.clauses import clauses
-from verify.formats.text import percent
+from verify.formats.text import percent, printable
 from verify.model import BAD, Level, Outcome, Verdict, share_left
 from verify.subjects.protocol import COMMAND, is_command
 
@@ -336,6 +337,11 @@ def markdown(report: Report) -> str:
     columns += [["<br>".join(cell.lines()) if cell else "" for cell in table.column(name)] for name in table.families]
     rows = [["rule", *table.families], ["---", *([":-:"] * len(table.families))], *zip(*columns, strict=True)]
     lines = ["| " + " | ".join(value.replace("|", "\\|") for value in row) + " |" for row in rows]
-    title = f"**{report.subject.spec} {report.subject.version}**: {totals(report)}"
-    remarks = [f"- {remark}" for remark in report.remarks]
+    title = f"**{_plain(f'{report.subject.spec} {report.subject.version}')}**: {totals(report)}"
+    remarks = [f"- {_plain(remark)}" for remark in report.remarks]
     return "\n".join([title, "", *lines, "", table.legend(), *([""] if remarks else []), *remarks, ""])
+
+
+def _plain(text: str) -> str:
+    """Return a line in which nothing is HTML: a page that shows the table would run what a command is named."""
+    return html.escape(printable(text), quote=False)

@@ -6,17 +6,22 @@ import contextlib
 import importlib
 import math
 import multiprocessing
+import os
 import signal
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pebble import ProcessExpired, ProcessPool
 
 from verify.formats.environment import cpu_count
 from verify.model import TIME_LIMIT, Case, Finding, Outcome, Verdict
-from verify.runs import worker
+from verify.runs import outcomes, worker
+from verify.runs.hosted import START_LIMIT, Hosted, Reply
+from verify.runs.isolation import share_of_memory
+from verify.runs.outcomes import loaded
 from verify.runs.worker import RunnerError, Source, SubjectInfo
 from verify.subjects.protocol import is_command
 
@@ -24,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
     from concurrent.futures import Future
 
-#: Seconds for workers to import torch, the cases and the subject; they do not count against a case.
-START_LIMIT = 300.0
+    from verify.model import Subject
 
 
 class Runner:
@@ -52,6 +56,7 @@ class Runner:
             msg = f"time_limit is {time_limit}; expected a finite number of seconds above 0"
             raise ValueError(msg)
         self._setup = (source, tuple(subjects), time_limit)
+        self._isolated = os.name == "posix"
         self._pool: ProcessPool | None = None
         self._here: worker.Worker | None = None
         self._threads = 0
@@ -91,7 +96,7 @@ class Runner:
             msg = f"{subject!r} ends its process when it is loaded"
             raise SubjectError(msg) from error
         except TimeoutError as error:
-            msg = f"the subject {subject!r} was not loaded within {START_LIMIT:g} seconds"
+            msg = f"the subject {subject!r} was not loaded: no answer within {START_LIMIT:g} seconds"
             raise SubjectError(msg) from error
         return info
 
@@ -112,6 +117,20 @@ class Runner:
         else:
             for case in cases:
                 yield self._here.answer(subject, case.id)
+
+    def subject(self, spec: str) -> Subject:
+        """Return a subject to be asked case by case, beside a run: in its own process, if it has one."""
+        if self._here is not None or not self._isolated or is_command(spec):
+            return loaded(spec)
+        return Hosted(spec, partial(self._reply, spec), self.describe(spec).version)
+
+    def _reply(self, spec: str, case: Case, seconds: float) -> Reply:
+        limit = seconds + self.time_limit + START_LIMIT
+        try:
+            reply: Reply = self._schedule(worker.reply, spec, case.id, limit=limit).result()
+        except (BrokenProcessPool, ProcessExpired, TimeoutError) as error:
+            return Reply(Finding(Verdict.CRASH, reason=f"the worker ended: {error}"))
+        return reply
 
     def _run(self, subject: str, waiting: deque[Case]) -> Generator[Outcome, None, None]:
         running: dict[Future[Outcome], Case] = {}
@@ -144,21 +163,22 @@ class Runner:
                 self._start()
 
     def _limit(self, subject: str) -> float:
-        # a process is limited by whoever speaks with it, and may have to be started again
-        return self.time_limit + (START_LIMIT if is_command(subject) else 0)
+        # a process is limited by whoever speaks with it, and may have to be started again; what is left is the judge's
+        return self.time_limit + (self.time_limit + START_LIMIT if self._isolated or is_command(subject) else 0)
 
     def _outcome(self, case: Case, future: Future[Outcome]) -> Outcome:
         try:
             return future.result()
         except TimeoutError:
             finding = Finding(Verdict.TIMEOUT, reason=f"no answer within {self.time_limit:g} seconds")
-            return worker.outcome_of(case, finding, self.time_limit)
+            return outcomes.outcome_of(case, finding, self.time_limit)
         except ProcessExpired as error:
-            return worker.outcome_of(case, Finding(Verdict.CRASH, reason=_ended(error.exitcode)), 0.0)
+            return outcomes.outcome_of(case, Finding(Verdict.CRASH, reason=_ended(error.exitcode)), 0.0)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(self.workers, initializer=worker.begin, initargs=self._setup, context=context)
+        setup = (*self._setup, self._isolated, share_of_memory(self.workers))
+        self._pool = ProcessPool(self.workers, initializer=worker.begin, initargs=setup, context=context)
 
     def _stop(self) -> None:
         if self._pool is not None:

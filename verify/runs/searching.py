@@ -16,7 +16,7 @@ from verify.runs.selection import SEARCH, searched
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from verify.model import Outcome
+    from verify.model import Outcome, Subject
     from verify.runs.selection import Request
 
 #: Seconds, where nothing else is said.
@@ -31,10 +31,9 @@ def rules_and_dtypes(request: Request) -> tuple[list[str], list[str]]:
     return rules, searched("dtype", request.dtypes, ("float64", "float32"))
 
 
-def run(request: Request) -> Iterator[Outcome]:
-    """Search in this process, and yield an outcome for each round."""
+def run(request: Request, subject: Subject) -> Iterator[Outcome]:
+    """Search, and yield an outcome for each round."""
     from verify.runs.search import search  # noqa: PLC0415  imports torch
-    from verify.subjects.loading import load  # noqa: PLC0415  imports torch
 
     rules, dtypes = rules_and_dtypes(request)
     seconds = request.seconds if request.seconds or request.examples else BUDGET
@@ -52,7 +51,6 @@ def run(request: Request) -> Iterator[Outcome]:
         # a search takes turns with what is printed, so it is quiet as a whole
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            subject = load(request.subject)
             rounds = search(
                 subject,
                 seconds=seconds,

@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from verify.formats.files import check_writable
-from verify.runs.worker import Source, carried
+from verify.runs.outcomes import carried
+from verify.runs.worker import Source
 from verify.subjects.protocol import is_command
 
 if TYPE_CHECKING:

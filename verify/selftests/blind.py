@@ -33,7 +33,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from verify.model import BAD, Level
 from verify.runs.order import by_urgency
-from verify.runs.worker import Source, ask
+from verify.runs.outcomes import ask
+from verify.runs.worker import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -30,7 +30,8 @@ from rich.table import Table
 import lrp_rules
 from verify.model import BAD, Case, Finding, Level, NotOfferedError, Subject, Verdict
 from verify.questions.spreading import spread
-from verify.runs.worker import Source, reseed
+from verify.runs.outcomes import reseed
+from verify.runs.worker import Source
 from verify.selftests.mutants import MUTANTS, Mutant
 from verify.selftests.mutants.registry import found
 

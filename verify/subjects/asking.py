@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from verify.formats.operands import ruled
+from verify.formats.text import shortened, text_of
 from verify.model import RULES, NotOfferedError, Subject
+from verify.subjects.answering import told
 
 if TYPE_CHECKING:
     from verify.model import Problem
@@ -21,6 +23,12 @@ def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> 
 
     On an operation of several tensors, the rule is put on that, and x has them side by side.
     """
+    (r,) = told(rule, lambda: [_relevance_of(rule, module, x, relevance)])
+    found: Tensor = r
+    return found
+
+
+def _relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> Tensor:
     handle = rule.register(ruled(module))
     try:
         x = x.detach().requires_grad_()
@@ -32,6 +40,12 @@ def relevance_of(rule: Any, module: nn.Module, x: Tensor, relevance: Tensor) -> 
 
 def relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     """Return what a rule makes of the relevance of a problem, asked for as the problem says: each way is the same."""
+    (r,) = told(rule, lambda: [_relevance_by_call(rule, problem)])
+    found: Tensor = r
+    return found
+
+
+def _relevance_by_call(rule: Any, problem: Problem) -> Tensor:
     module, x, relevance, call = problem.module, problem.x, problem.relevance, problem.call
     if call == "copy":
         if not hasattr(rule, "copy"):
@@ -74,12 +88,17 @@ def smoke(subject: Subject) -> str | None:
             r: Any = relevance_of(subject.get(name)(**_ARGUMENTS.get(name, {})), module, x, relevance)
         except NotOfferedError as error:
             reasons.append(f"{name}: {error}")
-        except Exception as error:  # noqa: BLE001  whatever it is, the subject says that it cannot
-            reasons.append(f"{name}: {type(error).__name__}: {error}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            # whatever it is, the subject says that it cannot
+            reasons.append(f"{name}: {type(error).__name__}: {shortened(text_of(error))}")
         else:
             if isinstance(r, torch.Tensor) and r.shape == x.shape:
                 return None
-            reasons.append(f"{name}: the relevance is {r!r}, expected a tensor of shape {tuple(x.shape)}")
+            reasons.append(
+                f"{name}: the relevance is {shortened(repr(r))}, expected a tensor of shape {tuple(x.shape)}"
+            )
     if not reasons:
         return f"{subject.spec} has none of the classes {', '.join(RULES)}"
     return (

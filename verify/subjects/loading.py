@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lrp_entry.names import NAMES
+from verify.formats.text import shortened, text_of
 from verify.model import RULES, Subject, SubjectError
 from verify.subjects.protocol import is_command, port
 
@@ -33,7 +34,7 @@ def load(spec: str) -> Subject:
             f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
         )
         raise SubjectError(msg)
-    return Subject(spec, namespace, str(getattr(namespace, "__version__", None) or _version(module_name)))
+    return Subject(spec, namespace, shortened(str(getattr(namespace, "__version__", None) or _version(module_name))))
 
 
 def named(spec: str) -> Any:
@@ -58,9 +59,11 @@ def named(spec: str) -> Any:
         namespace = _import(module_name)
         for part in filter(None, attribute.split(".")):
             namespace = getattr(namespace, part)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         hint = _taken(error) or _hint(module_name)
-        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {error}{hint}"
+        msg = f"{spec!r} cannot be imported: {type(error).__name__}: {shortened(text_of(error))}{hint}"
         raise SubjectError(msg) from error
     finally:
         if added:
@@ -79,7 +82,7 @@ def _hint(module_name: str) -> str:
     return ""
 
 
-def _taken(error: Exception) -> str:
+def _taken(error: BaseException) -> str:
     """What to do where a subject imports a package of its own that has the name of one of ours."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if name not in NAMES:

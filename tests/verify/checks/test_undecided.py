@@ -24,7 +24,7 @@ from verify.model import Case, Finding, Level, Outcome, Subject, Verdict
 from verify.questions.examples import Example
 from verify.reports import export
 from verify.reports.badge import badge
-from verify.runs.worker import ask
+from verify.runs.outcomes import ask
 from verify.subjects.loading import load
 
 if TYPE_CHECKING:

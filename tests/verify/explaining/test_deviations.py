@@ -16,7 +16,7 @@ from verify.checks.cases import all_cases
 from verify.explaining.deviations import Deviation, DeviationError, Deviations, apply, available, is_known, load
 from verify.explaining.deviations.formulas import FORMULAS, gives
 from verify.model import BAD, RULES, Case, Level, Outcome, Subject, Verdict
-from verify.runs.worker import ask
+from verify.runs.outcomes import ask
 from verify.subjects.loading import load as load_subject
 
 HEADER = 'library = "mine"\nversions = ["1.0", "1.2"]\n'

@@ -22,7 +22,7 @@ from verify.checks.cases import all_cases
 from verify.explaining import diagnosis
 from verify.explaining.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Subject, SubjectError, Verdict
-from verify.runs.worker import outcome_of
+from verify.runs.outcomes import outcome_of
 from verify.subjects.loading import load
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from verify.checks.cases import all_cases
 from verify.explaining import diagnosis
 from verify.explaining.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Outcome, Verdict
-from verify.runs.worker import outcome_of
+from verify.runs.outcomes import outcome_of
 from verify.selftests.mutants import MUTANTS, Mutant
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from verify.faces import cli
 from verify.model import Verdict
 from verify.questions.examples import FOUND, Example
 from verify.runs import searching, selection
-from verify.runs.worker import RunnerError, Source, Worker, carried
+from verify.runs.outcomes import carried
+from verify.runs.worker import RunnerError, Source, Worker
 
 FAKES = Path(__file__).parents[1] / "fakes"
 Command = Callable[..., Result]
@@ -162,7 +163,7 @@ def test_unusable_call(words: list[str], says: str, command: Command) -> None:
 
 
 def test_an_interrupted_search_tells_what_it_has(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def search(_request: object) -> object:
+    def search(*_: object) -> object:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(searching, "run", search)

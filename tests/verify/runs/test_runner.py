@@ -61,7 +61,10 @@ EXPECTED = {
     "is_far_off": (Verdict.FAIL, "far off"),
     "is_advised": (Verdict.FAIL, "only advised"),
     "gives_arrays": (Verdict.PASS, ""),
-    "disables_gradients": (Verdict.PASS, ""),
+    "disables_gradients": (
+        Verdict.FAIL,
+        "the process is left changed, for all that comes after: torch's grad mode (was True, is False)",
+    ),
     "needs_gradients": (Verdict.PASS, ""),
     "draws": (Verdict.PASS, ""),
     "draws_again": (Verdict.PASS, ""),

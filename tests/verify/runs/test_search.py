@@ -8,10 +8,10 @@ from torch import Tensor
 
 import lrp_rules
 from lrp_rules.layers.layer import Layer
-from verify.checks.examples import EACH_RUN, RULES, _simplest, case_of, cases
+from verify.checks.examples import EACH_RUN, RULES, case_of, cases
 from verify.model import Subject, Verdict
 from verify.questions.examples import Example
-from verify.runs.search import search
+from verify.runs.search import _simplest, search
 
 
 class Clips(lrp_rules.ZPlus):

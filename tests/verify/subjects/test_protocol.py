@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from verify.checks import protocol as protocol_cases
 from verify.faces import cli
 from verify.model import Case, NotOfferedError, Outcome, SubjectError, Verdict
-from verify.runs.worker import ask
+from verify.runs.outcomes import ask
 from verify.subjects.asking import relevance_of
 from verify.subjects.protocol import connection, port, process
 from verify.subjects.protocol.connection import GIVE_UP

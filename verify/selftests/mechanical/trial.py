@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from verify.model import BAD, Subject
-from verify.runs.worker import Source, ask
+from verify.runs.outcomes import ask
+from verify.runs.worker import Source
 from verify.selftests.mechanical import mutator
 from verify.selftests.mechanical.sources import PACKAGE, Sources
 
