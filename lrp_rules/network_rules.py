@@ -156,7 +156,9 @@ class SignalTakesAll(_ProductRule):
                 return found[0]
         msg = (
             f"{called}; expected one signal, as large as the output, and gates that are broadcast to it. Say which is "
-            f"the signal: SignalTakesAll(signal=0) takes the first{see('operations-that-a-rule-is-not-for')}"
+            "the signal: SignalTakesAll(signal=0) takes the first, and Uniform() gives each the same, as AttnLRP does. "
+            "For a function, give the rule to torch.mul, as in CPLRP(layer_map={torch.mul: Uniform()})"
+            f"{see('operations-that-a-rule-is-not-for')}"
         )
         raise ValueError(msg)
 

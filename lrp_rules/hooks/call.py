@@ -11,7 +11,7 @@ from lrp_rules.hooks.rerun import Rerun
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -115,6 +115,8 @@ class Call:
     parameters: int = 0
     #: What these get, if not nothing: torch calls the hooks of a parameter in any case, and they expect a tensor.
     to_parameters: Sequence[Tensor | None] = ()
+    #: Where fetching saved tensors may repeat a part of the model, as under a checkpoint: fetches them with the rules.
+    around: Callable[[Callable[[], Any]], Any] | None = None
     #: Names of the parameters whose relevance is asked for: behind all else, the node has an input for each.
     asked: tuple[str, ...] = ()
     #: The graph of the call itself, for each output, where the hook cannot repeat it.
@@ -131,8 +133,8 @@ class Call:
         """Refuse to repeat the call where torch cannot."""
         if self.in_torch_func:
             msg = (
-                f"{type(self.hook).__name__} on {self.module} has to run the module once more, which torch.func cannot "
-                "do in a backward pass; expected a rule or module that needs no second run. Use torch.autograd.grad, "
-                f"with is_grads_batched=True for several relevances{see('torch-func')}"
+                f"{type(self.hook).__name__} on {self.module} has to go through the module once more, which torch.func "
+                "cannot do in a backward pass; expected a rule or module that needs no second run. Use "
+                f"torch.autograd.grad, with is_grads_batched=True for several relevances{see('torch-func')}"
             )
             raise RuntimeError(msg)

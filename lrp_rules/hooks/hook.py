@@ -313,6 +313,8 @@ class LayerHook(Hook):
         layer = self._layer(call, inputs, outputs, relevance[0].shape, given, saved, self.zero_params)
         if repeated is not None:
             layer.run, layer.known_right = repeated, call.known_right
+            if isinstance(layer, TracedLayer) and call.in_torch_func:
+                layer.check = call.check_repeatable
             if isinstance(layer, TracedLayer) and self.changes_weights:
                 layer = effective(self, layer)
         return hook, layer, relevance

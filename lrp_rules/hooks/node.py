@@ -41,7 +41,7 @@ class Node(torch.autograd.Function):
         if call.within is not None:
             check_outside(call.hook, call.module, call.within())
         try:
-            tensors = ctx.saved_tensors
+            tensors = ctx.saved_tensors if call.around is None else call.around(lambda: ctx.saved_tensors)
         except CheckpointError as error:
             error.add_note(
                 f"{type(call.hook).__name__} on {call.module} was in force when the checkpointed part was called, and "

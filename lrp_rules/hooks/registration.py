@@ -62,6 +62,8 @@ class Registration:
     unrepeated: int = 0
     #: By the ids of parameters: the tensors at which autograd is asked for their relevance.
     asked: Mapping[int, Tensor] = MappingProxyType({})
+    #: What a checkpoint is to repeat a part of the model in; see ``Call.around``.
+    around: Callable[[Callable[[], Any]], Any] | None = None
     #: Whether calls begin with ``_before``.
     _prepares: bool = False
 
@@ -315,6 +317,8 @@ class Registration:
             asked = {name: self.asked[id(value)] for name, value in pairs if id(value) in self.asked}
         if asked:
             call.asked = tuple(asked)
+        if self.around is not None and _packs():
+            call.around = self.around
         call.parameters, call.used = len(parameters), None
         if running:
             call.within = outermost()
@@ -385,6 +389,11 @@ class Registration:
             f"{see('hooks-of-others')}"
         )
         raise RuntimeError(msg)
+
+
+def _packs() -> bool:
+    """Whether somebody packs saved tensors, as torch.utils.checkpoint does, which calls again to unpack them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # noqa: FBT003  it takes no name
 
 
 #: What torch.jit.trace goes by.

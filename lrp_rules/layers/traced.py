@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,8 @@ from lrp_rules.layers.layer import Layer, Map, Matrix
 from lrp_rules.layers.numbers import probe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lrp_rules.layers.layer import Change
 
     Tensors = tuple[Tensor, ...]
@@ -25,10 +27,15 @@ if TYPE_CHECKING:
 class TracedLayer(Layer):
     """Any other module, linearised at its inputs: A is its Jacobian there, from the graph of the call.
 
-    ``run`` runs the module again, only if parameters or inputs are changed.
+    ``run`` runs the module again, only if parameters or inputs are changed. ``check`` refuses where the graph of the
+    call cannot be used.
     """
 
+    check: Callable[[], None] | None = field(kw_only=True, default=None)
+
     def matrix(self, change: Change | None = None) -> Matrix:
+        if self.check is not None:
+            self.check()
         inputs, outputs = self._trace(change)
         create_graph = torch.is_grad_enabled()
 
@@ -96,6 +103,8 @@ class TracedLayer(Layer):
         return self.but(zero_params=())._trace(None)[1]
 
     def pull(self, s: Tensors) -> Tensors:
+        if self.check is not None:
+            self.check()
         inputs, outputs = self._trace(None)
         create_graph = torch.is_grad_enabled()
         if create_graph and len(inputs) == len(outputs) == 1 and "twice" not in self.known_right:

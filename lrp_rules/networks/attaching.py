@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from lrp_rules.layers.convolution import ConvLayer, ConvTransposeLayer
 from lrp_rules.layers.known import LinearLayer, layer_type
 from lrp_rules.networks.attachment import Attachment
 from lrp_rules.networks.between import Between
+from lrp_rules.networks.flow import Flow
 from lrp_rules.networks.folding import FoldBatchNorm, Folding
 from lrp_rules.networks.keeping import ends_for, parameters
 from lrp_rules.networks.keys import by_function, check_keys, check_rules, chosen, flat, listed, matches
@@ -190,6 +192,7 @@ def attach(
         raise
     attachment = Attachment(model, between, [part for root in roots for part in root.modules()], left)
     attachment._canonized = canonized
+    between.around = partial(Flow.around, between, model)
     try:
         in_force = {
             module: [rule, *(other for key, other in first.items() if matches(key, module, names[module]))][:2]
@@ -207,7 +210,7 @@ def attach(
                 at_first = next((rule for key, rule in first.items() if matches(key, module, own)), None)
                 registration = _registered(attachment, decided[module], at_first, module)
                 if registration is not None:
-                    registration.asked = between.asked
+                    registration.asked, registration.around = between.asked, between.around
             attachment._watches.append(Watch(between, own[0], module, registration, is_open=module not in taken))
     except BaseException:
         attachment._remove()

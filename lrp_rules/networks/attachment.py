@@ -74,6 +74,7 @@ class Attachment:
     def _remove(self) -> str:
         complaint = self._complaint()
         taken, self.registrations[:] = self.registrations[:], []
+        self.between.in_force, self.between.around = False, None
         self._calls.remove()
         for handle in (*self._handles, *self._watches):
             handle.remove()

@@ -13,7 +13,7 @@ from lrp_rules.hooks.registration import is_in_checkpoint
 from lrp_rules.networks.report import Place, UnruledWarning, unruled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import CodeType, FrameType
 
     from torch import Tensor, nn
@@ -82,6 +82,10 @@ class Between:
         #: Operations through which relevance went without a rule, and how often.
         self.unruled: dict[Place, int] = {}
         self.unrepeated = 0
+        #: Calls what may repeat a part of the model.
+        self.around: Callable[[Callable[[], Any]], Any] | None = None
+        #: Whether the rules are on the model.
+        self.in_force = True
         #: Modules that the input has reached first.
         self.first: set[nn.Module] = set()
         self._said: set[Place] = set()

@@ -25,7 +25,7 @@ from lrp_rules.networks.report import Place
 from lrp_rules.networks.written_out import WRITTEN_OUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
 
     from lrp_rules.hooks.hook import Hook
@@ -79,6 +79,24 @@ class Flow(TorchFunctionMode):
         self._begin = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         #: In a backward pass that repeats a part of the model, nobody knows what is the model's input.
         self.repeats = torch._C._current_graph_task_id() >= 0
+
+    @staticmethod
+    def around(between: Between, model: nn.Module, call: Callable[[], Any]) -> Any:
+        """Call what may repeat a part of a model, as a checkpoint does, that begins in none of its modules."""
+        if (
+            not (between.in_force and (between.rules or between.early))
+            or here.blocks(between)
+            or any(flow.between is between for flow in here.flows)
+        ):
+            return call()
+        flow = Flow(between, sys._getframe())
+        flow.begin(model, ((), {}))
+        flow.path.append(("", model))  # a module that ends is not the end of this
+        flow.start()
+        try:
+            return call()
+        finally:
+            flow.end()
 
     def start(self) -> None:
         """See what is called from now on, on this thread."""
@@ -251,7 +269,8 @@ class Flow(TorchFunctionMode):
 
     def _as_module(self, hook: Hook, module: nn.Module, inputs: list[Tensor], value: int) -> Any:
         """Call a module that stands for a function, with its rule."""
-        if isinstance(hook, Uniform) or (isinstance(hook, SignalTakesAll) and hook.signal is None):
+        decided = isinstance(hook, SignalTakesAll) and hook.signal is not None and len(inputs) > 1
+        if isinstance(hook, (Uniform, SignalTakesAll)) and not decided:
             hook = self._of_factors(hook, inputs)
         here.inside.append(Inside(sys._getframe(), value, module, None))
         try:
@@ -264,7 +283,7 @@ class Flow(TorchFunctionMode):
     def _of_factors(self, hook: Hook, factors: list[Tensor]) -> Hook:
         """Tell signal and gate apart by what has made them, if that can be done."""
         if len(factors) < 2:
-            return hook
+            return SignalTakesAll()  # by a constant: all to the other factor
         if all(factor is factors[0] for factor in factors):
             return SignalTakesAll(0)  # x * x: all to x
         # what a normalisation divides by is no signal, whatever the rule
@@ -277,7 +296,7 @@ class Flow(TorchFunctionMode):
         if folds is not None:
             return folds(module, inputs, self)
         registration = hook.register(module)
-        registration.asked = self.between.asked
+        registration.asked, registration.around = self.between.asked, self.between.around
         try:
             result = module(*inputs)
         finally:

@@ -63,7 +63,7 @@ class FoldBatchNorm(Hook):
     def fold(self, module: nn.Module, inputs: Sequence[Tensor], flow: Flow) -> Tensor:
         """Call a batch norm that is no module of the model, and fold it."""
         registration = Folding(self, module, lambda: flow)
-        registration.asked = flow.between.asked
+        registration.asked, registration.around = flow.between.asked, flow.between.around
         try:
             return module(*inputs)  # type: ignore[no-any-return]
         finally:

@@ -202,7 +202,7 @@ class AdaptiveAvgPool extends Average {
   }
 }
 
-class Nonlinear extends Layer {
+export class Nonlinear extends Layer {
   constructor(...given) {
     super(...given);
     this.linear = false;
@@ -301,14 +301,7 @@ class Softmax extends Nonlinear {
   }
 }
 
-const CLASSES = { Linear, BatchNorm, Elementwise, Softmax };
+/** By type; `known.js` adds operations. */
+export const CLASSES = { Linear, BatchNorm, Elementwise, Softmax };
 for (const d of [1, 2, 3])
   for (const kind of [Conv, ConvTranspose, AvgPool, AdaptiveAvgPool, MaxPool]) CLASSES[`${kind.name}${d}d`] = kind;
-
-export const LAYERS = Object.keys(CLASSES);
-
-/** The layer that a description in JSON stands for, with its tensors, for samples of this shape; null for an unknown. */
-export function layerOf({ type, ...options }, tensors, inputShape, f) {
-  const known = type in CLASSES && (type !== "Elementwise" || options.function in FUNCTIONS);
-  return known ? new CLASSES[type](options, tensors, inputShape, f) : null;
-}

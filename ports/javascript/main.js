@@ -5,8 +5,8 @@ import { createInterface } from "node:readline";
 
 import { answer } from "./answer.js";
 import { FUNCTIONS } from "./functions.js";
-import { LAYERS } from "./layers.js";
-import { RULES } from "./rules.js";
+import { CLASSES } from "./layers.js";
+import { GRADIENT, PARTS } from "./rules.js";
 import { ROUND } from "./tensor.js";
 
 const { name, version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url)));
@@ -15,8 +15,9 @@ const OFFERED = {
   name,
   version,
   language: `JavaScript, Node ${process.versions.node}`,
-  rules: RULES,
-  layers: LAYERS,
+  // the protocol has no operations of several operands, and no rules for them: the vectors ask for these
+  rules: [...Object.keys(PARTS), ...Object.keys(GRADIENT)],
+  layers: Object.keys(CLASSES),
   functions: Object.keys(FUNCTIONS),
   dtypes: Object.keys(ROUND),
 };

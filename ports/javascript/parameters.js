@@ -24,6 +24,12 @@ const DEFAULTS = {
   ReLUDeconvNet: {},
   ReLUGuidedBackprop: {},
   ReLUBetaSmooth: { beta_smooth: 10 },
+  Uniform: {},
+  SignalTakesAll: { signal: null },
+  Bilinear: STABILIZER,
+  Softmax: { dim: null },
+  Stop: {},
+  LayerNormRule: { ...STABILIZER, zero_params: [] },
 };
 
 /** What JSON has no number for; any other text is no number. */
@@ -43,6 +49,10 @@ export function parametersOf(rule, given, shape, f) {
     if (!(Math.abs(alpha - beta - 1) <= 4 * Number.EPSILON * Math.max(alpha, 1)))
       throw new Refused("value", `AlphaBeta: given alpha ${shown(alpha)}, beta ${shown(beta)}, expected alpha - beta = 1`);
   }
+  for (const name of ["signal", "dim"])
+    if (name in found && found[name] !== null && !Number.isInteger(found[name]))
+      throw new Refused("type", `${rule}: ${name}: given ${JSON.stringify(found[name])}, expected null or an integer`);
+  if (found.signal < 0) throw new Refused("value", `SignalTakesAll: signal: given ${found.signal}, expected at least 0`);
   if (rule === "Gamma") found.gamma = finite("Gamma: gamma", found.gamma, 0);
   if (rule === "ReLUBetaSmooth") {
     found.beta_smooth = finite("ReLUBetaSmooth: beta_smooth", found.beta_smooth, 0);

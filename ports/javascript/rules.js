@@ -166,5 +166,3 @@ export const GRADIENT = {
   ReLUBetaSmooth: (layer, x, R, { beta_smooth: beta }) =>
     R.map((value, i) => layer.f(layer.f(sigmoid(layer.f(layer.f(beta) * x[i]))) * value)),
 };
-
-export const RULES = [...Object.keys(PARTS), ...Object.keys(GRADIENT)];

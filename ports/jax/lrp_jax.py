@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation in JAX: all rules, for all layers that the protocol knows.
+"""Layer-wise relevance propagation in JAX: all rules, for all layers that the vectors know. One file, to be copied.
 
 A layer is a function of a weight and an input, linear in both where it has a weight. The map of changed parameters is
 the same function with another weight, and its transpose is what `jax.vjp` gives. `relevance` is compiled once for each
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,67 @@ def max_pool(
     return jnp.take_along_axis(windows, windows.argmax(0, keepdims=True), 0)[0]
 
 
+def operands(x: Array, shapes: tuple[Shape, ...], constants: Mapping[str, Array]) -> list[Array]:
+    """The operands of an operation: side by side in x, each flattened, but for those that are constant."""
+    sizes = [
+        math.prod(shape)
+        for shape, k in zip(shapes, range(len(shapes)), strict=True)
+        if k in _variables(shapes, constants)
+    ]
+    parts = iter(jnp.split(x, np.cumsum(sizes)[:-1], 1))
+    return [
+        constants[f"constant_{k}"][None] if f"constant_{k}" in constants else next(parts).reshape(-1, *shape)
+        for k, shape in enumerate(shapes)
+    ]
+
+
+def _variables(shapes: tuple[Shape, ...], constants: Mapping[str, Array]) -> list[int]:
+    return [k for k in range(len(shapes)) if f"constant_{k}" not in constants]
+
+
+def add(_: None, x: Array, shapes: tuple[Shape, ...], **constants: Array) -> Array:
+    """Operands added up, broadcast."""
+    return sum(operands(x, shapes, constants))
+
+
+def product_of(_: None, x: Array, shapes: tuple[Shape, ...], **constants: Array) -> Array:
+    """Operands multiplied, broadcast."""
+    return math.prod(operands(x, shapes, constants))
+
+
+def matmul(_: None, x: Array, shapes: tuple[Shape, ...], **constants: Array) -> Array:
+    """Matrices in the last two axes; the axes before them are broadcast."""
+    return jnp.matmul(*operands(x, shapes, constants), precision=lax.Precision.HIGHEST)
+
+
+def _normalised(x: Array, axes: Shape, eps: float, *, centred: bool, frozen: bool) -> Array:
+    distance = x - x.mean(axes, keepdims=True) if centred else x
+    scale = lax.rsqrt((distance * distance).mean(axes, keepdims=True) + eps)
+    return distance * (lax.stop_gradient(scale) if frozen else scale)
+
+
+def layer_norm(
+    weight: Array | None, x: Array, axes: int, eps: float, *, centred: bool = True, frozen: bool = False
+) -> Array:
+    """Over the last axes. `frozen` takes the deviation for a number."""
+    found = _normalised(x, tuple(range(x.ndim - axes, x.ndim)), eps, centred=centred, frozen=frozen)
+    return found if weight is None else found * weight
+
+
+def group_norm(weight: Array | None, x: Array, num_groups: int, eps: float, *, frozen: bool = False) -> Array:
+    """Over groups of channels, and all positions."""
+    grouped = x.reshape(len(x), num_groups, -1)
+    found = _normalised(grouped, (2,), eps, centred=True, frozen=frozen).reshape(x.shape)
+    return found if weight is None else found * _channels(weight, x)
+
+
+NORMALISATIONS: dict[str, Callable[..., Array]] = {
+    "LayerNorm": layer_norm,
+    "RMSNorm": partial(layer_norm, centred=False),
+    "GroupNorm": group_norm,
+}
+OPERATIONS: dict[str, Callable[..., Array]] = {"Sum": add, "Product": product_of, "MatMul": matmul}
+
 #: By type: A(w) x. Only these have rules that change parameters.
 LINEAR: dict[str, Callable[..., Array]] = {
     "Linear": linear,
@@ -185,6 +246,8 @@ LAYERS: dict[str, Callable[..., Array]] = {
     "Elementwise": elementwise,
     "Softmax": softmax,
     **{f"MaxPool{d}d": max_pool for d in (1, 2, 3)},
+    **NORMALISATIONS,
+    **OPERATIONS,
 }
 
 
@@ -198,9 +261,9 @@ class Layer:
     type: str
     options: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, weight: Array | None, x: Array, **running: Array) -> Array:
+    def __call__(self, weight: Array | None, x: Array, **given: Any) -> Array:
         """A(w) x, or f(x) for a layer that is not linear."""
-        return LAYERS[self.type](weight, x, **dict(self.options), **running)
+        return LAYERS[self.type](weight, x, **dict(self.options), **given)
 
 
 # --- what all rules share ---------------------------------------------------------------------------------------------
@@ -244,6 +307,8 @@ class Call:
     x: Array
     R: Array
     stabilize: Stabilizer | None
+    layer: Layer
+    constants: Mapping[str, Array]
 
     def flow(self, *terms: tuple[Array | None, Array], b: Array | None = None, gate: Array | None = None) -> Array:
         """d = sum_t A(w_t) v_t + b, s = gate R / S(d), r = sum_t v_t A(w_t)^T s."""
@@ -312,6 +377,47 @@ def guided(call: Call) -> Array:
     return jnp.where(call.R > 0, r, 0)
 
 
+def bilinear(call: Call) -> Array:
+    """d = n O for n operands, J_k the Jacobian by one."""
+    z, back = jax.vjp(partial(call.A, None), call.x)
+    count = len(_variables(dict(call.layer.options)["shapes"], call.constants))
+    return call.x * back(call.R / call.stabilize(count * z))[0]
+
+
+def layer_norm_rule(call: Call) -> Array:
+    """Epsilon on the normalisation with its deviation as a constant."""
+    return call.flow((call.weight, call.x), b=call.b)
+
+
+def uniform(call: Call) -> Array:
+    """r_k = R / n, summed where factor k was broadcast."""
+    return _routed(call, _variables(dict(call.layer.options)["shapes"], call.constants))
+
+
+def _routed(call: Call, receiving: list[int]) -> Array:
+    """The same share to each of these factors: the transpose of adding them up."""
+    shapes = dict(call.layer.options)["shapes"]
+
+    def total(x: Array) -> Array:
+        found = operands(x, shapes, call.constants)
+        return jnp.zeros_like(call.R) + sum(found[k] for k in receiving)
+
+    return jax.vjp(total, call.x)[1](call.R / len(receiving))[0]
+
+
+@cache
+def signal_takes_all(signal: int) -> Callable[[Call], Array]:
+    """All to the signal. One function for each position, since `jax.jit` compiles for a function."""
+    return lambda call: _routed(call, [signal])
+
+
+def softmax_rule(call: Call) -> Array:
+    """x (R - s sum R); what is masked, -inf, is no signal."""
+    x, s, axis = call.x, call.A(None, call.x), dict(call.layer.options)["axis"]
+    total = call.R.sum(axis + 1 if axis >= 0 else axis, keepdims=True)
+    return jnp.where(jnp.isneginf(x), 0, x) * (call.R - s * total)
+
+
 #: By name: the rule, and the defaults of its parameters.
 RULES: dict[str, tuple[Callable[..., Array], dict[str, Any]]] = {
     "Epsilon": (epsilon, {"epsilon": 1e-6, "zero_params": ()}),
@@ -326,6 +432,20 @@ RULES: dict[str, tuple[Callable[..., Array], dict[str, Any]]] = {
     "ReLUDeconvNet": (lambda call: positive(call.R), {}),
     "ReLUGuidedBackprop": (guided, {}),
     "ReLUBetaSmooth": (lambda call, beta_smooth: jax.nn.sigmoid(beta_smooth * call.x) * call.R, {"beta_smooth": 10.0}),
+    "Uniform": (uniform, {}),
+    "SignalTakesAll": (signal_takes_all, {"signal": None}),
+    "Bilinear": (bilinear, {"stabilizer": 1e-6}),
+    "Softmax": (softmax_rule, {"dim": None}),
+    "Stop": (lambda call: jnp.zeros_like(call.x), {}),
+    "LayerNormRule": (layer_norm_rule, {"stabilizer": 1e-6, "zero_params": ()}),
+}
+#: Rules for some layers only, and these.
+FOR: dict[str, tuple[str, ...]] = {
+    "Uniform": ("Product",),
+    "SignalTakesAll": ("Product",),
+    "Bilinear": ("Product", "MatMul"),
+    "Softmax": ("Softmax",),
+    "LayerNormRule": tuple(NORMALISATIONS),
 }
 #: Rules that change parameters, and need a layer that is LINEAR.
 CHANGING = ("ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
@@ -350,6 +470,10 @@ def relevance(rule: str, layer: Layer, tensors: Mapping[str, Array], x: Array, R
         message = f"{rule}: given {sorted(unknown)}, expected some of {list(defaults)}"
         raise TypeError(message)
     given = _checked(rule, {**defaults, **parameters}, x)
+    if rule == "SignalTakesAll":
+        function = signal_takes_all(_signal(layer, tensors, given.pop("signal")))
+    if rule == "Softmax":
+        _check_dim(layer, x, given.pop("dim"))
     zero = given.pop("zero_params", ())
     zeroed = {name: np.zeros(value.shape, value.dtype) if name in zero else value for name, value in tensors.items()}
     if given.get("beta") == 0:
@@ -371,18 +495,21 @@ def _compiled(
     stabilizer: Stabilizer | None,
     given: dict[str, Any],
 ) -> Array:
-    A = partial(layer, running_var=real["running_var"]) if "running_var" in real else layer
+    constants = {name: value for name, value in real.items() if name.startswith("constant_")}
+    A = partial(layer, running_var=real["running_var"]) if "running_var" in real else partial(layer, **constants)
+    if function is layer_norm_rule:
+        A = partial(layer, frozen=True)
 
     def b(tensors: dict[str, Array]) -> Array | None:
         constant = tensors.get("bias")
         if "running_mean" in real:
             constant = (0 if constant is None else constant) - A(tensors.get("weight"), real["running_mean"][None])[0]
-        return constant if constant is None or layer.type == "Linear" else _channels(constant, x)
+        return constant if constant is None or layer.type in {"Linear", "LayerNorm"} else _channels(constant, x)
 
     if function is gamma:
         z, constant = A(real.get("weight"), x), b(real)
         given["z"] = z if constant is None else z + constant
-    return function(Call(A, zeroed.get("weight"), b(zeroed), x, R, stabilizer), **given)
+    return function(Call(A, zeroed.get("weight"), b(zeroed), x, R, stabilizer, layer, constants), **given)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -408,6 +535,36 @@ def _checked(rule: str, given: dict[str, Any], x: Array) -> dict[str, Any]:
         message = "ZBox: given low above high, expected low <= high everywhere"
         raise ValueError(message)
     return found
+
+
+def _signal(layer: Layer, tensors: Mapping[str, Array], given: Any) -> int:
+    """The position of the signal: None is the only operand that is not constant, else the only one like the output."""
+    shapes = dict(layer.options)["shapes"]
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+        message = f"SignalTakesAll: signal: given {given!r}, expected None or a position"
+        raise TypeError(message)
+    if given is not None:
+        if 0 <= given < len(shapes):
+            return given
+        message = f"SignalTakesAll: signal: given {given}, expected the position of one of {len(shapes)} operands"
+        raise ValueError(message)
+    variables = _variables(shapes, tensors)
+    for found in (variables, [k for k in variables if shapes[k] == np.broadcast_shapes(*shapes)]):
+        if len(found) == 1:
+            return found[0]
+    message = "SignalTakesAll: signal: given None, expected a position: not one operand alone is as large as the output"
+    raise ValueError(message)
+
+
+def _check_dim(layer: Layer, x: Array, given: Any) -> None:
+    axis = dict(layer.options)["axis"]
+    own = axis + 1 if axis >= 0 else axis
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+        message = f"Softmax: dim: given {given!r}, expected None or a dimension"
+        raise TypeError(message)
+    if given is not None and (given - own) % x.ndim:
+        message = f"Softmax: dim: given {given}, expected that of the softmax, {own}"
+        raise ValueError(message)
 
 
 def _stabilizer(what: str, value: Any) -> Stabilizer:

@@ -26,15 +26,29 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import numpy as np
-from lrp_jax import CHANGING, DTYPES, FUNCTIONS, LAYERS, LINEAR, RULES, Layer, Stabilizer, relevance
+from lrp_jax import (
+    CHANGING,
+    DTYPES,
+    FOR,
+    FUNCTIONS,
+    LAYERS,
+    LINEAR,
+    NORMALISATIONS,
+    OPERATIONS,
+    RULES,
+    Layer,
+    Stabilizer,
+    relevance,
+)
 
 OFFERED = {
     "protocol": 1,
     "name": "lrp-jax",
     "version": "0.1.0",
     "language": f"Python, JAX {jax.__version__}",
-    "rules": list(RULES),
-    "layers": list(LAYERS),
+    # the protocol has no operations of several operands, and no rules for them: the vectors ask for these
+    "rules": [rule for rule in RULES if rule not in FOR and rule != "Stop"],
+    "layers": [layer for layer in LAYERS if layer not in OPERATIONS and layer not in NORMALISATIONS],
     "functions": list(FUNCTIONS),
     "dtypes": list(DTYPES),
 }
@@ -87,6 +101,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return FLUSHED
     if rule in CHANGING and layer["type"] not in LINEAR:
         return {"skipped": f"{rule} needs a linear layer"}
+    if layer["type"] not in FOR.get(rule, (layer["type"],)):
+        return {"skipped": f"{rule} needs {' or '.join(FOR[rule])}"}
     options = tuple((name, hashable(value)) for name, value in layer.items() if name != "type")
     parameters = {name: parameter(value) for name, value in question["parameters"].items()}
     try:
