@@ -168,8 +168,11 @@ def is_compiled(model: nn.Module) -> bool:
             continue
         seen.add(id(part))
         for holder in gc.get_referrers(*[table for table in gc.get_referrers(part) if isinstance(table, dict)]):
+            # from Python 3.13 on, a module's attributes need no dict of their own, and it refers to them itself
             owner = holder if isinstance(holder, nn.Module) else None
-            for above in [owner] if owner else [m for m in gc.get_referrers(holder) if isinstance(m, nn.Module)]:
+            for above in (
+                [owner] if owner is not None else [m for m in gc.get_referrers(holder) if isinstance(m, nn.Module)]
+            ):
                 if isinstance(above, wrapper):
                     return True
                 waiting.append(above)
