@@ -22,7 +22,8 @@ _DIMS: tuple[tuple[str, Any], ...] = (
     ("none", None), ("0", 0), ("1", 1), ("last", -1), ("1-2", (1, 2)), ("all", (0, 1, 2)),
 )  # fmt: skip
 _EPSILONS = (0.0, 1e-6, 0.3, 4.0)
-_SHAPES = ((4, 3), (2, 3, 4), (3, 2, 2, 3))
+#: A square one, where a sum over the wrong dimension has the right shape, and a batch of one.
+_SHAPES = ((4, 3), (4, 4), (2, 3, 4), (3, 2, 2, 3), (1, 2, 4, 4))
 
 
 def cases() -> Iterator[Case]:
@@ -184,8 +185,22 @@ def _reduced(subject: Subject) -> Finding:
     return _ask(rule, lambda m, x, R: 3 * x - R @ m.weight)
 
 
+def _shared(subject: Subject) -> Finding:
+    """Check that each run has a gradient of its own, also where modifiers give back the input itself."""
+    clamp = subject.get("ClampMod")
+    rule = subject.get("BasicHook")(
+        input_modifiers=[lambda v: v, lambda v: v],
+        param_modifiers=[clamp(min=0.0), clamp(max=0.0)],
+        output_modifiers=[lambda z: z] * 2,
+        gradient_mapper=lambda R, z: [R + 0 * z[0], 2 * R + 0 * z[1]],
+        reducer=lambda v, c: v[0] * c[0] - v[1] * c[1],
+    )
+    return _ask(rule, lambda m, x, R: x * (R @ m.weight.clamp(min=0)) - x * (2 * R @ m.weight.clamp(max=0)))
+
+
 _BASIC: dict[str, Callable[[Subject], Finding]] = {
     "gradient_mapper": _mapper, "output_modifiers": _outputs, "param_modifiers": _parameters, "reducer": _reduced,
+    "shared-input": _shared,
 }  # fmt: skip
 
 

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from verify.checks import helpers
+from verify.checks.conduct import topics as conduct
+from verify.model import Verdict
+from verify.runs.outcomes import ask
 from verify.runs.worker import Source
 from verify.selftests import blind
+from verify.subjects.loading import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,3 +94,29 @@ def test_the_answers_of_the_day_are_written(
     assert (found["name"], found["wrong"], found["case"]) == ("doubled", True, cases[0].id)
     assert json.loads((tmp_path / "all").read_text()) == {folder.name: [found]}
     assert blind.main([str(folder), "--only", "hidden", "--workers", "1"]) == 1
+
+
+#: What survived when the set of that day was first asked, and the case that was written for its kind.
+FOUND_SINCE = {
+    "ab_beta_zero": "conduct/AlphaBeta/half-without-part",
+    "gamma_masked_product": "conduct/Gamma/half-without-part",
+    "bound_leading": "conduct/ZBox/bounds-lead",
+    "bound_unsqueezed": "conduct/ZBox/bounds-are-kept",
+    "zero_by_zero": "conduct/Epsilon/nothing-stabilizes-zero",
+    "where_nan": "conduct/ZPlus/input-entry-is-nan",
+    "expanded_relevance": "conduct/Epsilon/relevance-expanded",
+    "norm_batch_of_one": "api/Stabilizer/clip=False,norm_scale=True,dim=none",
+    "norm_keepdim": "api/Stabilizer/clip=False,norm_scale=True,dim=1",
+    "basic_shared_input": "api/BasicHook/shared-input",
+    "runs_twice": "conduct/Norm/a-batch-counts-once",
+}
+
+
+@pytest.mark.parametrize(("name", "wanted"), FOUND_SINCE.items(), ids=list(FOUND_SINCE))
+def test_what_survived_at_first_is_killed_now(name: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = blind.SETS / "2026-11-28-a"
+    monkeypatch.syspath_prepend(str(folder))
+    case = next(case for case in [*conduct.cases(), *helpers.cases()] if case.id == wanted)
+    assert ask(case, load(f"blind_a:{name}"), 0, here=False).verdict is Verdict.FAIL
+    assert ask(case, load(f"blind_a:{blind.PLAIN}"), 0, here=False).verdict is Verdict.PASS
+    assert ask(case, load("lrp_rules"), 0, here=False).verdict is Verdict.PASS

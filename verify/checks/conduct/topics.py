@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from verify.checks.conduct import calls as conduct_calls
 from verify.checks.conduct import containers as conduct_containers
 from verify.checks.conduct import everywhere
+from verify.checks.conduct import given as conduct_given
 from verify.checks.conduct import hooks as conduct_hooks
 from verify.checks.conduct import inplace as conduct_inplace
 from verify.checks.conduct import kinds as conduct_kinds
@@ -44,6 +45,7 @@ TOPICS = (
     *conduct_inplace.TOPICS,
     *conduct_lifetime.TOPICS,
     *conduct_kinds.TOPICS,
+    *conduct_given.TOPICS,
     *conduct_zoo.TOPICS,
 )
 
