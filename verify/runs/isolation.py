@@ -5,6 +5,8 @@ which takes milliseconds; elsewhere, and where an accelerator is in use, it is s
 
 What it leaves behind ends with it: it leads a process group of its own, and on Linux a worker that called `adopt`
 inherits what left that group. It ends when the process that started it does.
+
+Both sides stand in this file, which makes it long: each line of one answers a line of the other.
 """
 
 from __future__ import annotations

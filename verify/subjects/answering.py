@@ -73,12 +73,22 @@ class Answered:
     answers: Answers
 
 
+def is_answered(rule: Any) -> bool:
+    """Whether a rule's next answer is known, and is no exception."""
+    return isinstance(rule, Answered) and rule.answers.left > 0
+
+
 class Answers:
     """The answers of one case, in the order in which they were asked for, and what came after them."""
 
     def __init__(self, answers: Sequence[Sequence[Any]], data: bytes, after: BaseException | None = None) -> None:
         self._left = deque(_read(answers, data))
         self._after = after or _broken("the case asks for more than came")
+
+    @property
+    def left(self) -> int:
+        """How many there still are."""
+        return len(self._left)
 
     def next(self) -> list[Any]:
         """Return the next answer, or raise what came in its place."""

@@ -1,7 +1,7 @@
 """Hostile implementations, ``rules:NAME``: Epsilon attacks, ZPlus is honest.
 
 What lies gives wrong numbers and tries to have them pass; what breaks gives the right ones and tries to take something
-else down with it.
+else down with it. The file is long because it is a list: one attack after another.
 """
 
 import ctypes
