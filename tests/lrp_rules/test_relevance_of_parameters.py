@@ -203,6 +203,17 @@ def test_a_second_derivative() -> None:
     assert torch.autograd.gradcheck(weight_relevance, ((x.detach().abs() + 0.1).requires_grad_(),))
 
 
+def test_several_relevances_at_once() -> None:
+    module, x = drawn(*LAYERS["conv1d"])
+    with attach(module, {nn.Conv1d: ZPlus(0.1)}, keep=["weight", "bias"]) as rules:
+        output = module(x)
+    R, ends = torch.randn(2, *output.shape, dtype=torch.float64), list(rules.kept.values())
+    batched = torch.autograd.grad(output, ends, R, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(output, ends, one, retain_graph=True) for one in R]
+    for found, expected in zip(batched, map(torch.stack, zip(*one_by_one, strict=True)), strict=True):
+        assert bool(((found - expected).abs() <= 2**-44 * expected.abs().sum()).all())
+
+
 def test_inside_a_checkpoint() -> None:
     module, x = drawn(*LAYERS["linear"])
     R, expected = asked(module, Epsilon(0.1), x)
