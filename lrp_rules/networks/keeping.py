@@ -108,7 +108,7 @@ def _check(
             continue
         msg = (
             f"keep names {name!r}, a parameter whose relevance is not defined: {why}; expected the weight or bias of a "
-            "linear layer, convolution or recurrent layer whose rule is Epsilon, ZPlus, AlphaBeta, Gamma, ZBox, WSquare "
-            f"or Flat. Name one, or a module, for the relevance at its output{see('relevance-of-parameters')}"
+            "linear layer, convolution or recurrent layer with the rule Epsilon, ZPlus, AlphaBeta, Gamma, ZBox, "
+            f"WSquare or Flat. Name one, or a module, for the relevance at its output{see('relevance-of-parameters')}"
         )
         raise ValueError(msg)
