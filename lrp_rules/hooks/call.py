@@ -133,7 +133,7 @@ class Call:
         """Refuse to repeat the call where torch cannot."""
         if self.in_torch_func:
             msg = (
-                f"{type(self.hook).__name__} on {self.module} has to go through the module once more, which torch.func "
+                f"{type(self.hook).__name__} on {self.module} has to run the module once more, which torch.func "
                 "cannot do in a backward pass; expected a rule or module that needs no second run. Use "
                 f"torch.autograd.grad, with is_grads_batched=True for several relevances{see('torch-func')}"
             )

@@ -314,7 +314,9 @@ class LayerHook(Hook):
         if repeated is not None:
             layer.run, layer.known_right = repeated, call.known_right
             if isinstance(layer, TracedLayer) and call.in_torch_func:
-                layer.check = call.check_repeatable
+                if self.changes_weights or layer.zeroes:
+                    call.check_repeatable()
+                layer.again = repeated.under_torch_func
             if isinstance(layer, TracedLayer) and self.changes_weights:
                 layer = effective(self, layer)
         return hook, layer, relevance
@@ -364,6 +366,13 @@ class _Repeated:
             known_right.add("again")
         self._checked = True
         return self._call.run(parameters, *inputs, below=self._below)
+
+    def under_torch_func(self, parameters: Mapping[str, Tensor | None], *inputs: Tensor) -> Tensors:
+        """Repeat the call for its Jacobian alone, as torch.func derives it."""
+        assert self._call.rerun is not None
+        outputs = self._call.rerun(parameters, *inputs, below=self._below)
+        check_repeated(self._call.hook, self._call.module, outputs, self._outputs)
+        return outputs
 
 
 class BasicHook(LayerHook):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ def agree(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree up to the rounding of sums. A real difference would be much larger."""
     if a.shape != b.shape:
         return False
-    if stands_for_many() or a.is_meta or not a.numel():
+    if stands_for_many():
+        a, b = innermost(a), innermost(b)
+    if _is_batch(a) or _is_batch(b) or a.is_meta or not a.numel():
         return True  # there are no values to compare
     a, b = a.detach(), b.detach()
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
@@ -42,6 +45,20 @@ def agree(a: Tensor, b: Tensor) -> bool:
     difference = (a - b).abs()
     # if both are infinite or NaN, there is no difference
     return bool(((difference <= room) | (a == b) | (a.isnan() & b.isnan())).all())
+
+
+def innermost(tensor: Tensor) -> Tensor:
+    """Return what torch.func has wrapped to derive by it."""
+    functorch: Any = torch._C._functorch
+    while functorch.is_gradtrackingtensor(tensor) or functorch.is_dead_tensor_wrapper(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _is_batch(tensor: Tensor) -> bool:
+    return stands_for_many() and (
+        torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
 def probe(like: Tensor) -> Tensor:

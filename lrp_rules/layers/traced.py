@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 class TracedLayer(Layer):
     """Any other module, linearised at its inputs: A is its Jacobian there, from the graph of the call.
 
-    ``run`` runs the module again, only if parameters or inputs are changed. ``check`` refuses where the graph of the
-    call cannot be used.
+    ``run`` runs the module again, only if parameters or inputs are changed. So does ``again``, under torch.func, where
+    the call has left no graph that could be asked: the Jacobian is that of another run.
     """
 
-    check: Callable[[], None] | None = field(kw_only=True, default=None)
+    again: Callable[..., Tensors] | None = field(kw_only=True, default=None)
 
     def matrix(self, change: Change | None = None) -> Matrix:
-        if self.check is not None:
-            self.check()
+        if self.again is not None:
+            return self._matrix_of_torch_func(change)
         inputs, outputs = self._trace(change)
         create_graph = torch.is_grad_enabled()
 
@@ -103,8 +103,8 @@ class TracedLayer(Layer):
         return self.but(zero_params=())._trace(None)[1]
 
     def pull(self, s: Tensors) -> Tensors:
-        if self.check is not None:
-            self.check()
+        if self.again is not None:
+            return self._pull_of_torch_func(None, s)
         inputs, outputs = self._trace(None)
         create_graph = torch.is_grad_enabled()
         if create_graph and len(inputs) == len(outputs) == 1 and "twice" not in self.known_right:
@@ -119,6 +119,22 @@ class TracedLayer(Layer):
                 )
                 raise RuntimeError(msg)
         return _jacobian_pull(outputs, inputs, s, create_graph=create_graph, module=self.module)
+
+    def _matrix_of_torch_func(self, change: Change | None) -> Matrix:
+        def transposed(s: Tensor) -> Tensor:
+            return self._pull_of_torch_func(change, (s,))[0]
+
+        def forward(v: Tensor) -> Tensor:
+            zeros = v.new_zeros(self.shape)  # A^T s is linear in s, and the transpose of that map is A
+            (found,) = torch.func.vjp(transposed, zeros)[1](v)
+            return found  # type: ignore[no-any-return]
+
+        return Map(forward, transposed)
+
+    def _pull_of_torch_func(self, change: Change | None, s: Tensors) -> Tensors:
+        again = self.again
+        assert again is not None
+        return torch.func.vjp(lambda *xs: again(self._changed(change), *xs), *self.inputs)[1](tuple(s))  # type: ignore[no-any-return]
 
     def ones(self) -> Tensor:
         return torch.ones_like(self.x)

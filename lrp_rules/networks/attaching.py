@@ -198,7 +198,7 @@ def attach(
             module: [rule, *(other for key, other in first.items() if matches(key, module, names[module]))][:2]
             for module, rule in decided.items()
         }
-        between.asked, ends = ends_for(wanted, model, in_force)
+        between.asked, ends = ends_for(wanted, model, in_force, functions.get("linear"))
         attachment.kept.update(ends)
         for module, own in names.items():
             for name in {*own} & {*kept}:

@@ -58,12 +58,15 @@ def parameters(model: nn.Module, names: Iterable[object]) -> dict[str, nn.Parame
 
 
 def ends_for(
-    wanted: Mapping[str, nn.Parameter], model: nn.Module, rules_of: Mapping[nn.Module, Collection[Hook]]
+    wanted: Mapping[str, nn.Parameter],
+    model: nn.Module,
+    rules_of: Mapping[nn.Module, Collection[Hook]],
+    of_linear: Hook | None,
 ) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
     """Return the tensors at which autograd is asked for the relevance of parameters: by their ids, and by name.
 
     They are not the parameters: relevance would get into their ``grad``, with whatever else that is used for.
-    ``rules_of`` are the rules in force.
+    ``rules_of`` are the rules in force, and ``of_linear`` that of the function.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def ends_for(
     """
     asked: dict[int, Tensor] = {}
     for name, value in wanted.items():
-        _check(name, value, model, rules_of)
+        _check(name, value, model, rules_of, of_linear)
         if id(value) not in asked:
             zeros = torch.zeros((), dtype=value.dtype, device=value.device)
             asked[id(value)] = zeros.expand(value.shape).requires_grad_()
@@ -81,14 +84,21 @@ def ends_for(
 
 
 def _check(
-    name: str, parameter: nn.Parameter, model: nn.Module, rules_of: Mapping[nn.Module, Collection[Hook]]
+    name: str,
+    parameter: nn.Parameter,
+    model: nn.Module,
+    rules_of: Mapping[nn.Module, Collection[Hook]],
+    of_linear: Hook | None,
 ) -> None:
     for owner in model.modules():
         if not any(value is parameter for value in owner._parameters.values()):
             continue
         rules = rules_of.get(owner, ())
+        is_written_out = isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and not rules and of_linear is not None
+        if of_linear is not None and is_written_out:  # in linear layers
+            rules = (of_linear,)
         others = [type(rule).__name__ for rule in rules if not rule.divides_parameters]
-        if layer_type(owner) not in LAYERS:
+        if layer_type(owner) not in LAYERS and not is_written_out:
             why = f"it belongs to a {type(owner).__name__}"
         elif not rules:
             why = f"{owner} has no rule"
@@ -98,7 +108,7 @@ def _check(
             continue
         msg = (
             f"keep names {name!r}, a parameter whose relevance is not defined: {why}; expected the weight or bias of a "
-            "linear layer or a convolution whose rule is Epsilon, ZPlus, AlphaBeta, Gamma, ZBox, WSquare or Flat. Name "
-            f"such a parameter, or a module, for the relevance at its output{see('relevance-of-parameters')}"
+            "linear layer, convolution or recurrent layer with the rule Epsilon, ZPlus, AlphaBeta, Gamma, ZBox, "
+            f"WSquare or Flat. Name one, or a module, for the relevance at its output{see('relevance-of-parameters')}"
         )
         raise ValueError(msg)

@@ -26,6 +26,7 @@ from lrp_rules import (
     attach,
 )
 from lrp_rules.composites import EpsilonPlus, SpecialFirstLayerMapComposite
+from lrp_rules.recurrent import written_out
 from reference import rules as formulas
 from reference.layers import affine
 from reference.parameters import of_parameters
@@ -164,6 +165,27 @@ def test_calls_are_summed_those_of_functions_included() -> None:
     assert bool(((bias - sum(found[3:])).abs() <= room * sum(map(torch.abs, found[3:]))).all())
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_the_weights_of_a_recurrent_layer_are_those_of_its_parts(kind: type[nn.RNNBase]) -> None:
+    layer, x = drawn(lambda: kind(3, 2, batch_first=True), (2, 4, 3))  # type: ignore[call-arg,arg-type]
+    R = torch.randn(2, 4, 2, dtype=torch.float64)
+    found = {}
+    for model, names in (
+        (layer, ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")),
+        (
+            written_out(layer),
+            [f"cells.0.of_{one}" for one in ("input.weight", "state.weight", "input.bias", "state.bias")],
+        ),
+    ):
+        with attach(model, EpsilonPlus(), keep=names) as rules:
+            output, _ = model(x)
+        found[model] = torch.autograd.grad(output, [rules.kept[name] for name in names], R)
+    whole, parts = found.values()
+    assert all(bool(one.any()) for one in whole)
+    for one, other in zip(whole, parts, strict=True):
+        assert bool(((one - other).abs() <= 2**-44 * other.abs().sum()).all())
+
+
 def folded() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).eval()
     for buffer in (model[1].running_mean, model[1].running_var):
@@ -201,6 +223,17 @@ def test_a_second_derivative() -> None:
         return found
 
     assert torch.autograd.gradcheck(weight_relevance, ((x.detach().abs() + 0.1).requires_grad_(),))
+
+
+def test_several_relevances_at_once() -> None:
+    module, x = drawn(*LAYERS["conv1d"])
+    with attach(module, {nn.Conv1d: ZPlus(0.1)}, keep=["weight", "bias"]) as rules:
+        output = module(x)
+    R, ends = torch.randn(2, *output.shape, dtype=torch.float64), list(rules.kept.values())
+    batched = torch.autograd.grad(output, ends, R, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(output, ends, one, retain_graph=True) for one in R]
+    for found, expected in zip(batched, map(torch.stack, zip(*one_by_one, strict=True)), strict=True):
+        assert bool(((found - expected).abs() <= 2**-44 * expected.abs().sum()).all())
 
 
 def test_inside_a_checkpoint() -> None:
@@ -249,6 +282,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "0.weight", "its rule, Pass,",
     ),
     "whole": (lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 3))), {"0": Norm()}, "0.0.weight", "has no rule"),
+    "attention": (
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 4)), EpsilonPlus(), "0.self_attn.in_proj_weight",
+        "belongs to a MultiheadAttention",
+    ),
+    "recurrent": (lambda: nn.Sequential(nn.LSTM(3, 3)), {"0": Pass()}, "0.weight_hh_l0", "belongs to a LSTM"),
     "tied": (Tied, {nn.Linear: Epsilon(), nn.Embedding: Pass()}, "head.weight", "belongs to a Embedding"),
     "computed": (
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))), {"0": Epsilon()},

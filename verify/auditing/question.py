@@ -121,6 +121,8 @@ class Question:
             return chosen.index(signals[0]) if len(signals) == 1 and len(own.inputs) > 1 else None
         if own.function is None:
             return int(rule.signal)
+        if len(chosen) == 1:
+            return 0  # a product by constants is linear, whatever the rule calls the signal
         tensors = [leaf for leaf in own.arguments[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         signal = tensors[rule.signal] if rule.signal < len(tensors) else None
         return next((at for at, place in enumerate(chosen) if own.inputs[place] is signal), -1)
@@ -131,7 +133,11 @@ class Question:
         if call.function is None:
             return _module_again(call)
         leaves, structure = call.arguments
-        at = [next(i for i, leaf in enumerate(leaves) if leaf is call.inputs[place]) for place in places(call)]
+        wanted = [call.inputs[place] for place in places(call)]
+        at = [next((i for i, leaf in enumerate(leaves) if leaf is x), -1) for x in wanted]
+        if -1 in at:
+            msg = "it got another tensor than the one that was seen: nothing to call it with again"
+            raise NoFormulaError(msg)
         others = [leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in leaves]
         function = call.function
         args, kwargs = tree_unflatten(leaves, structure)
