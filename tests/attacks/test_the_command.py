@@ -38,16 +38,18 @@ def call(hostile: Path, *words: object, source: str = "questions", **environment
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("name", ["raises_system_exit", "exits_with_0"])
+@pytest.mark.parametrize(("name", "workers"), [("raises_system_exit", 0), ("exits_with_0", 0), ("exits_with_0", 1)])
 def test_a_subject_that_ends_in_a_case_fails_the_run(name: str, workers: int, hostile: Path) -> None:
     status, out, _ = call(hostile, "--subject", f"rules:{name}", "--workers", workers)
     assert status == 1
     assert "FAILED: 2 cases" in out
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("statement", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise BaseException"])
+@pytest.mark.parametrize(
+    ("statement", "workers"),
+    [("import sys; sys.exit(0)", 1), ("import os; os._exit(0)", 0), ("raise BaseException", 1)],
+    ids=["sys.exit", "os._exit", "BaseException"],
+)
 def test_a_subject_that_ends_when_it_is_imported_cannot_be_used(
     statement: str, workers: int, hostile: Path, tmp_path: Path
 ) -> None:
@@ -59,8 +61,7 @@ def test_a_subject_that_ends_when_it_is_imported_cannot_be_used(
     assert not out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGHUP, 0)], ids=["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_the_command_leaves_the_report(
     workers: int, number: signal.Signals, hostile: Path, tmp_path: Path
 ) -> None:
