@@ -55,10 +55,24 @@ class Running:
     @property
     def lasts(self) -> bool:
         """Whether it is under way still: torch tells nobody of a call that was interrupted from the keyboard."""
-        frame = sys._current_frames().get(self.thread)
+        frame = _innermost(self.thread)
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
         return frame is not None
+
+
+def _innermost(thread: int) -> FrameType | None:
+    """Return the frame that a thread is in."""
+    if thread == threading.get_ident():
+        return sys._getframe()
+    # In Python 3.11, a collection of garbage in the midst of this waits for a lock that this holds (CPython 106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
 
 
 running: list[Running] = []

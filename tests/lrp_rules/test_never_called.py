@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from lrp_rules import Epsilon, Norm, Pass, Registration, UnruledWarning, ZPlus, attach
-from lrp_rules.hooks.calls import running
+from lrp_rules.hooks.calls import _innermost, running
 from tests.lrp_rules import fake_device
 from tests.lrp_rules.cases import handles, integers, power_of_two
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 RULES = {nn.Linear: Epsilon(power_of_two), nn.ReLU: Pass()}
 
@@ -520,3 +522,26 @@ def test_a_call_that_was_interrupted_is_over() -> None:
         model(x)
     torch.autograd.grad(model(x).sum(), x)
     attached.remove()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_where_another_thread_is_is_asked_without_collecting_garbage(
+    collects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # in Python 3.11, a collection in the midst of it waits for ever
+    seen = []
+
+    def current() -> dict[int, FrameType]:
+        seen.append(gc.isenabled())
+        return {}
+
+    monkeypatch.setattr(sys, "_current_frames", current)
+    before = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert _innermost(threading.get_ident() + 1) is None
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False]
+    assert _innermost(threading.get_ident()) is not None
