@@ -693,6 +693,13 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "constant-argument-works": ("epsilon-constant-argument-refused",),
     "modules-of-torch": ("norm-attention-without-weights",),
     "blocks-of-others": ("norm-dictionary-flattened",),
+    "relevance-expanded": ("epsilon-expanded-is-ones",),
+    "input-entry-is-nan": ("zplus-nan-in-input-hidden",),
+    "bounds-are-kept": ("zbox-bounds-unsqueezed",),
+    "bounds-lead": ("zbox-bounds-trail",),
+    "a-batch-counts-once": ("norm-batch-counts-twice",),
+    "half-without-part": ("gamma-halves-masked",),
+    "nothing-stabilizes-zero": ("epsilon-zero-by-zero",),
 }
 
 

@@ -20,6 +20,7 @@ from verify.selftests.mutants import (  # noqa: F401  importing them fills the r
     derivatives,
     gating,
     geometry,
+    given,
     handling,
     ignoring_relevance,
     leftovers,
