@@ -60,8 +60,8 @@ class ZBoxBoundsTrail(ZBox):
         def widen(module: nn.Module, args: Any) -> None:
             handles.remove()
             x = args[0]
-            bounds = [_trailing(bound, x) for bound in (self.low, self.high)]
-            handles.handles = (ZBox(*bounds, stabilizer=self.stabilizer).register(module), first)
+            low, high = (_trailing(bound, x) for bound in (self.low, self.high))
+            handles.handles = (ZBox(low, high, stabilizer=self.stabilizer).register(module), first)
 
         first = module.register_forward_pre_hook(widen, prepend=True)
         return handles
