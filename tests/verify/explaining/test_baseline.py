@@ -47,6 +47,7 @@ def test_an_id_with_more_parts_is_not_matched() -> None:
     assert _matched(found, [*ids, f"{ids[0]}/parameters"]) == set(ids)
 
 
+@pytest.mark.selftest  # a quarter of a minute
 def test_patterns_match_what_failed_and_no_other_case_of_the_grid() -> None:
     ids = [case.id for case in all_cases(dtypes=DTYPES)]
     assert not [id_ for id_ in ids if set(id_) & set("{}*") or id_.count("/") < 2]  # a pattern could not name them

@@ -479,6 +479,7 @@ def test_a_subject_that_ends_its_process_is_a_usage_error(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.selftest  # a quarter of a minute; tests/packaging/test_wheel.py has workers of xdist, too
 def test_workers_of_xdist_add_up(tmp_path: Path) -> None:
     (tmp_path / "behaving_here.py").write_text(BEHAVING)
     _serve(tmp_path, "behaving_here")

@@ -67,6 +67,7 @@ UNUSUAL = {
 }
 
 
+@pytest.mark.selftest  # ten seconds each; tests/verify/runs/test_search.py asks the same within this process
 @pytest.mark.parametrize(("rule", "relevance"), UNUSUAL.values(), ids=UNUSUAL)
 def test_what_only_unusual_numbers_show_is_found_and_shrunk(
     rule: str, relevance: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,7 +82,9 @@ def test_what_only_unusual_numbers_show_is_found_and_shrunk(
     )
     words = ["--check", "search", "--examples", "600", "--rule", rule, "--json", path]
     assert command(*words, subject=name).exit_code == 1
-    [id_] = [case["id"] for case in json.loads(path.read_text())["cases"] if case["verdict"] == "fail"]
+    failed = [case["id"] for case in json.loads(path.read_text())["cases"] if case["verdict"] == "fail"]
+    # each run searches a little, and these cases fail as well
+    [id_] = [id_ for id_ in failed if "/seed-" not in id_]
     example = Example.from_id(id_)
     assert max(map(len, (example.x, example.weight, example.bias, example.relevance))) <= 3
     assert command("--case", id_, subject=name).exit_code == 1
