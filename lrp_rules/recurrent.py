@@ -15,6 +15,7 @@ torch.Size([1, 4, 3])
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,7 +90,7 @@ class Linear(nn.Linear):
         self.weight, self.bias = weight, bias  # type: ignore[assignment]
 
 
-class _Cell(nn.Module):
+class _Cell(nn.Module, ABC):
     """One step of one layer in one direction: ``forward(x, state)`` gives the next state, of which h is the output."""
 
     #: How many tensors a state has.
@@ -103,8 +104,8 @@ class _Cell(nn.Module):
         self.of_input, self.of_state = Linear(weight_ih, bias_ih), Linear(weight_hh, bias_hh)
         self.sum = Sum()
 
-    def forward(self, x: Tensor, state: State) -> State:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, x: Tensor, state: State) -> State: ...
 
 
 class _Gated(_Cell):

@@ -64,7 +64,8 @@ class HookInterface(ABC):
         self, call: Call, inputs: Tensors, saved: Tensors, relevance: Tensors, names: Sequence[str]
     ) -> Sequence[Tensor]:
         """Return the relevance of parameters; only rules with ``divides_parameters`` are asked."""
-        raise NotImplementedError
+        msg = f"{type(self).__name__} says that it divides relevance among parameters; expected its own _divide"
+        raise TypeError(msg)
 
     @abstractmethod
     def _differentiate(

@@ -148,7 +148,9 @@ def _recurrent(name: str) -> Callable[..., Any]:
 
     def cell(x: Tensor, hx: Any, *weights: Tensor | None) -> Any:
         given = dict(zip(_NAMES, (*weights, None, None), strict=False))
-        module = bare(RECURRENT[name], given, hidden_size=weights[1].shape[1], nonlinearity=nonlinearity)  # type: ignore[union-attr]
+        hidden = weights[1]
+        assert hidden is not None  # only biases may be
+        module = bare(RECURRENT[name], given, hidden_size=hidden.shape[1], nonlinearity=nonlinearity)
         return written_out(module)(x, hx)
 
     def layers(x: Tensor, *args: Any) -> Any:

@@ -77,8 +77,8 @@ def test_both_scales_of_what_is_put_in() -> None:
     rules = {nn.Linear: Epsilon(0.0)}
     found = verify.compare_pipelines(model, x, rules, None, "gradient*input")
     assert found.same, str(found)
-    assert found.difference < 1e-12
-    assert found.b.put_in == pytest.approx(float(model(x).detach().max()))
+    # an audit is in double precision
+    assert found.b.put_in == float(model.double()(x.double()).detach().max())
 
 
 def test_the_same_departure_by_two_names_is_none() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class _OfSoftmax(Softmax):
     """Softmax with another formula of x, s, R and the dimension."""
 
-    def formula(self, x: Tensor, s: Tensor, R: Tensor, dim: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def formula(self, x: Tensor, s: Tensor, R: Tensor, dim: int) -> Tensor: ...
 
     def relevance(self, layer: Layer, R: Tensor) -> Tensor:
         dim = self.dim if self.dim is not None else layer.module.dim

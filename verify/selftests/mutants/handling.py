@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -273,8 +274,8 @@ class _Hook(BasicHook):
     """A BasicHook that changes what it was given."""
 
     @staticmethod
-    def change(given: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def change(given: dict[str, Any]) -> dict[str, Any]: ...
 
     def __init__(
         self,
