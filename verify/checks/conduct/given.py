@@ -25,6 +25,7 @@ from verify.checks.conduct.probing import (
     unless_refused,
 )
 from verify.model import Level
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,13 +64,12 @@ def _entry(rule: str, subject: Subject) -> Iterator[str]:
 def _kept(rule: str, subject: Subject) -> Iterator[str]:
     """Leave bounds as they were: their numbers, shape and memory."""
     module, x = nn.Conv2d(3, 2, 2).double(), torch.ones(1, 3, 3, 3, dtype=torch.float64)
+    ones = torch.ones(1, 2, 2, 2, dtype=torch.float64)
     low, high = tensor([[-1.0, -2.0, -3.0]]), tensor([[[1.0], [2.0], [4.0]]])
     for bound in (low, high):
         before = bound.clone()
         given = {"low": bound, "high": 5.0} if bound is low else {"low": -4.0, "high": bound}
-        with attached(subject.get(rule)(**given), module):
-            x = leaf(x)
-            grad(module(x), x, torch.ones_like(module(x)))
+        relevance_of(subject.get(rule)(**given), module, x, ones)
         if bound.shape != before.shape or not torch.equal(bound, before):
             now = f"{tuple(bound.shape)} afterwards, and the numbers {bound.flatten().tolist()}"
             yield f"a bound of shape {tuple(before.shape)} has shape {now}"
@@ -84,16 +84,9 @@ def _leading(rule: str, subject: Subject) -> Iterator[str]:
     for low in (tensor([[-5.0, -4.0, -3.0]]), tensor([[[-5.0], [-4.0], [-3.0]]])):
         full = low.reshape(1, 3, 1, 1).expand(1, 3, 3, 3)
         found, expected = (
-            fresh_of(subject.get(rule)(low=bound, high=4.0), module, x, ones) for bound in (low, full.clone())
+            relevance_of(subject.get(rule)(low=bound, high=4.0), module, x, ones) for bound in (low, full.clone())
         )
         yield from differs(found, expected, f"with a lower bound of shape {tuple(low.shape)}, the relevance")
-
-
-def fresh_of(rule: object, module: nn.Module, x: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
-    """Return the relevance by this rule."""
-    with attached(rule, module):
-        x = leaf(x)
-        return grad(module(x), x, relevance)
 
 
 def _counted(rule: str, subject: Subject) -> Iterator[str]:
@@ -128,7 +121,7 @@ def _untaken(rule: str, subject: Subject) -> Iterator[str]:
         with torch.no_grad():
             module.weight.copy_(tensor([weights]))
         hook = subject.get(rule)(stabilizer=0.0, **arguments)
-        found = fresh_of(hook, module, tensor([[1.0, 1.0]]), tensor([[3.0]]))
+        found = relevance_of(hook, module, tensor([[1.0, 1.0]]), tensor([[3.0]]))
         yield from differs(found, tensor([expected]), f"with stabilizer=0 and weights {weights}, the relevance")
 
 
@@ -138,7 +131,7 @@ def _divided(rule: str, subject: Subject) -> Iterator[str]:
     with torch.no_grad():
         module.weight.copy_(tensor([[1.0, -1.0]]))
     name = "epsilon" if rule == "Epsilon" else "stabilizer"
-    found = fresh_of(subject.get(rule)(**{name: 0.0}), module, tensor([[1.0, 1.0]]), tensor([[3.0]]))
+    found = relevance_of(subject.get(rule)(**{name: 0.0}), module, tensor([[1.0, 1.0]]), tensor([[3.0]]))
     if bool(found.isfinite().all()):
         yield f"3 / 0 with {name}=0 gives the relevance {found.tolist()}"
 
