@@ -183,6 +183,19 @@ def show(folder: Path, answers: Sequence[Answer], console: Console) -> None:
     )
 
 
+def _folders(parser: argparse.ArgumentParser, sets: Sequence[str], only: Sequence[str]) -> list[Path]:
+    """Return the folders of the sets; end as an unusable call does where one is none, or a name is in none of them."""
+    folders = [Path(name) if Path(name).is_dir() else SETS / name for name in sets]
+    folders = folders or sorted(SETS.glob("*") if SETS.is_dir() else ())
+    wrong = [folder.name for folder in folders if len(list(folder.glob("blind_?.py"))) != 1]
+    if wrong or not folders:
+        parser.error(f"no blind set: {', '.join(wrong) or SETS}; expected a folder of {SETS}, or a path")
+    known = {name for folder in folders for name in implementations(folder)}
+    if missing := [name for name in only if name not in known]:
+        parser.error(f"no implementation of {', '.join(folder.name for folder in folders)}: {', '.join(missing)}")
+    return folders
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask blind sets; return 1 if the verifier was wrong about an implementation."""
     parser = argparse.ArgumentParser(
@@ -198,11 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write {FIRST} of each set")
     parser.add_argument("--aside", action="store_true", help=f"ask {PLAIN} of each set everything, and write {ASIDE}")
     given = parser.parse_args(arguments)
+    folders = _folders(parser, given.sets, given.only)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
     importlib.import_module("torch").set_num_threads(1)
-    cases = list(Source(("float64", "float32")).cases().values())
     console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
-    folders = [Path(name) if Path(name).is_dir() else SETS / name for name in given.sets] or sorted(SETS.iterdir())
+    cases = list(Source(("float64", "float32")).cases().values())
     everything: dict[str, list[dict[str, Any]]] = {}
     good = True
     for folder in folders:

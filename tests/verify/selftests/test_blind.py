@@ -66,6 +66,25 @@ def test_each_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "all.json").read_text()) == {tmp_path.name: written}
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "no blind set: nowhere"),
+        (["{}", "--only", "whole", "--only", "hole"], ": hole"),
+        (["{}/none"], "no blind set: none"),
+    ],
+    ids=["unknown-set", "unknown-name", "no-set"],
+)
+def test_what_there_is_none_of_is_no_pass(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "blind_z.py").write_text(_SET)
+    with pytest.raises(SystemExit) as ended:
+        blind.main([word.format(tmp_path) for word in words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_what_the_implementation_below_fails_is_set_aside(tmp_path: Path) -> None:
     wanted = ("conduct/Epsilon/relevance-expanded", "conduct/Epsilon/nothing-stabilizes-zero")
     cases = [case for case in conduct.cases() if case.id in wanted]
