@@ -66,6 +66,18 @@ def steps(count: int) -> Task:
     return x, y, where
 
 
+def texts(count: int) -> Task:
+    """Five to ten words of six, with padding behind; one of two further words is among them, and tells the class."""
+    y, length = torch.randint(2, (count,)), torch.randint(5, 11, (count,))
+    words = torch.randint(3, 8, (count, 10))
+    # the first place is read in the end, and says nothing by itself
+    place = 1 + (torch.rand(count) * (length - 1)).long()
+    words[torch.arange(count), place] = 1 + y
+    words[torch.arange(10) >= length[:, None]] = 0
+    where = F.one_hot(words, 8) * (torch.arange(10) == place[:, None])[..., None]
+    return F.one_hot(words, 8).float(), y, where.float()
+
+
 def sounds(count: int) -> Task:
     """A low or a high tone, somewhere in noise."""
     x, y = 0.3 * torch.randn(count, 1, 96), torch.randint(2, (count,))
@@ -119,8 +131,12 @@ def _nodes(axes: Axes, values: Tensor, colours: str) -> None:
 ENTRIES: dict[str, Entry] = {
     "cnn": Entry(networks.CNN, images, "EpsilonPlus()", _image),
     "resnet": Entry(networks.ResNet, images, "EpsilonPlusFlat()", _image),
+    "mobilenet": Entry(networks.MobileNet, images, "EpsilonPlus()", _image),
+    "densenet": Entry(networks.DenseNet, images, "EpsilonPlus()", _image),
     "convnext": Entry(networks.ConvNeXt, images, "AttnLRP(gamma=0.25)", _image),
     "vit": Entry(networks.ViT, images, "AttnLRP()", _image, 250),
+    "swin": Entry(networks.Swin, images, "AttnLRP()", _image, 250),
+    "text-encoder": Entry(networks.TextEncoder, texts, "AttnLRP()", _rows, 250),
     "u-net": Entry(networks.UNet, masks, "EpsilonGammaBox(low=-3.0, high=3.0)", _image),
     "decoder": Entry(networks.Decoder, steps, "CPLRP()", _rows, 250),
     "lstm": Entry(networks.LSTM, steps, "EpsilonPlus()", _rows, 250),

@@ -40,6 +40,43 @@ class ResNet(nn.Module):
         return self.out(F.max_pool2d(F.relu(branch), 4).mean((2, 3)))
 
 
+class MobileNet(nn.Module):
+    """An inverted residual: wide in between, a depthwise convolution, channels weighed by their means, no ReLU last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.widen, self.norm1 = nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.depthwise, self.norm2 = nn.Conv2d(24, 24, 3, padding=1, groups=24, bias=False), nn.BatchNorm2d(24)
+        self.squeeze, self.excite = nn.Conv2d(24, 8, 1), nn.Conv2d(8, 24, 1)
+        self.narrow, self.norm3, self.out = nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.norm(self.stem(x)))
+        wide = F.hardswish(self.norm1(self.widen(x)))
+        wide = F.hardswish(self.norm2(self.depthwise(wide)))
+        weights = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(wide, 1)))))
+        x = x + self.norm3(self.narrow(wide * weights))
+        return self.out(F.hardswish(x).amax((2, 3)))
+
+
+class DenseNet(nn.Module):
+    """Each layer reads all layers before it, which are concatenated; batch norm and ReLU come before a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.norm1, self.conv1 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3, padding=1, bias=False)
+        self.norm3, self.out = nn.BatchNorm2d(24), nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(F.relu(self.norm1(x)))], 1)
+        x = torch.cat([x, self.conv2(F.relu(self.norm2(x)))], 1)
+        return self.out(F.max_pool2d(F.relu(self.norm3(x)), 4).mean((2, 3)))
+
+
 class ConvNeXt(nn.Module):
     """A depthwise convolution, layer norm over channels, GELU, and a learned scale of the branch."""
 
@@ -73,6 +110,50 @@ class ViT(nn.Module):
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.position
         return self.out(self.encoder(tokens)[:, 0])
+
+
+class Swin(nn.Module):
+    """Attention within windows, then within shifted ones, with a learned bias; at the end, four patches become one."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patches, self.norms = nn.Conv2d(1, width, 2, stride=2), nn.ModuleList(nn.LayerNorm(width) for _ in "ab")
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in "ab")
+        self.project = nn.ModuleList(nn.Linear(width, width) for _ in "ab")
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(16, 16)) for _ in "ab")
+        self.merge, self.out = nn.Linear(4 * width, width), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)  # 8 x 8 tokens
+        for block, shift in enumerate((0, 2)):
+            x = x + self.attend(block, self.norms[block](x).roll((-shift, -shift), (1, 2))).roll((shift, shift), (1, 2))
+        x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+        return self.out(F.gelu(self.merge(x)).mean((1, 2)))
+
+    def attend(self, block: int, x: Tensor) -> Tensor:
+        """Return the attention within windows of 4 x 4 tokens."""
+        windows = x.unflatten(1, (2, 4)).unflatten(3, (2, 4)).permute(0, 1, 3, 2, 4, 5).flatten(3, 4)
+        q, k, v = self.qkv[block](windows).chunk(3, -1)
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + self.bias[block]).softmax(-1)
+        attended = self.project[block](weights @ v).unflatten(3, (4, 4)).permute(0, 1, 3, 2, 4, 5)
+        return attended.flatten(3, 4).flatten(1, 2)
+
+
+class TextEncoder(nn.Module):
+    """Words, as rows of a one-hot matrix, are embedded and encoded as in BERT; those that are padding are masked."""
+
+    def __init__(self, words: int = 8, width: int = 16) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(words, width, bias=False), nn.Linear(width, 2)
+        self.position = nn.Parameter(0.1 * torch.randn(1, 10, width))
+        self.norm = nn.LayerNorm(width)
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = x[..., 0] == 1
+        x = self.encoder(self.norm(self.embed(x) + self.position), src_key_padding_mask=padding)
+        return self.out(torch.tanh(x[:, 0]))
 
 
 class Decoder(nn.Module):

@@ -36,6 +36,8 @@ def effective(rule: object, layer: TracedLayer) -> Layer:
         return layer  # torch's own layers use their parameters as they are
     # zero_params names parameters of the module; only the bias is also one of the effective layer
     found = None if set(layer.zero_params) & set(layer.given) - {"bias"} else _linear(layer) or _convolution(layer)
+    if found is not None and layer.zeroes and not _is_only_constant(layer):
+        found = None
     ambiguous = not alone and found is not None and _is_proportional(layer)  # the own weight, or the one of the whole
     if found is not None and not ambiguous:
         return found
@@ -49,6 +51,13 @@ def effective(rule: object, layer: TracedLayer) -> Layer:
         f"{see('containers')}"
     )
     raise RuntimeError(msg)
+
+
+def _is_only_constant(layer: TracedLayer) -> bool:
+    """Whether nothing but the module's own bias is added to its output, so that it is the bias of the whole."""
+    with torch.no_grad():
+        rest = layer.run(layer.parameters, torch.zeros_like(layer.x))[0]
+    return not bool(rest.any())
 
 
 def _is_one_weight(layer: TracedLayer) -> bool:

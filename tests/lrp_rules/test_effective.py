@@ -170,6 +170,32 @@ def test_a_weight_set_to_zero_is_refused_where_it_is_no_whole_weight() -> None:
         relevance(ZPlus(zero_params="A"), LowRank(), integers((2, 3), 5), integers((2, 4), 6))
 
 
+class TwoConstants(nn.Linear):
+    """A further constant is added to the output, which is part of the effective bias and not of `bias`."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+        self.shift = nn.Parameter(torch.ones(4))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.shift
+
+
+@each_changing
+def test_a_further_constant_is_not_set_to_zero_with_the_bias(rule: str) -> None:
+    module = TwoConstants()
+    fill(module)
+    given = CHANGING[rule]()
+    x, R = integers((2, 3), 7), integers((2, 4), 8)
+    if given.zero_params == ("bias",):
+        with pytest.raises(RuntimeError, match="not proportional"):
+            relevance(given, module, x, R)
+        return
+    whole = like(module, module.weight)
+    whole.bias = nn.Parameter((module.bias + module.shift).detach())
+    assert torch.equal(relevance(given, module, x, R), relevance(CHANGING[rule](), whole, x, R))
+
+
 # --- where weights come from ------------------------------------------------------------------------------------------
 
 

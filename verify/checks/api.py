@@ -75,6 +75,7 @@ def cases() -> Iterator[Case]:
         yield _case(f"remove/{name}", name, partial(_remove, name))
     for name, arguments, d, wanted in _STABILIZERS:
         yield _case(f"Stabilizer/{name}", "Stabilizer", partial(_stabilizer, arguments, d, wanted))
+    yield _case("Stabilizer/norm_scale-derivative", "Stabilizer", _scale_derivative)
     yield _case("Stabilizer/ensure", "Stabilizer", _ensure)
     for name, value, error in _REFUSED:
         for of, prefix in (("Stabilizer", ""), ("Stabilizer.ensure", "ensure-")):
@@ -152,6 +153,8 @@ _MODIFIERS: tuple[tuple[str, str, dict[str, Any], torch.Tensor, torch.Tensor], .
         _W + 0.5 * _W.clamp(min=0),
         _B * 0,
     ),
+    # before anything else
+    ("zero_params-first", "ClampMod", {"min": 0.5, "zero_params": "bias"}, _W.clamp(min=0.5), _B * 0 + 0.5),
     ("default", "NoMod", {}, _W, _B),
     ("zero_params", "NoMod", {"zero_params": ["bias"]}, _W, _B * 0),
     ("whole-names", "NoMod", {"zero_params": "bias_weight"}, _W, _B),
@@ -245,6 +248,24 @@ def _stabilizer(
     if found.shape == wanted.shape and found.dtype == wanted.dtype and bool(((found - wanted).abs() <= room).all()):
         return passed()
     return fail(f"Stabilizer({arguments}) of {d} is {found.tolist()}, expected {expected}")
+
+
+def _scale_derivative(subject: Subject) -> Finding:
+    """Check that the scale is a function of the denominator, for those who differentiate a relevance."""
+    d = torch.tensor([[1.0, -1.0, -7.0, 7.0]], dtype=torch.float64, requires_grad=True)
+    v = torch.tensor([[3.0, -2.0, -1.0, 4.0]], dtype=torch.float64)
+    for clip in (False, True):
+        stabilized = subject.get("Stabilizer")(2.0, clip=clip, norm_scale=True)(d)
+        (found,) = torch.autograd.grad((v * stabilized).sum(), d)
+        # rms is 5, eps 10, and its derivative d / 10; clipped, each S is eps alone
+        plain, through = (v, (v * d.sign()).sum()) if not clip else (v * 0, (v * d.sign()).sum())
+        wanted = (plain + through * d / 10).detach()
+        # the scale, its derivative, two products and a sum, of terms no larger than these
+        room = 16 * torch.finfo(torch.float64).eps * (v.abs() + v.abs().sum() * d.detach().abs() / 10)
+        if not bool(((found - wanted).abs() <= room).all()):
+            of = f"Stabilizer(2, clip={clip}, norm_scale=True)"
+            return fail(f"the derivative of {of} of {d.tolist()} is {found.tolist()}, expected {wanted.tolist()}")
+    return passed()
 
 
 _REFUSED: tuple[tuple[str, Any, type[Exception]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def cases() -> Iterator[Case]:
         yield _case("BasicHook", name, ask)
     for modifier in ("ClampMod", "GammaMod", "NoMod"):
         yield _case(modifier, "in-place", partial(_written, modifier))
+        yield _case(modifier, "exception-inside", partial(_interrupted, modifier))
 
 
 def _case(rule: str, name: str, run: Callable[[Subject], Finding]) -> Case:
@@ -216,4 +218,23 @@ def _written(modifier: str, subject: Subject) -> Finding:
             return fail("the numbers of a parameter are overwritten, though others may hold it")
     if any(module.get_parameter(name) is not parameter for name, parameter in own.items()):
         return fail("a parameter is another object afterwards")
+    return passed()
+
+
+class _BoomError(Exception):
+    """What is raised here while a modifier is in force."""
+
+
+def _interrupted(modifier: str, subject: Subject) -> Finding:
+    """Check that an exception inside leaves the parameters as they were."""
+    module = nn.Linear(2, 2, dtype=torch.float64)
+    own = dict(module.named_parameters())
+    kept = {name: parameter.detach().clone() for name, parameter in own.items()}
+    arguments: dict[str, Any] = {} if modifier == "NoMod" else {"min": 0.0}
+    with contextlib.suppress(_BoomError), subject.get(modifier)(zero_params="bias", **arguments)(module):
+        raise _BoomError
+    if any(module.get_parameter(name) is not parameter for name, parameter in own.items()):
+        return fail("after an exception inside, a parameter is another object")
+    if any(not same(own[name].detach(), kept[name]) for name in own):
+        return fail("after an exception inside, the numbers of a parameter are others")
     return passed()

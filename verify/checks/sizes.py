@@ -1,15 +1,25 @@
-"""Agreement on large layers, at some positions of the input: corners, edges and a few between, of some samples."""
+"""Large layers: agreement at some positions of the input, and conservation of what some of the outputs hand on.
+
+The positions are corners, edges and a few between, of some samples. The outputs are those that read one position: all
+of a dense layer.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from reference.affine import affine
 from reference.base import Weighted
+from reference.ledger import ledger
 from reference.precision import model_for
-from reference.restriction import position_at
+from reference.restriction import at, position_at
+from reference.rounding import bound
 from verify.checks.agreement import content, judge, relevance_or_wrong, rows
 from verify.checks.probing import of_python
 from verify.formats.remembered import remembered
@@ -32,8 +42,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-#: The arguments of a rule, in turn over the layers: the default, and what may be computed in another way.
+#: One of each way to gather, each with an edge that goes its own way.
+_CONSERVED = (
+    "linear-1030-700", "conv2d-64-64-at-56", "conv2d-circular-at-48", "convtranspose2d-at-28", "conv3d-at-18",
+)  # fmt: skip
 _NARROW = 600
+#: The arguments of a rule, in turn over the layers: the default, and what may be computed in another way.
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "Epsilon": ("default", "zero_params=bias"),
     "Norm": ("default",),
@@ -71,6 +85,20 @@ def cases(*, seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
                 device=device,
             )
 
+    for index, (rule, name) in enumerate(product(FORMULAS, _CONSERVED)):
+        large, of = next(one for one in sizes.LAYERS if one.layer.name == name), variant(rule)
+        if "float64" in dtypes:
+            yield Case(
+                id=f"conservation/{rule}/{name}/default/signed/float64",
+                rule=rule,
+                layer=large.layer.family,
+                check="conservation",
+                dtype="float64",
+                level=level(rule, large.layer),
+                run=partial(of_python, partial(_conserves, large, of, index, seed, device)),
+                device=device,
+            )
+
 
 def _agrees(
     large: sizes.Large, of: Variant, dtype: str, kind: str, seed: int, device: str, subject: Subject
@@ -90,6 +118,31 @@ def _agrees(
     )  # fmt: skip
     found = got[known["sample"], known["entry"]]
     return judge(found[None], known["expected"][None], known["worst"][None], None, model.name)
+
+
+def _conserves(large: sizes.Large, of: Variant, turn: int, seed: int, device: str, subject: Subject) -> Finding:
+    """Give relevance to those outputs of the last sample that read one position, and to no others."""
+    problem = sizes.draw(large, "float64", "signed", seed, device)
+    described = describe(problem.module, large.layer.sample_shape)
+    assert isinstance(described, Weighted)
+    places = sizes.places(large.layer)
+    cut = at(described, places[turn % len(places)])
+    relevance = torch.zeros_like(problem.relevance).flatten(1)
+    relevance[-1, cut.rows] = problem.relevance.flatten(1)[-1, cut.rows]
+    problem = replace(problem, relevance=relevance.view_as(problem.relevance))
+    rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
+    got, wrong = relevance_or_wrong(rule, problem)
+    if wrong or got is None:
+        return wrong or Finding(Verdict.ERROR)
+    model = model_for("float64", device)
+    x, R = (rows(t[-1:], batched=True)[0] for t in (problem.x, problem.relevance))
+    sample = Sample(len(got) - 1, (len(got), *large.layer.sample_shape), batched=True)
+    parts = _parts(of, sample, affine(cut, x[cut.columns], of.zero_params))
+    account, limit = ledger(parts, R[cut.rows], of.stabilizer), bound(parts, R[cut.rows], of.stabilizer, model)
+    inputs, room = np.zeros((len(got), 1)), np.zeros((len(got), 1))
+    inputs[-1] = account.total().inputs
+    room[-1] = account.inputs_bound(limit, got[-1])
+    return judge(got.sum(1, keepdims=True), inputs, room, None, model.name, [account])
 
 
 def _at_places(

@@ -118,9 +118,9 @@ def _stepped(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
 def _late(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     """Weights that change between forward and backward: the relevance is that of the forward pass, or an error."""
     parameters = list(on.module.parameters())
-    expected = on.relevance(subject, rule)
+    before, expected = [p.detach().clone() for p in parameters], on.relevance(subject, rule)
 
-    def ask() -> Iterator[str]:
+    def ask(frozen: str) -> Iterator[str]:
         with attached(make(subject, rule), on.module):
             x = leaf(on.x)
             y = on.module(x)
@@ -128,9 +128,13 @@ def _late(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
                 for parameter in parameters:
                     parameter.mul_(-2.0)
             found = grad(y, x, on.R)
-        yield from differs(found, expected, "with weights that changed after the forward pass, the relevance")
+        yield from differs(found, expected, f"with {frozen}weights that changed after the forward pass, the relevance")
 
-    yield from unless_refused(ask())
+    for learns in (True, False):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.requires_grad_(learns).copy_(value)
+        yield from unless_refused(ask("" if learns else "frozen "))
 
 
 def _removed(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
@@ -430,9 +434,12 @@ def _several(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
     expected = on.relevance(subject, rule), asked(subject, rule, other, on.x, on.R)
     instance = make(subject, rule)
     try:
-        with attached(instance, on.module), attached(instance, other):
+        with attached(instance, other):
+            with attached(instance, on.module):
+                x = leaf(on.x)
+                found = grad(on.module(x), x, on.R), grad(other(x), x, on.R)
             x = leaf(on.x)
-            found = grad(on.module(x), x, on.R), grad(other(x), x, on.R)
+            left = grad(other(x), x, on.R)
     except NotOfferedError:
         raise
     except Exception as error:
@@ -440,6 +447,7 @@ def _several(rule: str, subject: Subject, on: Setting) -> Iterator[str]:
         return
     for got, wanted in zip(found, expected, strict=True):
         yield from differs(got, wanted, "one rule on two modules: the relevance")
+    yield from differs(left, expected[1], "one rule on two modules, and removed from one: the relevance of the other")
 
 
 #: By name: how it is asked, of which rules.

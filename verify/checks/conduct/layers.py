@@ -226,10 +226,11 @@ def _computed(kinds: tuple[Callable[[], tuple[nn.Module, Tensor]], ...], rule: s
 
 TOPICS = (
     Topic("in-place-neighbours", _neighbours, (*WEIGHED, "Pass")),
-    # The specification does not speak of what happens between forward and backward
+    # The specification does not speak of an input that is written to between forward and backward
     Topic("overwritten-input", partial(_overwritten, _INPUT, (layer, watched)), level=Level.SHOULD),
-    Topic("overwritten-parameters", partial(_overwritten, _PARAMETERS, (layer, watched)), WEIGHED, Level.SHOULD),
-    Topic("overwritten-buffers", partial(_overwritten, _BUFFERS, (lambda _: batch_norm(),)), WEIGHED, Level.SHOULD),
+    # Clause 7.5: the weights that the call used
+    Topic("overwritten-parameters", partial(_overwritten, _PARAMETERS, (layer, watched)), WEIGHED),
+    Topic("overwritten-buffers", partial(_overwritten, _BUFFERS, (lambda _: batch_norm(),)), WEIGHED),
     Topic("mode-switched", _switched, WEIGHED, Level.SHOULD),
     Topic("on-in-place-relu", _in_place, (*GRADIENT, "Norm")),
     # nor of a module that writes to its input

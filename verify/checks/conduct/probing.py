@@ -290,6 +290,7 @@ class _Kept:
     def __init__(self, value: Tensor) -> None:
         self.value, self.bits = value, value.detach().clone()
         self.version, self.requires_grad, self.grad = version(value), value.requires_grad, value.grad
+        self.place = value.untyped_storage().data_ptr()
         self.grad_bits = None if value.grad is None else value.grad.clone()
 
     def changes(self, now: Tensor) -> Iterator[str]:
@@ -299,6 +300,8 @@ class _Kept:
             yield f"was {_spell(self.bits)} and is {_spell(now)}"
         if version(now) != self.version:
             yield "was written in place"
+        elif now.untyped_storage().data_ptr() != self.place:
+            yield "lies elsewhere in memory: views of it, as fused optimizers keep them, no longer follow"
         if now.requires_grad != self.requires_grad:
             yield f"has requires_grad={now.requires_grad}"
         if now.grad is not self.grad:
