@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import re
 import sys
 import time
 import traceback
@@ -39,10 +38,6 @@ if TYPE_CHECKING:
 
 #: Characters of a detail.
 _LONGEST = 20_000
-#: Rules that change parameters, layers that have none, and the error that says so.
-_CHANGING = frozenset({"ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare"})
-_WEIGHTLESS = re.compile(r"/(adaptive)?avgpool\d|/batchnorm2d-plain")
-_NONE_THERE = re.compile(r"RuntimeError: .*\b(parameters?|weight)\b", re.DOTALL)
 #: The detail that says what a case has left changed in its process.
 _LEFT = "left changed"
 
@@ -67,6 +62,7 @@ def tried(subject: Subject) -> None:
 
 def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: float = TIME_LIMIT) -> Outcome:
     """Ask one case of a subject, and turn whatever comes of it into a verdict."""
+    from verify.checks.probing import has_no_parameters  # noqa: PLC0415  imports torch, see the top
     from verify.checks.undecided import held  # noqa: PLC0415  likewise
 
     start = time.perf_counter()
@@ -87,20 +83,10 @@ def ask(case: Case, subject: Subject, seed: int, *, here: bool, time_limit: floa
             finding = Finding(Verdict.ERROR, reason=reason_of(error, subject.spec))
             if here:
                 finding = replace(finding, details={"traceback": _traceback(error)})
-    if _needs_parameters(case, finding):
+    if finding.verdict is Verdict.ERROR and has_no_parameters(case.rule, case.id, finding.reason):
         finding = Finding(Verdict.NOT_OFFERED, reason=finding.reason)
     left = subject.left if isinstance(subject, Hosted) else state.restore()
     return outcome_of(case, blamed(finding, left), time.perf_counter() - start if seconds is None else seconds)
-
-
-def _needs_parameters(case: Case, finding: Finding) -> bool:
-    """Whether a rule that changes parameters says that a layer without any has none: clause 2.3 leaves that open."""
-    return (
-        finding.verdict is Verdict.ERROR
-        and case.rule in _CHANGING
-        and _WEIGHTLESS.search(case.id) is not None
-        and _NONE_THERE.match(finding.reason) is not None
-    )
 
 
 @contextlib.contextmanager
