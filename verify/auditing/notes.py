@@ -104,8 +104,9 @@ def _why(question: Question, rule: Any) -> str:
     if rule is not None:
         return f"{given} does not conserve on an operation that is not proportional to its input"
     if operation == "add":
-        summands = "both summands" if sum(question.own.reached) == 2 else "each summand"
-        return f"relevance is copied to {summands}: put Norm on torch.add"
+        if sum(question.own.reached) < 2:
+            return "the input gets all of it, and the constant beside it nothing: put Norm on torch.add"
+        return "relevance is copied to both summands: put Norm on torch.add"
     return _LEAKS.get(operation, "")
 
 

@@ -462,3 +462,21 @@ def test_captum_is_refused_with_the_reason() -> None:
     for pipeline in ("captum", "captum:LRP", captum.LRP, captum.LRP(model), captum.LRP(model).attribute):
         with pytest.raises(ValueError, match="captum's LRP cannot be audited: it calls the model twice"):
             verify.audit(model, x, PLUS, pipeline=pipeline)
+
+
+class Placed(nn.Module):
+    """A learned constant is added to a layer's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.position = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.position
+
+
+def test_a_constant_that_the_gradient_leaves_out_is_named() -> None:
+    model = Placed().double()
+    found = verify.audit(model, torch.ones(1, 3).double(), composites.EpsilonPlus(), pipeline="gradient")
+    (note,) = found.table.query("operation == 'Tensor.add'")["note"]
+    assert "the input gets all of it, and the constant beside it nothing" in note
