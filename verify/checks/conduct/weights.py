@@ -28,6 +28,8 @@ from verify.checks.conduct.probing import (
     tensor,
     unless_refused,
 )
+from verify.checks.conduct.settings import halves
+from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +86,34 @@ class _Scaled(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(input, self.weight * -0.5, self.bias)
+
+
+class _ScaledConvolution(nn.Conv2d):
+    """The same of a convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * -0.5, self.bias)
+
+
+def _convolution(rule: str, subject: Subject) -> Iterator[str]:
+    """A convolution that makes its weight of its parameter, of both signs, with a stride, groups and padding."""
+    generator = torch.Generator().manual_seed(1)
+    for options in ({"stride": 2}, {"padding": 1, "groups": 2}, {"padding": 1, "padding_mode": "replicate"}):
+        module, like = (kind(2, 4, 2, **options).double() for kind in (_ScaledConvolution, nn.Conv2d))
+        weight, bias = (halves(generator, tuple(p.shape)) for p in module.parameters())
+        fill(module, weight=weight, bias=bias)
+        fill(like, weight=-0.5 * weight, bias=bias)
+        x = halves(generator, (2, 2, 4, 5))
+        relevance = halves(generator, tuple(like(x).shape))
+        expected = fresh(subject, rule, like, x, relevance)
+
+        def ask(
+            module: nn.Module = module, x: Tensor = x, relevance: Tensor = relevance, expected: Tensor = expected
+        ) -> Iterator[str]:
+            found = relevance_of(make(subject, rule), module, x, relevance)
+            yield from differs(found, expected, "of a convolution that scales its weight, the relevance")
+
+        yield from unless_refused(ask())
 
 
 def _low_rank_adapter() -> tuple[nn.Module, Tensor]:
@@ -298,6 +328,7 @@ BUILDS: dict[str, Build] = {
 
 TOPICS = (
     *(Topic(what, partial(_uses, build), WEIGHED) for what, build in BUILDS.items()),
+    Topic("scaled-convolution", _convolution, WEIGHED),
     Topic("random-weight", _random, WEIGHED),
     Topic("functional-call", _functional_call, WEIGHED),
     Topic("replica", _replica, WEIGHED),

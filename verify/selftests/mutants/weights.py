@@ -57,6 +57,22 @@ class EpsilonOwnForwardIgnored(Epsilon):
 
 
 @mutant()
+class GammaOwnConvolutionIgnored(Gamma):
+    """Of a subclass of nn.Conv2d, the weight counts, whatever its forward pass makes of that (zennit)."""
+
+    def register(self, module: nn.Module) -> Any:
+        if not isinstance(module, nn.Conv2d) or type(module).forward is nn.Conv2d.forward:
+            return super().register(module)
+        like = nn.Conv2d(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,  # type: ignore[arg-type]
+            groups=module.groups, padding_mode=module.padding_mode,
+        )  # fmt: skip
+        like.weight, like.bias = module.weight, module.bias
+        rule = Gamma(self.gamma, self.stabilizer, self.zero_params)
+        return standing(module, lambda _module, _args: as_if(rule, like))
+
+
+@mutant()
 class EpsilonDoubleBackward(Epsilon):
     """A x is taken from the derivative of the backward pass, and is nothing where that cannot be differentiated."""
 
