@@ -22,11 +22,13 @@ from verify.checks.conduct.probing import (
     X,
     attached,
     differs,
+    fill,
     grad,
     leaf,
     linear,
     make,
     tensor,
+    unless_refused,
 )
 
 if TYPE_CHECKING:
@@ -106,9 +108,45 @@ def _sum(way: Pass, rule: str, subject: Subject) -> Iterator[str]:
 
 _OTHERS = (_before, _after)
 
+#: Weight, bias and arguments with which r = a x / (a x + 1), with a the weight times the factor, for one input x.
+_ONE = {
+    "Epsilon": (1.0, 0.75, 1.0, {"epsilon": 0.25}),
+    "Norm": (1.0, 0.75, 1.0, {"stabilizer": 0.25}),
+    "ZPlus": (1.0, 0.75, 1.0, {"stabilizer": 0.25}),
+    "AlphaBeta": (1.0, 0.75, 1.0, {"alpha": 1.0, "beta": 0.0, "stabilizer": 0.25}),
+    "Gamma": (0.5, 0.375, 2.0, {"gamma": 1.0, "stabilizer": 0.25}),
+    "ZBox": (1.0, 0.0, 1.0, {"low": 0.0, "high": 4.0, "stabilizer": 1.0}),
+}
+
+
+def _third(rule: str, subject: Subject) -> Iterator[str]:
+    """Derivatives of a relevance, three times in a row, by the input and by the weight, are right or refused.
+
+    With u = a x = 1 all are exact: r' = 1 / (u + 1)^2, then -2 / (u + 1)^3 and 6 / (u + 1)^4, times the factors.
+    """
+    weight, bias, factor, given = _ONE[rule]
+
+    def ask(by: str) -> Iterator[str]:
+        module = torch.nn.Linear(1, 1, dtype=torch.float64)
+        fill(module, weight=[[weight]], bias=[bias])
+        x = leaf(tensor([[1.0]]))
+        of, inner = (x, 1.0) if by == "input" else (module.weight, factor)
+        with attached(subject.get(rule)(**given), module):
+            found = grad(module(x), x, torch.ones_like(x), create_graph=True).sum()
+            for times, expected in enumerate((0.25, -0.25, 0.375), 1):
+                (slope,) = torch.autograd.grad(found, of, create_graph=times < 3)
+                wanted = torch.full_like(of, expected * inner**times)
+                yield from differs(slope.detach(), wanted.detach(), f"derivative {times} of a relevance by the {by}")
+                found = slope.sum()
+
+    for by in ("input", "weight"):
+        yield from unless_refused(ask(by))
+
+
 TOPICS = (
     Topic("output-beside-relevance", partial(_sum, _beside), _RULES),
     Topic("output-before-relevance", partial(_sum, _before), _RULES),
     Topic("output-after-relevance", partial(_sum, _after), _RULES),
     Topic("relevance-from-a-thread", partial(_sum, _on_a_thread), _RULES),
+    Topic("three-derivatives", _third, tuple(_ONE)),
 )

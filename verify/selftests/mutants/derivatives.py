@@ -45,6 +45,27 @@ class GammaInputDetached(Gamma):
         return super().relevance(replace(layer, inputs=(layer.x.detach(),), outputs=None), R)
 
 
+class _Cut(torch.autograd.Function):
+    """Nothing to a derivative, which is a constant from then on."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.detach() + 0 * gradient
+
+
+@mutant()
+class ZPlusThirdDerivativeZero(ZPlus):
+    """The derivative of a relevance is right, and is a constant to those who differentiate it once more."""
+
+    def relevance(self, layer: Layer, R: Tensor) -> Tensor:
+        x: Tensor = _Cut.apply(layer.x)  # type: ignore[no-untyped-call]
+        return super().relevance(replace(layer, inputs=(x,), outputs=None), R)
+
+
 @mutant("input-detached")
 class ZBoxInputDetached(ZBox):
     """The input is detached: a relevance that has no derivative by it."""
