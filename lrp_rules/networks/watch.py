@@ -104,7 +104,8 @@ class Watch:
             if self.between.rules or self.between.early:
                 msg = (
                     f"{type(module).__name__} has rules for functions, and torch.compile runs it: what it makes of "
-                    "them would not be these rules. Call the model that was given to torch.compile"
+                    "them would not be these rules. Call the model that was given to torch.compile, or this one inside "
+                    "`with torch.compiler.set_stance('force_eager')`"
                     f"{see('between-the-layers')}"
                 )
                 raise RuntimeError(msg)
@@ -150,6 +151,9 @@ class Watch:
 
 def is_compiling() -> bool:
     """Whether torch.compile runs what is called here."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is not None and getattr(getattr(dynamo, "_stance", None), "stance", "") == "force_eager":
+        return False
     for frame in stack():
         if frame.f_code.co_filename.endswith("_dynamo/eval_frame.py"):
             return frame.f_code.co_qualname.startswith("_TorchDynamoContext.")  # and not what disables it

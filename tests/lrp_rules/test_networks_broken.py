@@ -347,3 +347,19 @@ def test_rules_for_functions_are_refused_where_torch_compiles(rules: Any) -> Non
     torch._dynamo.reset()
     with attach(model, rules):
         model(x)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch has it since 2.6")
+@pytest.mark.parametrize("before", [False, True], ids=["after the rules", "before the rules"])
+def test_a_compiled_model_that_is_forced_to_run_as_it_is_has_its_rules(before: bool) -> None:
+    model, x, R = Residual(), leaf(2, 4), torch.ones(2, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    if before:
+        compiled(x)
+    with attach(model, composites.EpsilonPlus()):
+        (expected,) = torch.autograd.grad(model(x), x, R)
+    with torch.compiler.set_stance("force_eager"), attach(model, composites.EpsilonPlus()):
+        (found,) = torch.autograd.grad(compiled(x), x, R)
+    torch._dynamo.reset()
+    assert torch.equal(found, expected)
