@@ -102,7 +102,7 @@ class Server:
         if self._known is None:
             return {}
         call, entries = self._report.call, self._known.entries
-        numbers = explaining(outcome, self._known, seed=call.seed, device=call.device)
+        numbers = explaining(outcome, self._known, seed=call.seed, device=call.device, subject=self._report.subject)
         return {entries[number].place: entries[number].reason for number in numbers}
 
     def do_complain(self, told: Mapping[str, Mapping[str, str]]) -> Json:
@@ -134,6 +134,7 @@ class Server:
         return {"remarks": list(self._remarks(told))}
 
     def _remarks(self, told: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+        from verify.explaining.asked import posed  # noqa: PLC0415
         from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415
         from verify.runs.outcomes import outcome_of  # noqa: PLC0415
         from verify.subjects.loading import load  # noqa: PLC0415
@@ -145,7 +146,9 @@ class Server:
             for id_, one in told.items()
             if "lrp_known" not in one
         ]
-        for one in diagnose(outcomes, self._cases, asking(load(self._spec))):
+        subject = load(self._spec)
+        cases = {id_: asked for id_, case in self._cases.items() if (asked := posed(case, subject))}
+        for one in diagnose(outcomes, cases, asking(subject)):
             yield f"Diagnosis: {one}"
 
 

@@ -13,6 +13,7 @@ import torch
 from lrp_entry.names import NAMES
 from verify.formats.text import shortened, text_of
 from verify.model import RULES, Subject, SubjectError
+from verify.questions.fixed import checked
 from verify.subjects.protocol import is_command, port
 
 
@@ -34,7 +35,9 @@ def load(spec: str) -> Subject:
             f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
         )
         raise SubjectError(msg)
-    return Subject(spec, namespace, shortened(str(getattr(namespace, "__version__", None) or _version(module_name))))
+    version = shortened(str(getattr(namespace, "__version__", None) or _version(module_name)))
+    parameters = checked(spec, getattr(namespace, "parameters", {}))
+    return Subject(spec, namespace, version, parameters=parameters)
 
 
 def named(spec: str) -> Any:

@@ -37,6 +37,8 @@ from verify.model import BAD, Outcome, Verdict
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from verify.questions.fixed import Fixing
+
 __all__ = [
     "Deviation",
     "DeviationError",
@@ -96,7 +98,7 @@ class Deviation:
     def _said(self) -> re.Pattern[str]:
         return expression(self.says)
 
-    def explains(self, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
+    def explains(self, outcome: Outcome, *, seed: int = 0, device: str = "cpu", subject: Fixing | None = None) -> bool:
         """Whether an outcome, whose id matches, is what this entry says."""
         if outcome.verdict is not self.verdict or not self._said.fullmatch(outcome.reason):
             return False
@@ -104,7 +106,7 @@ class Deviation:
             return True
         from verify.explaining.deviations.formulas import gives  # noqa: PLC0415  imports torch
 
-        return gives(self.formula, outcome, seed=seed, device=device)
+        return gives(self.formula, outcome, seed=seed, device=device, subject=subject)
 
 
 @dataclass(frozen=True)
@@ -187,26 +189,31 @@ def apply(
     seed: int = 0,
     device: str = "cpu",
     ids: Collection[str] | None = None,
+    subject: Fixing | None = None,
 ) -> tuple[tuple[Outcome, ...], tuple[Stale, ...]]:
     """Mark the outcomes that are known deviations, and return them all with the patterns that are stale.
 
     A pattern is stale if none of the cases that it matches deviates as its entry says. Where not all cases were asked,
     ``ids`` is all there are: a pattern is judged if every case that it matches was asked. Outcomes that an entry
-    matches and does not explain stay what they are. ``seed`` and ``device`` are those of the run.
+    matches and does not explain stay what they are. ``seed``, ``device`` and ``subject`` are those of the run.
     """
-    found = {outcome.id: explaining(outcome, deviations, seed=seed, device=device) for outcome in outcomes}
+    found = {
+        outcome.id: explaining(outcome, deviations, seed=seed, device=device, subject=subject) for outcome in outcomes
+    }
     entries = deviations.entries
     marked = tuple(_marked(o, entries[found[o.id][0]]) if found[o.id] else o for o in outcomes)
     return marked, stale({o.id: (o.verdict, found[o.id]) for o in outcomes}, deviations, ids=ids)
 
 
-def explaining(outcome: Outcome, deviations: Deviations, *, seed: int = 0, device: str = "cpu") -> tuple[int, ...]:
+def explaining(
+    outcome: Outcome, deviations: Deviations, *, seed: int = 0, device: str = "cpu", subject: Fixing | None = None
+) -> tuple[int, ...]:
     """Return the numbers, from 0, of the entries that match an outcome and explain it."""
     return tuple(
         number
         for number, entry in enumerate(deviations.entries)
         if any(expression.fullmatch(outcome.id) for expression in entry.expressions.values())
-        and entry.explains(outcome, seed=seed, device=device)
+        and entry.explains(outcome, seed=seed, device=device, subject=subject)
     )
 
 

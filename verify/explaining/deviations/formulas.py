@@ -26,6 +26,7 @@ from verify.formats.torch_layers import describe
 from verify.questions.covering.arrays import DEPTHS
 from verify.questions.covering.rows import by_id
 from verify.questions.drawing import draw
+from verify.questions.fixed import as_fixed
 from verify.questions.layers import LAYERS, LayerCase
 from verify.questions.variants import VARIANTS, Variant
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from reference.affine import Change
     from verify.model import Outcome, Problem
+    from verify.questions.fixed import Fixing
 
     Array = NDArray[np.float64]
     Arguments = Mapping[str, Any]
@@ -159,7 +161,7 @@ def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Proble
     return layer, of, partial(draw, layer, kind, dtype, seed)
 
 
-def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
+def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu", subject: Fixing | None = None) -> bool:
     """Whether the formula gives what the subject answered where it was furthest off."""
     where = outcome.details.get("worst entry")
     if outcome.check not in {"agreement", "conservation"} or where is None:
@@ -168,6 +170,8 @@ def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu")
     if found is None:
         return False
     layer, of, of_problem = found
+    if subject is not None:
+        of = as_fixed(of, subject)
     dtype = outcome.dtype
     if any(isinstance(of.arguments(layer.shape, torch.float64).get(name), torch.Tensor) for name in ("low", "high")):
         return False  # formulas here know bounds that are numbers
