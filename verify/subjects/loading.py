@@ -79,7 +79,8 @@ def _hint(module_name: str) -> str:
     if module_name.endswith(".py"):
         name = module_name.removesuffix(".py").strip("./").replace("/", ".")
         return f"; expected the name of a module, without .py: {name}"
-    adapter = {"captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}.get(module_name.partition(".")[0])
+    library = module_name.partition(".")[0]
+    adapter = f"verify.subjects.{library}" if library in {"autolrp", "captum", "lxt"} else None
     if adapter:
         return f"; the classes of this library are tested through an adapter, {adapter}"
     return ""
