@@ -156,10 +156,10 @@ def _progress(request: Request, total: int) -> _Shown:
     return shown
 
 
-def known_deviations(name: str) -> deviating.Deviations:
-    """Load a file of known deviations; raise UnusableError if it cannot be used."""
+def known_deviations(names: Sequence[str], version: str = "") -> deviating.Deviations | None:
+    """Load files of known deviations, for this version of a library; raise UnusableError if one cannot be used."""
     try:
-        return deviating.load(name)
+        return deviating.load(*names, version=version) if names else None
     except deviating.DeviationError as error:
         raise UnusableError(str(error)) from error
 
@@ -170,8 +170,7 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
     outcomes, stale = deviating.apply(
         report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys(), subject=report.subject
     )
-    doubt = known.doubt(report.subject.version)
-    notes = (*report.notes, doubt) if doubt else report.notes
+    notes = (*report.notes, *known.doubts(report.subject.version))
     marked = replace(report, outcomes=outcomes, notes=notes, stale=tuple(map(str, stale)))
     left = {(outcome.rule, outcome.level) for outcome in marked.unexplained}
     return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))

@@ -54,7 +54,7 @@ class Request:
     shard: tuple[int, int] = (1, 1)  # number, of how many
     seconds: float | None = None  # of a search
     examples: int | None = None
-    deviations: str | None = None
+    deviations: Sequence[str] = ()
     depth: int = 2  # how many options meet in a case
     exit_first: bool = False
 
@@ -188,7 +188,7 @@ def _check_baseline(request: Request) -> None:
     if BASELINE not in request.files:
         return
     for name, unusable in (
-        ("deviations", request.deviations is not None),
+        ("deviations", bool(request.deviations)),
         ("shard", request.shard != (1, 1)),
         (f"check {SEARCH}", request.searching),
     ):
