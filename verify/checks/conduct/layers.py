@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     GRADIENT,
     WEIGHED,
-    Look,
     R,
     Topic,
     X,
