@@ -93,9 +93,15 @@ def lrp_verify(
     ] = None,
     rule: Annotated[list[str] | None, typer.Option(metavar="RULE", help=f"Only these rules. {_MANY}")] = None,
     layer: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER", help="Only these types of layers, such as 'Conv*'.")
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER", help="Only these types of layers, such as 'Conv*'; or single ones, such as nobias."
+        ),
     ] = None,
     check: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Only these checks.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Only these kinds of data, such as zeros.")
+    ] = None,
     dtype: Annotated[list[str] | None, typer.Option(metavar="DTYPE", help="Only these dtypes.")] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Device to compute on: cpu, cuda, cuda:1.")] = "cpu",
     case: Annotated[
@@ -166,7 +172,7 @@ def lrp_verify(
     def run() -> Status:
         request = Request(
             subject if command is None else f"{COMMAND}{command}",
-            {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
+            {"rule": _split(rule), "layer": _split(layer), "check": _split(check), "kind": _split(kind)},
             _split(dtype),
             ids,
             device,
