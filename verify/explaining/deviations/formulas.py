@@ -22,13 +22,14 @@ from reference.precision import model_for
 from reference.rounding import CallableStabilizer, bound
 from reference.rules import Part
 from verify.checks.agreement import rows
+from verify.checks.carrying import carried
 from verify.formats.torch_layers import describe
 from verify.questions.covering.arrays import DEPTHS
 from verify.questions.covering.rows import by_id
 from verify.questions.drawing import draw
 from verify.questions.fixed import as_fixed
 from verify.questions.layers import LAYERS, LayerCase
-from verify.questions.variants import VARIANTS, Variant
+from verify.questions.variants import VARIANTS, Sample, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.affine import Change
+    from reference.precision import Model
     from verify.model import Outcome, Problem
     from verify.questions.fixed import Fixing
 
@@ -81,6 +83,27 @@ def _bounds_in_single_precision(layer: Affine, arguments: Arguments, of: Variant
     """ZBox, with bounds that are numbers rounded to float32."""
     rounded = {name: float(np.float32(arguments[name])) for name in ("low", "high")}
     return _passes(layer, {**arguments, **rounded}, of, same), of.stabilizer
+
+
+def _bias_by_magnitude(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """The rule without the bias, of what `_left_by_the_bias` leaves of the relevance."""
+    return of.parts(_without_bias(layer), Sample(0, (1,), batched=True)), of.stabilizer
+
+
+def _left_by_the_bias(layer: Affine, of: Variant, model: Model) -> tuple[Array, Array]:
+    """The share |z| / (|z| + |b| + epsilon) of each output, z without the bias b, and how far rounding can take it."""
+    bare = _without_bias(layer)
+    (part,) = ref.epsilon(bare)
+    z, whole = np.abs(bare.z), np.abs(bare.z) + np.abs(layer.b) + of.stabilizer.epsilon
+    left = np.divide(z, whole, out=np.zeros_like(z), where=whole > 0)
+    # z is a rounded sum; then there are an addition or two, a division, and the product with the relevance
+    moved = np.divide(part.magnitude, whole, out=np.zeros_like(z), where=whole > 0)
+    return left, model.gamma(part.products + 4) * moved + model.gamma(8) * left
+
+
+def _without_bias(layer: Affine) -> Affine:
+    without: Any = layer.layer
+    return affine(replace(without, bias=None) if layer.bias is not None else without, layer.x)
 
 
 def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
@@ -142,7 +165,10 @@ FORMULAS: dict[str, Formula] = {
     "module-with-changed-parameters": _module_with_changed_parameters,
     "zeroed-by-substring": _zeroed_by_substring,
     "bounds-in-single-precision": _bounds_in_single_precision,
+    "bias-by-magnitude": _bias_by_magnitude,
 }
+#: What a formula takes of the relevance before it divides it.
+LEFT: dict[str, Callable[[Affine, Variant, Model], tuple[Array, Array]]] = {"bias-by-magnitude": _left_by_the_bias}
 
 
 def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Problem]] | None:
@@ -181,8 +207,17 @@ def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu",
     x, R = (rows(t, batched=problem.batched)[where["sample"]] for t in (problem.x, problem.relevance))
     at = affine(describe(problem.module, layer.sample_shape), x, of.zero_params)
     parts, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
+    model = model_for(dtype, device)
+    if formula in LEFT:
+        left, moved = LEFT[formula](at, of, model)
+        off = np.stack([np.abs(R) * moved] * 2)
+        R = left * R
+    else:
+        off = np.zeros((2, R.size))
     relevance = ref.relevance(parts, R, stabilizer)
-    limit = bound(parts, R, stabilizer, model_for(dtype, device))
+    limit = bound(parts, R, stabilizer, model)
+    if off.any():
+        limit = replace(limit, worst=carried(parts, R, off, stabilizer, model)[0])
     if outcome.check == "conservation":
         expected = float(relevance.sum())
         room = ledger(parts, R, stabilizer).inputs_bound(limit, relevance)
