@@ -142,7 +142,11 @@ def arguments_as_fixed(rule: str, given: Mapping[str, float], subject: Fixing) -
 
 def _given(of: Variant) -> dict[str, Any]:
     """Return the arguments of a variant; bounds that are tensors are so for an input of any shape."""
-    return of.arguments((2, 2, 2), torch.float64)
+    given = of.arguments((2, 2, 2), torch.float64)
+    names = given.get("zero_params")
+    if names is not None and not isinstance(names, str):  # an iterator can be read once
+        given["zero_params"] = list(names)
+    return given
 
 
 def _is_default(of: Variant, name: str, value: Any) -> bool:

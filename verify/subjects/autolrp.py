@@ -8,8 +8,9 @@ What is asked of autoLRP. Its rules belong to nodes of the graph. Those for prod
 matrix products; these modules are asked. A pool, a batch normalisation and the like have no node with a choice of rule:
 relevance passes by the gradient there, whatever the configuration says, and none of the API's rules is offered.
 ``stabilizer`` is ``LRPConfig.eps``, a number. No parameter can be set to zero, and the bounds of ``zbox`` are numbers.
-``Bilinear`` is ``epsilon`` on a product of two inputs, ``Softmax`` the rule ``jacobian``, ``Pass`` ``passthrough``, and
-``LayerNormRule`` ``detach_std``. ``copy`` is this adapter's.
+``Bilinear`` is ``epsilon`` on a product of two inputs, ``Softmax`` the rule ``jacobian``, ``Pass`` ``passthrough``.
+What autoLRP has for layer normalisation splits the mean off by magnitudes, and is another rule than ``LayerNormRule``.
+``copy`` is this adapter's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["AlphaBeta", "Bilinear", "Epsilon", "Gamma", "LayerNormRule", "Pass", "Softmax", "ZBox", "ZPlus"]
+__all__ = ["AlphaBeta", "Bilinear", "Epsilon", "Gamma", "Pass", "Softmax", "ZBox", "ZPlus"]
 __version__: str = autolrp.__version__
 
 _ZERO = {"zero_params": None}
@@ -153,14 +154,9 @@ class Softmax(_Rule):
     nodes = autolrp.SOFTMAX_NODES
     modules = (nn.Softmax,)
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int | None = None) -> None:
+        if dim is not None:
+            msg = "autoLRP takes the dimension of the node, and no other"
+            raise NotOfferedError(msg)
         super().__init__()
         self._arguments = {}
-
-
-class LayerNormRule(_Rule):
-    """``detach_std``: the deviation is a constant."""
-
-    name = "detach_std"
-    nodes = autolrp.LAYERNORM_NODES
-    modules = (nn.LayerNorm,)

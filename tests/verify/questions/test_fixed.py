@@ -1,5 +1,6 @@
 """Parameters that a subject cannot change: its values stand in place of the defaults, on both sides of a comparison."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,12 @@ def test_fixed_values_are_not_given_to_the_rule_and_others_are_not_offered() -> 
             _agrees(subject, "Epsilon", name)
     with pytest.raises(NotOfferedError, match="not with -1"):
         subject.get("Epsilon")(epsilon=-1)
+
+
+def test_names_that_can_be_read_once() -> None:
+    of = replace(variant("Epsilon"), arguments=lambda _shape, _dtype: {"zero_params": iter(["bias"])})
+    with pytest.raises(NotOfferedError, match=r"zero_params=\[\] alone, not with zero_params=\['bias'\]"):
+        as_fixed(of, _subject({"Epsilon": {"zero_params": None}}))
 
 
 def test_gradient_rule() -> None:

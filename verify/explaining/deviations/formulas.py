@@ -24,6 +24,7 @@ from reference.rules import Part
 from verify.checks.agreement import rows
 from verify.checks.carrying import carried
 from verify.formats.torch_layers import describe
+from verify.questions import networks
 from verify.questions.covering.arrays import DEPTHS
 from verify.questions.covering.rows import by_id
 from verify.questions.drawing import draw
@@ -106,6 +107,11 @@ def _without_bias(layer: Affine) -> Affine:
     return affine(replace(without, bias=None) if layer.bias is not None else without, layer.x)
 
 
+def _stabilizer_counts_twice(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Bilinear with (R / 2) / S(O) in place of R / S(2 O)."""
+    return of.parts(layer, Sample(0, (1,), batched=True)), ref.Stabilizer(2 * of.stabilizer.epsilon)
+
+
 def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
     """Return the passes of each rule; ``first`` changes all parameters of those that have the bias."""
 
@@ -166,6 +172,7 @@ FORMULAS: dict[str, Formula] = {
     "zeroed-by-substring": _zeroed_by_substring,
     "bounds-in-single-precision": _bounds_in_single_precision,
     "bias-by-magnitude": _bias_by_magnitude,
+    "stabilizer-counts-twice": _stabilizer_counts_twice,
 }
 #: What a formula takes of the relevance before it divides it.
 LEFT: dict[str, Callable[[Affine, Variant, Model], tuple[Array, Array]]] = {"bias-by-magnitude": _left_by_the_bias}
@@ -182,9 +189,12 @@ def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Proble
     rule, layer_name, variant_name, kind, dtype = rest.split("/")
     layer = next((layer for layer in LAYERS if layer.name == layer_name), None)
     of = next((variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name)), None)
-    if layer is None or of is None:
-        return None
-    return layer, of, partial(draw, layer, kind, dtype, seed)
+    if layer is not None and of is not None:
+        return layer, of, partial(draw, layer, kind, dtype, seed)
+    for layer, its_kind, of in networks.grid():
+        if (of.rule, layer.name, of.name, its_kind) == (rule, layer_name, variant_name, kind):
+            return layer, of, partial(networks.drawn, layer, kind, dtype, seed)
+    return None
 
 
 def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu", subject: Fixing | None = None) -> bool:
