@@ -48,6 +48,10 @@ _LINEAR = (
 _ACTIVATIONS = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU)
 
 
+# the score is this adapter's, and hands on what it is given: autoLRP would warn of a node that it does not know
+autolrp.register_installer(f"{Score.__name__}Backward", lambda _node, _config: None)
+
+
 class _Rule(Rule):
     """A rule of autoLRP, by its name in ``LRPConfig.rule``, on the nodes of ``nodes``."""
 
