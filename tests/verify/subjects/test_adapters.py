@@ -206,9 +206,9 @@ def test_autolrp_passes_on_its_parameters() -> None:
     # contributions 1 and -2: S+ = 1 + 1 = 2, S- = -2 - 1 = -3
     r = relevance_of(rules.AlphaBeta(alpha=3.0, beta=2.0, stabilizer=1.0), module, x, _tensor([[6.0]]))
     assert torch.equal(r, _tensor([[3 * 6 / 2, -2 * 6 / -3 * -2]]))
-    # z = -1 < 0: d = 1 * 1 - 2 (1 + 1) = -3
-    r = relevance_of(rules.Gamma(gamma=1.0, stabilizer=0.0), module, x, _tensor([[6.0]]))
-    assert torch.equal(r, _tensor([[-2.0, 8.0]]))
+    # z = -1 < 0: d = 1 * 1 - 2 (1 + 1) = -3, S = -4
+    r = relevance_of(rules.Gamma(gamma=1.0, stabilizer=1.0), module, x, _tensor([[6.0]]))
+    assert torch.equal(r, _tensor([[-1.5, 6.0]]))
 
 
 def test_autolrp_on_a_product_of_two_inputs() -> None:
