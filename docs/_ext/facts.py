@@ -185,7 +185,7 @@ def deviations(rule: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for file in sorted((ROOT / "verify/explaining/deviations").glob("*.toml")):
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-        for entry in content["deviation"]:
+        for entry in content.get("deviation", ()):
             patterns = [entry["pattern"]] if isinstance(entry["pattern"], str) else entry["pattern"]
             if any(_names(pattern, rule) for pattern in patterns):
                 found.append((f"{content['library']} {content['versions'][-1]}", entry))

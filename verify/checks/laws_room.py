@@ -38,11 +38,12 @@ def disagrees(run: Run) -> bool:
 def judged(got: Array, wanted: Array, room: Array, runs: Sequence[Run]) -> Finding:
     """Judge two relevances that a law makes equal; ``room`` is that of the reference, ``runs`` are all of the law."""
     name = runs[0][1].model.name
-    if not any(map(disagrees, runs)):
+    # numbers that are not finite have no size, and are nobody's formula
+    if not any(map(disagrees, runs)) or not all(np.isfinite(values).all() for values, _ in runs):
         return judge(got, wanted, room, None, name)
     wide = _own(room, runs)
     size = max(float(np.abs(values).max(initial=0.0)) for values in (got, wanted))
-    if wide >= size > 0:  # NaN is no size, and remains a failure
+    if wide >= size > 0:
         return inconclusive("the rule computes another formula here, whose rounding may be as large as its relevance")
     return judge(got, wanted, np.maximum(room, wide), None, name)
 
