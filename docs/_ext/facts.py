@@ -44,6 +44,7 @@ NETWORKS = {
     "LayerNormRule": "layer_norm",
 }
 LIBRARIES = {
+    "autolrp": "https://github.com/Wa-lead/autoLRP",
     "captum": "https://github.com/meta-pytorch/captum",
     "lxt": "https://github.com/rachtibat/LRP-eXplains-Transformers",
     "zennit": "https://github.com/chr5tphr/zennit",

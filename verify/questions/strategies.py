@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Hypothesis draws constants from the source of the modules that are loaded, but for installed ones. The process of a
-# subject has that one, and the judge has not: with one seed, each would ask about other examples, and a right rule fail.
+# subject has that one, and the judge has not: with one seed, both would ask other examples, and right rules fail.
 with contextlib.suppress(ImportError):  # versions that do not draw them have no such module
     vars(importlib.import_module("hypothesis.internal.conjecture.providers"))["is_local_module_file"] = lambda _: False
 
