@@ -188,12 +188,18 @@ class _WrongInTheLast(lrp_rules.Epsilon):
     def register(self, module: torch.nn.Module) -> Any:
         """Put the relevance of the first sample in the last one's place."""
         handle = super().register(module)
-        hook = module.register_full_backward_hook(lambda _, given, __: (_first_for_last(given[0]),))
-        return SimpleNamespace(remove=lambda: (hook.remove(), handle.remove()))
+        hook = module.register_full_backward_hook(_first_for_last)
+
+        def remove() -> None:
+            hook.remove()
+            handle.remove()
+
+        return SimpleNamespace(remove=remove)
 
 
-def _first_for_last(r: Any) -> Any:
-    return torch.cat([r[:-1], r[:1]]) if len(r) > 1 else r
+def _first_for_last(_module: torch.nn.Module, given: Any, _outputs: Any) -> Any:
+    (r,) = given
+    return (torch.cat([r[:-1], r[:1]]) if len(r) > 1 else r,)
 
 
 def test_sample_alone_asks_every_sample() -> None:
