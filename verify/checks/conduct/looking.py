@@ -20,12 +20,13 @@ class Look:
         self.module = module
         self.seen = dict(_look(module))
 
-    def changes(self) -> list[str]:
-        """Return what is no longer the object that it was, with what is new and what is gone."""
+    def changes(self, but: str = "") -> list[str]:
+        """Return what is no longer the object that it was, with what is new and what is gone; ``but`` may change."""
         now = dict(_look(self.module))
         return sorted(
             _told(key, "is new" if key not in self.seen else "is gone" if key not in now else "was replaced")
             for key in self.seen | now
+            if key != but
             if key not in self.seen or key not in now or self.seen[key] is not now[key]
         )
 
