@@ -81,7 +81,7 @@ class Contender:
             name, arguments = RULES[cell.rule]
             rule = self.subject.get(name)(**arguments)
             if hasattr(rule, "explain"):  # an adapter: its library is called as its users call it
-                yield lambda: rule.explain(module, (x,), R)[0], module
+                yield lambda: rule.explain(module, module.forward, (x,), R)[0], module
                 return
             handle = rule.register(module)
             try:

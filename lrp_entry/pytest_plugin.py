@@ -66,7 +66,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lrp-device", default="cpu", help="Device to compute on: cpu, cuda, cuda:1.")
     group.addoption("--lrp-seed", type=int, default=0, help="Random seed of the test data.")
     group.addoption(
-        "--lrp-deviations", metavar="NAME_OR_FILE", help="Accept known deviations: zennit, captum, lxt, or a file."
+        "--lrp-deviations",
+        metavar="NAME_OR_FILE",
+        help="Accept known deviations: zennit, captum, lxt, autolrp, or a file. Several: use commas.",
     )
     group.addoption("--lrp-strict", action="store_true", help="Let recommendations fail the run.")
 

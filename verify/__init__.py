@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verify.asserting import assert_rule
     from verify.auditing import Audit, assert_conserves, audit, compare_pipelines
+    from verify.model import NotOfferedError
 
-__all__ = ["Audit", "assert_conserves", "assert_rule", "audit", "compare_pipelines"]
+__all__ = ["Audit", "NotOfferedError", "assert_conserves", "assert_rule", "audit", "compare_pipelines"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,5 +26,9 @@ def __getattr__(name: str) -> Any:
         from verify import auditing  # noqa: PLC0415  see above
 
         return getattr(auditing, name)
+    if name == "NotOfferedError":
+        from verify.model import NotOfferedError  # noqa: PLC0415  see above
+
+        return NotOfferedError
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 # Nothing here imports torch: it takes seconds, and whoever only hands plain data on needs none.
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
@@ -122,6 +122,14 @@ class UnansweredError(BaseException):
         self.finding = finding
 
 
+def other_value(value: Any, fixed: Any) -> bool:
+    """Whether a value of a parameter is another than the only one that there is; names of parameters are a list."""
+    if fixed is None or isinstance(fixed, list):
+        names = [value] if isinstance(value, str) else list(value or ())
+        return set(names) != set(fixed or ())
+    return type(value) not in {int, float} or value != fixed
+
+
 @dataclass(frozen=True)
 class Subject:
     """A namespace with rule classes; their instances have ``register(module)``, which returns what has ``remove()``."""
@@ -129,6 +137,8 @@ class Subject:
     spec: str
     namespace: Any
     version: str
+    #: Parameters that it cannot change, rule by rule: see `verify.questions.fixed`.
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)
 
     def offers(self, name: str) -> bool:
         """Whether the subject has something of that name."""
@@ -139,7 +149,22 @@ class Subject:
         if not self.offers(name):
             msg = f"{self.spec} has no {name}"
             raise NotOfferedError(msg)
-        return getattr(self.namespace, name)
+        return self.with_fixed(name, getattr(self.namespace, name))
+
+    def with_fixed(self, name: str, make: Callable[..., Any]) -> Any:
+        """Return what makes a rule without the parameters that are fixed, and offers no other value of them."""
+        fixed = self.parameters.get(name)
+        if not fixed:
+            return make
+
+        def made(**arguments: Any) -> Any:
+            for parameter in fixed.keys() & arguments.keys():
+                if other_value(value := arguments.pop(parameter), fixed[parameter]):
+                    msg = f"{self.spec} has {name} with {parameter}={fixed[parameter]} alone, not with {value!r}"
+                    raise NotOfferedError(msg)
+            return make(**arguments)
+
+        return made
 
     def asking(self, case: Case, seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002  see subjects.protocol.port
         """Surround one case, for which there are so many seconds."""

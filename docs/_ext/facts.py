@@ -44,6 +44,7 @@ NETWORKS = {
     "LayerNormRule": "layer_norm",
 }
 LIBRARIES = {
+    "autolrp": "https://github.com/Wa-lead/autoLRP",
     "captum": "https://github.com/meta-pytorch/captum",
     "lxt": "https://github.com/rachtibat/LRP-eXplains-Transformers",
     "zennit": "https://github.com/chr5tphr/zennit",
@@ -98,15 +99,15 @@ def papers(rule: str) -> str:
 
 
 def verified(rule: str) -> str:
-    """Return, for every family of layers, what the conformance table says of each implementation."""
+    """Return, for every question, what the conformance table says of each implementation."""
     page = (DOCS / "conformance.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {rule}\n\n((?:\|.*\n?)+)", page, re.MULTILINE)
     if not found:
         msg = f"docs/conformance.md has no table for {rule}; generate it with python -m verify.reports.conformance"
         raise ValueError(msg)
     text = (
-        "Results of `lrp-verify`: ✓ with the largest [ratio](../glossary.md#ratio), or how many cases fail. *API* is "
-        "the interface and bad arguments. All marks are explained [here](../conformance.md)."
+        "Results of `lrp-verify`: ✓ with the largest [ratio](../glossary.md#ratio), or how many cases fail. Results "
+        "by layer, and the meaning of the marks, are [here](../conformance.md)."
     )
     return f"{text}\n\n{turned(found[1])}"
 
@@ -116,9 +117,8 @@ def turned(text: str) -> str:
     lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
     head, rows = lines[0], [line for line in lines[2:] if any(line[1:])]
     columns = list(zip(*rows, strict=True))
-    layers = ["API" if layer == "no layer" else layer for layer in head[1:]]
-    body = [(layer, *cells) for layer, cells in zip(layers, columns[1:], strict=True) if any(cells)]
-    return table(("layer", *map(library, columns[0])), body)
+    body = [(name, *cells) for name, cells in zip(head[1:], columns[1:], strict=True) if any(cells)]
+    return table(("layer" if "Linear" in head else "question", *map(library, columns[0])), body)
 
 
 def library(name: str) -> str:
@@ -186,7 +186,7 @@ def deviations(rule: str) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for file in sorted((ROOT / "verify/explaining/deviations").glob("*.toml")):
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-        for entry in content["deviation"]:
+        for entry in content.get("deviation", ()):
             patterns = [entry["pattern"]] if isinstance(entry["pattern"], str) else entry["pattern"]
             if any(_names(pattern, rule) for pattern in patterns):
                 found.append((f"{content['library']} {content['versions'][-1]}", entry))

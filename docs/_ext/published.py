@@ -38,8 +38,9 @@ def conformance(page: str) -> str:
 
 
 def _overall(rule: str) -> dict[str, str]:
-    """Return for each implementation what it has on any layer: failures, conventions, or a pass."""
+    """Return for each implementation what it has for any question: failures, conventions, or a pass."""
     found = {}
+    rule = rule.partition("\nAgreement by layer")[0]
     for line in re.findall(r"^\| (?!implementation|-)(.*) \|$", rule, re.MULTILINE):
         name, *cells = (cell.strip() for cell in line.split("|"))
         counts = [cell.partition(" ")[0] for cell in cells if cell]
@@ -50,13 +51,13 @@ def _overall(rule: str) -> dict[str, str]:
 
 _CONFORMANCE = """# Conformance
 
-What `lrp-verify` found for lrp_rules and for three other libraries.
+What `lrp-verify` found for lrp_rules and for other libraries.
 
 {totals}
 
 ## Overview
 
-What an implementation has for a rule on any layer; ✓ only if all cases passed on all layers:
+What an implementation has for a rule, whatever the question; ✓ only if all cases passed:
 
 {marks}
 
@@ -69,9 +70,10 @@ What an implementation has for a rule on any layer; ✓ only if all cases passed
 | empty | not offered, or no case |
 
 ✗ does not mean that every result is wrong. The [pages of the rules](rules/index.md) say what is known of each failure,
-and link to the reports. *API* in the tables is the interface and bad arguments.
+and link to the reports.
 
-To repeat a column, run `lrp-verify --subject zennit.rules`; or name `verify.subjects.captum`, `verify.subjects.lxt`."""
+To repeat a column, run `lrp-verify --subject zennit.rules`; or name `verify.subjects.captum`,
+`verify.subjects.lxt`, `verify.subjects.autolrp`."""
 
 
 #: Regimes as the tables name them, in the order of the page.

@@ -235,8 +235,17 @@ def _additive(_: LayerCase, problem: Problem) -> Sides:
 
 
 def _sample_alone(_: LayerCase, problem: Problem) -> Sides:
-    alone = replace(problem, x=problem.x[:1], relevance=problem.relevance[:1])
-    return [(alone, _identity), (problem, lambda r: r[:1])]
+    """The batch is what its samples are alone, one below the other."""
+    samples = len(problem.x)
+    each = [
+        replace(problem, x=problem.x[index : index + 1], relevance=problem.relevance[index : index + 1])
+        for index in range(samples)
+    ]
+    return [(problem, _identity), *((one, partial(_as_sample, index, samples)) for index, one in enumerate(each))]
+
+
+def _as_sample(index: int, samples: int, r: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(r)] * index + [r] + [torch.zeros_like(r)] * (samples - index - 1))
 
 
 def _permuted(layer: LayerCase, problem: Problem, *, outputs: bool) -> Sides:

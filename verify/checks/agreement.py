@@ -17,6 +17,7 @@ from verify.checks.comparator import compare
 from verify.formats.remembered import remembered
 from verify.formats.torch_layers import array, describe
 from verify.model import Finding, Verdict
+from verify.questions.fixed import arguments_as_fixed, as_fixed
 from verify.questions.variants import Sample, Variant
 from verify.subjects.answering import is_answered, is_recording
 from verify.subjects.asking import relevance_by_call
@@ -154,7 +155,7 @@ def agrees(
     problem_of: Callable[[], Problem], layer: LayerCase, variant: Variant, device: str, subject: Subject
 ) -> Finding:
     """Check agreement: every entry within its bound."""
-    problem = problem_of()
+    problem, variant = problem_of(), as_fixed(variant, subject)
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
     got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
@@ -221,7 +222,7 @@ def conserves(
     problem_of: Callable[[], Problem], layer: LayerCase, variant: Variant, device: str, subject: Subject
 ) -> Finding:
     """Check conservation: the ledger balances, and the subject's relevance sums to what the ledger gives the inputs."""
-    problem = problem_of()
+    problem, variant = problem_of(), as_fixed(variant, subject)
     rule = subject.get(variant.rule)(**variant.arguments(tuple(problem.x.shape), problem.x.dtype))
     got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:
@@ -257,7 +258,7 @@ def gradient_agrees(
     subject: Subject,
 ) -> Finding:
     """Check agreement of a rule that looks only at the gradient."""
-    problem = problem_of()
+    problem, arguments = problem_of(), arguments_as_fixed(rule_name, arguments, subject)
     rule = subject.get(rule_name)(**arguments)
     got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:

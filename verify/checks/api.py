@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from verify.checks.probing import fail, layer_and_data, passed, same
-from verify.model import Case, Finding, Level
+from verify.model import Case, Finding, Level, NotOfferedError
 from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ def _case(name: str, rule: str, run: Callable[[Subject], Finding], level: Level 
 
 
 def _signature(name: str, subject: Subject) -> Finding:
+    if subject.parameters.get(name):
+        msg = f"{subject.spec} fixes parameters of {name}, which are never given to it"
+        raise NotOfferedError(msg)
     expected = SIGNATURES[name]
     parameters = list(inspect.signature(subject.get(name)).parameters.values())
     plain = [p for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY}]

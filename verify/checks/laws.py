@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verify.checks.agreement import judge, rows
+from verify.checks.agreement import rows
 from verify.checks.laws_changes import ALL, CHANGES, Side, changed, identity
-from verify.model import Case, Finding, Level, Verdict
+from verify.checks.laws_room import disagrees, inconclusive, judged
+from verify.model import Case, Finding, Level, NotOfferedError, Verdict
+from verify.questions.fixed import as_fixed
 from verify.questions.layers import LayerCase
 from verify.questions.variants import BOX_OF_ZERO, Variant, variant
 from verify.subjects.asking import relevance_of
@@ -25,8 +27,13 @@ from verify.subjects.asking import relevance_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
+    from verify.checks.laws_room import Run
     from verify.model import Problem, Subject
     from verify.questions.drawing import Draw
+
+    Array = NDArray[np.float64]
 
 #: Rules that are proportional to a factor of their input, and not to the input.
 _GRADIENT_RULES = ("Pass", "ReLUDeconvNet", "ReLUGuidedBackprop", "ReLUBetaSmooth")
@@ -37,6 +44,9 @@ _POWERS = (20, 24)
 
 def cases(draw: Draw, layers: Sequence[LayerCase], dtypes: Sequence[str]) -> Iterator[Case]:
     """Yield the cases of this check: every law, for every rule it is about, on each of the layers."""
+    for rule, layer, dtype in product(ALL, layers, dtypes):
+        run = partial(_samples_alone, partial(draw, layer, "signed", dtype), layer, variant(rule))
+        yield _case("sample-alone", rule, layer, dtype, run)
     for name, rules, law in CHANGES:
         for rule, layer, dtype in product(rules, layers, dtypes):
             problem = partial(draw, layer, "signed", dtype)
@@ -101,18 +111,54 @@ def _compare(law: Any, problem_of: Callable[[], Problem], layer: LayerCase, of: 
 
 def near(first: Side, second: Side, back: Callable[[Tensor], Tensor], layer: LayerCase, subject: Subject) -> Finding:
     """Check that ``back`` of the second relevance is the first, within what rounding explains of both."""
-    got, wanted = first.run(subject), second.run(subject)
-    expected = first.expected(layer), second.expected(layer)
-    shape = second.problem.x.shape
-    room = expected[0].worst + rows(back(torch.from_numpy(expected[1].worst).reshape(shape)), batched=True)
-    return judge(rows(got, batched=True), rows(back(wanted), batched=True), room, None, expected[0].model.name)
+    return _near(first, second, back, layer, subject)[0]
+
+
+def _near(
+    first: Side, second: Side, back: Callable[[Tensor], Tensor], layer: LayerCase, subject: Subject, left: Any = 0.0
+) -> tuple[Finding, Run]:
+    """Return the same, and the second run; ``left`` is what the two may differ by besides, as (first, second)."""
+    got, wanted = (rows(side.run(subject), batched=True) for side in (first, second))
+    expected = first.expected(layer, subject), second.expected(layer, subject)
+
+    def taken(values: Array) -> Array:
+        return rows(back(torch.from_numpy(values).reshape(second.problem.x.shape)), batched=True)
+
+    room = expected[0].worst + taken(expected[1].worst)
+    if left:
+        room = room + left(*expected)
+    runs = (got, expected[0]), (wanted, expected[1])
+    return judged(got, taken(wanted), room, runs), runs[1]
+
+
+def _samples_alone(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
+    """Check that each sample gets the relevance alone that it gets in its batch."""
+    problem = problem_of()
+    each = [slice(index, index + 1) for index in range(len(problem.x))]
+    sides = [Side(problem, of)]
+    sides += [Side(replace(problem, x=problem.x[one], relevance=problem.relevance[one]), of) for one in each]
+    runs = [(rows(side.run(subject), batched=True), side.expected(layer, subject)) for side in sides]
+    (together, expected), alone = runs[0], runs[1:]
+    room = expected.worst + np.concatenate([of_one.worst for _, of_one in alone])
+    return judged(together, np.concatenate([got for got, _ in alone]), room, runs)
 
 
 def _same(
     problem_of: Callable[[], Problem], layer: LayerCase, one: Variant, other: Variant, subject: Subject
 ) -> Finding:
     problem = problem_of()
-    return near(Side(problem, one), Side(problem, other), identity, layer, subject)
+    asked = [as_fixed(of, subject) for of in (one, other)]
+    if asked[0].stabilizer != asked[1].stabilizer:
+        msg = f"{subject.spec} fixes another stabilizer for {one.rule} than for {other.rule}; the law needs the same"
+        raise NotOfferedError(msg)
+    return _of_two_rules(*_near(Side(problem, one), Side(problem, other), identity, layer, subject), other.rule)
+
+
+def _of_two_rules(found: Finding, other: Run, name: str) -> Finding:
+    """Return the finding on a rule; a failure says nothing of it where the other rule computes something else."""
+    if found.verdict is Verdict.FAIL and disagrees(other):
+        return inconclusive(f"{name}, with which the rule is compared, computes another formula here")
+    return found
 
 
 def additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, subject: Subject) -> Finding:
@@ -122,11 +168,11 @@ def additive(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, s
     second = -2 * first.flip(1).roll(1, 0)
     sides = [Side(replace(problem, relevance=R), of) for R in (first, second, first + second)]
     one, two, both = (rows(side.run(subject), batched=True) for side in sides)
-    expected = [side.expected(layer) for side in sides]
+    expected = [side.expected(layer, subject) for side in sides]
     room = sum((e.worst for e in expected), start=np.zeros_like(one))
     # the sum of the two relevances is taken here, in float64
     room += np.finfo(np.float64).eps * (np.abs(one) + np.abs(two))
-    return judge(both, one + two, room, None, expected[0].model.name)
+    return judged(both, one + two, room, list(zip((one, two, both), expected, strict=True)))
 
 
 def _scaled(problem_of: Callable[[], Problem], rule: str, k: int, subject: Subject) -> Finding:
@@ -138,8 +184,9 @@ def _scaled(problem_of: Callable[[], Problem], rule: str, k: int, subject: Subje
 
 
 def _run(subject: Subject, rule: str, problem: Problem) -> Tensor:
-    arguments = variant(rule).arguments(tuple(problem.x.shape), problem.x.dtype) if rule in ALL else {}
-    return relevance_of(subject.get(rule)(**arguments), problem.module, problem.x, problem.relevance)
+    if rule in ALL:
+        return Side(problem, variant(rule)).run(subject)
+    return relevance_of(subject.get(rule)(), problem.module, problem.x, problem.relevance)
 
 
 def _nonnegative(problem_of: Callable[[], Problem], subject: Subject) -> Finding:
@@ -157,10 +204,10 @@ def _large_gamma(problem_of: Callable[[], Problem], layer: LayerCase, subject: S
     with torch.no_grad():
         problem = replace(problem, relevance=problem.relevance * (problem.module(problem.x) > 0))
     large, limit = Side(problem, variant("Gamma", "gamma=1000")), Side(problem, variant("ZPlus"))
-    expected = large.expected(layer), limit.expected(layer)
-    left = np.abs(expected[0].relevance - expected[1].relevance)
-    got, wanted = (rows(side.run(subject), batched=True) for side in (large, limit))
-    found = judge(got, wanted, expected[0].worst + expected[1].worst + left, None, expected[0].model.name)
+    found, run = _near(
+        large, limit, identity, layer, subject, lambda one, other: np.abs(one.relevance - other.relevance)
+    )
+    found = _of_two_rules(found, run, "ZPlus")
     # what is left of gamma uses up the room, and says nothing of rounding
     return replace(found, ratio=None, probable=None) if found.verdict is Verdict.PASS else found
 
@@ -206,18 +253,14 @@ def _conv_is_linear(draw: Draw, rule: str, dtype: str, subject: Subject) -> Find
         relevance=problem.relevance.movedim(1, -1).reshape(-1, 4),
     )
     one, other = Side(problem, variant(rule)), Side(flat, variant(rule))
-    room = one.expected(layer).worst
-
-    def back(r: Tensor) -> Tensor:
-        return r.reshape(2, 2, 3, 3).movedim(-1, 1)
-
     as_linear = LayerCase("law-linear", "Linear", lambda: nn.Linear(3, 4), (12, 3))
-    expected = other.expected(as_linear)
-    room = room + rows(back(torch.from_numpy(expected.worst)), batched=True)
-    return judge(
-        rows(one.run(subject), batched=True),
-        rows(back(other.run(subject)), batched=True),
-        room,
-        None,
-        expected.model.name,
-    )
+    runs = [
+        (rows(side.run(subject), batched=True), side.expected(on, subject))
+        for side, on in ((one, layer), (other, as_linear))
+    ]
+    (got, of_conv), (of_positions, of_linear) = runs
+
+    def back(values: Array) -> Array:
+        return rows(torch.from_numpy(values).reshape(2, 2, 3, 3).movedim(-1, 1), batched=True)
+
+    return judged(got, back(of_positions), of_conv.worst + back(of_linear.worst), runs)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reference.rules import Stabilizer
 from verify.checks.agreement import Expected
+from verify.questions.fixed import as_fixed
 from verify.subjects.asking import relevance_of
 
 if TYPE_CHECKING:
@@ -37,14 +38,14 @@ class Side:
 
     def run(self, subject: Subject) -> Tensor:
         """Return the subject's relevance."""
-        problem = self.problem
-        arguments = self.variant.arguments(tuple(problem.x.shape), problem.x.dtype)
-        return relevance_of(subject.get(self.variant.rule)(**arguments), problem.module, problem.x, problem.relevance)
+        problem, of = self.problem, as_fixed(self.variant, subject)
+        arguments = of.arguments(tuple(problem.x.shape), problem.x.dtype)
+        return relevance_of(subject.get(of.rule)(**arguments), problem.module, problem.x, problem.relevance)
 
-    def expected(self, layer: LayerCase) -> Expected:
+    def expected(self, layer: LayerCase, subject: Subject) -> Expected:
         """Return what the reference says, for its bounds."""
-        sample = tuple(self.problem.x.shape[1:])
-        return Expected(self.problem, replace(layer, shape=(self.problem.x.shape[0], *sample)), self.variant, "cpu")
+        problem, of = self.problem, as_fixed(self.variant, subject)
+        return Expected(problem, replace(layer, shape=tuple(problem.x.shape)), of, "cpu")
 
 
 def identity(r: Tensor) -> Tensor:
@@ -72,11 +73,6 @@ def changed(
         x=problem.x if x is None else x,
         relevance=problem.relevance if relevance is None else relevance,
     )
-
-
-def _sample_alone(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
-    alone = replace(problem, x=problem.x[:1], relevance=problem.relevance[:1])
-    return Side(alone, of), Side(problem, of), lambda r: r[:1]
 
 
 def _scaled_weights(_layer: LayerCase, problem: Problem, of: Variant) -> Any:
@@ -177,7 +173,6 @@ def _stabilized(of: Variant, epsilon: float) -> Variant:
 
 #: Name, rules, and (layer, problem, variant) -> the two runs, and what takes the second relevance to the first.
 CHANGES: tuple[tuple[str, tuple[str, ...], Any], ...] = (
-    ("sample-alone", ALL, _sample_alone),
     ("scaled-weights", (*PROPORTIONAL, "ZBox", "WSquare"), _scaled_weights),
     ("scaled-inputs", PROPORTIONAL, _scaled_inputs),
     ("mirrored", PROPORTIONAL, _mirrored),

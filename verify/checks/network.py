@@ -26,7 +26,7 @@ from verify.checks.agreement import expected_within
 from verify.checks.carrying import carried
 from verify.checks.comparator import Comparison, compare
 from verify.formats.torch_layers import array, describe
-from verify.model import Case, Finding, Level, Verdict
+from verify.model import Case, Finding, Level, NotOfferedError, Verdict
 from verify.questions.digits import Images, load_images, load_model
 
 if TYPE_CHECKING:
@@ -140,9 +140,12 @@ def run(subject: Subject, images: Images, dtype: str, device: str = "cpu") -> Ne
     Raises
     ------
     NotOfferedError
-        If the subject lacks a rule of the composition.
+        If the subject lacks a rule of the composition, or fixes parameters of one.
 
     """
+    if fixing := [step.rule for step in COMPOSITION if step.rule is not None and subject.parameters.get(step.rule)]:
+        msg = f"{subject.spec} fixes parameters of {fixing[0]}; the network is asked with the defaults"
+        raise NotOfferedError(msg)
     model = load_model().to(device, getattr(torch, dtype))
     boundaries, relevances = _propagated(subject, model, images.pixels.to(device, getattr(torch, dtype)))
     described = [describe(module, tuple(h.shape[1:])) for module, h in zip(model, boundaries, strict=False)]

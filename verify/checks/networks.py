@@ -131,7 +131,7 @@ def _equal_shares(problem_of: Callable[[], Problem], layer: LayerCase, of: Varia
     side = Side(problem_of(), of)
     module: Any = side.problem.module
     sizes = [torch.Size(shape).numel() for shape in module.shapes]
-    expected = side.expected(layer)
+    expected = side.expected(layer, subject)
     # each sum is off by the bounds of its terms, and by its own rounding
     sums, rooms = (
         [part.sum(1) for part in np.split(values, np.cumsum(sizes)[:-1], axis=1)]
@@ -181,7 +181,7 @@ def _constant_is_epsilon(problem_of: Callable[[], Problem], layer: LayerCase, of
     shape = outer.shapes[0]
     other = replace(problem, module=linear, x=problem.x.reshape(-1, *shape))
     epsilon = Side(other, variant("Epsilon"))
-    expected = Side(problem, of).expected(layer), epsilon.expected(layer)
+    expected = Side(problem, of).expected(layer, subject), epsilon.expected(layer, subject)
     room = expected[0].worst + expected[1].worst.reshape(expected[0].worst.shape)
     got, wanted = (rows(side.run(subject), batched=True) for side in (Side(problem, of), epsilon))
     return judge(got, wanted, room, None, expected[0].model.name)
@@ -193,7 +193,7 @@ def _vanishes(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, 
     with torch.no_grad():
         problem = replace(problem, relevance=problem.module(problem.x) * 3)
     side = Side(problem, of)
-    got, expected = rows(side.run(subject), batched=True), side.expected(layer)
+    got, expected = rows(side.run(subject), batched=True), side.expected(layer, subject)
     found = judge(got, np.zeros_like(got), 2 * expected.worst, None, expected.model.name)
     return replace(found, ratio=None, probable=None) if found.verdict is Verdict.PASS else found
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from verify.checks.conduct.probing import Look, Topic, attached, complain, differs, fill, leaf, power, same_bits, tensor
+from verify.checks.conduct.looking import Look
+from verify.checks.conduct.probing import Topic, attached, complain, differs, fill, leaf, power, same_bits, tensor
 from verify.checks.conduct.topics import TOPICS
 from verify.formats.operands import MatMul, Multiply
 from verify.model import NETWORK_RULES, Case, Level

@@ -24,6 +24,7 @@ from verify.formats.operands import ruled
 from verify.formats.remembered import remembered
 from verify.formats.torch_layers import array, describe
 from verify.model import Case, Finding
+from verify.questions.fixed import arguments_as_fixed, as_fixed
 from verify.questions.variants import Sample, Variant, level, variant
 from verify.subjects.answering import told
 
@@ -88,7 +89,7 @@ def _case(name: str, rule: str, layer: LayerCase, run: Callable[[Subject], Findi
 
 def by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
     """Check the derivative of a relevance by the input."""
-    problem = away_from_zero(draw(layer, "signed", "float64"))
+    problem, of = away_from_zero(draw(layer, "signed", "float64")), as_fixed(of, subject)
     rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
     (got,) = derivatives([(rule, problem.module)], problem, lambda x: [x])
     described = describe(problem.module, layer.sample_shape)
@@ -99,7 +100,7 @@ def by_input(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Fin
 
 def by_parameters(draw: Draw, layer: LayerCase, of: Variant, subject: Subject) -> Finding:
     """Check the derivative of a relevance by the parameters of the layer."""
-    problem = away_from_zero(draw(layer, "signed", "float64"))
+    problem, of = away_from_zero(draw(layer, "signed", "float64")), as_fixed(of, subject)
     module: Any = problem.module
     with torch.no_grad():
         for parameter in module.parameters():
@@ -131,6 +132,7 @@ def _of_gradient_rule(
     draw: Draw, layer: LayerCase, rule_name: str, arguments: dict[str, float], subject: Subject
 ) -> Finding:
     problem = away_from_zero(draw(layer, "signed", "float64"))
+    arguments = arguments_as_fixed(rule_name, arguments, subject)
     (got,) = derivatives([(subject.get(rule_name)(**arguments), problem.module)], problem, lambda x: [x])
     described = describe(problem.module, layer.sample_shape)
 
@@ -145,7 +147,7 @@ def _of_gradient_rule(
 
 def directional(problem_of: Callable[[], Problem], layer: LayerCase, of: Variant, by: str, subject: Subject) -> Finding:
     """Compare the derivative of a problem by its input, or by its parameters, along two directions."""
-    problem = away_from_zero(problem_of())
+    problem, of = away_from_zero(problem_of()), as_fixed(of, subject)
     module: Any = problem.module
     parameters = dict(module.named_parameters()) if by == "parameters" else {}
     if parameters:

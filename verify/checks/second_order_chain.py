@@ -34,7 +34,8 @@ from verify.checks.second_order import (
     samples,
 )
 from verify.formats.torch_layers import array, describe
-from verify.model import Case, Finding, Level
+from verify.model import Case, Finding, Level, NotOfferedError
+from verify.questions.fixed import as_fixed
 from verify.questions.layers import LayerCase
 from verify.questions.variants import Variant, variant
 
@@ -99,7 +100,7 @@ def _cases(id_: str, rule: str, chain: Chain, draw: Draw, of: Variant) -> Iterat
 
 
 def _by_input(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Finding:
-    problem = _problem(draw, chain)
+    problem, of = _problem(draw, chain), as_fixed(of, subject)
     (got,) = derivatives(_rules(subject, of, chain, problem), problem, lambda x: [x])
     layers = _Layers.of(problem.module, chain)
     wanted, room = of_each_sample(problem, partial(_value, layers, of), (chain, layers, content(of, problem)))
@@ -107,7 +108,7 @@ def _by_input(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Findin
 
 
 def _by_parameters(draw: Draw, chain: Chain, of: Variant, subject: Subject) -> Finding:
-    problem = _problem(draw, chain)
+    problem, of = _problem(draw, chain), as_fixed(of, subject)
     module: Any = problem.module
     with torch.no_grad():
         for parameter in module.parameters():
@@ -149,6 +150,9 @@ def _problem(draw: Draw, chain: Chain) -> Problem:
 
 def _rules(subject: Subject, of: Variant, chain: Chain, problem: Problem) -> list[tuple[Any, nn.Module]]:
     network: Any = problem.module
+    if chain.rule is not None and subject.parameters.get(chain.rule):
+        msg = f"{subject.spec} fixes parameters of {chain.rule}; between two layers, it is asked with the default"
+        raise NotOfferedError(msg)
     rule = subject.get(of.rule)
     pairs = [
         (rule(**of.arguments(layer.shape, problem.x.dtype)), module)

@@ -27,6 +27,7 @@ from verify.formats.torch_layers import describe
 from verify.model import Case, Finding, Level, Verdict
 from verify.questions import sizes
 from verify.questions.covering.factors import FORMULAS
+from verify.questions.fixed import as_fixed
 from verify.questions.variants import Sample, Variant, level, variant
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def cases(*, seed: int, dtypes: Sequence[str], device: str) -> Iterator[Case]:
 def _agrees(
     large: sizes.Large, of: Variant, dtype: str, kind: str, seed: int, device: str, subject: Subject
 ) -> Finding:
-    problem = sizes.draw(large, dtype, kind, seed, device)
+    problem, of = sizes.draw(large, dtype, kind, seed, device), as_fixed(of, subject)
     rule = subject.get(of.rule)(**of.arguments(tuple(problem.x.shape), problem.x.dtype))
     got, wrong = relevance_or_wrong(rule, problem)
     if wrong or got is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from reference.precision import model_for
 from verify.checks import agreement
 from verify.formats import layer_json
 from verify.formats.torch_layers import array, describe
+from verify.model import NotOfferedError
+from verify.questions.fixed import arguments_as_fixed, as_fixed
 from verify.questions.variants import Sample, Variant
 from verify.subjects.asking import relevance_by_call
 
@@ -28,12 +30,29 @@ if TYPE_CHECKING:
     from reference.layers import Layer
     from reference.ledger import Shares
     from verify.model import Case, Problem, Subject
+    from verify.questions.fixed import Fixing
     from verify.questions.layers import LayerCase
 
     Array = NDArray[np.float64]
 
 #: The checks of the grid whose cases can be taken apart.
 CHECKS = frozenset({agreement.agrees, agreement.conserves, agreement.gradient_agrees})
+
+
+def posed(case: Case, subject: Fixing) -> Case | None:
+    """Return a case as it is asked of a subject that cannot change all parameters; None for what it does not offer."""
+    run = case.run
+    if not subject.parameters.get(case.rule) or not isinstance(run, partial) or run.func not in CHECKS:
+        return case
+    of_problem, layer, what, *rest = run.args
+    try:
+        if isinstance(what, Variant):
+            what = as_fixed(what, subject)
+        else:
+            rest[0] = arguments_as_fixed(case.rule, rest[0], subject)
+    except NotOfferedError:
+        return None
+    return replace(case, run=partial(run.func, of_problem, layer, what, *rest))
 
 
 class Setup:
@@ -79,12 +98,12 @@ class Numbers:
 
 def numbers(case: Case, subject: Subject, *, seed: int, seconds: float) -> Numbers | None:
     """Ask a case again, for its numbers; None for one that compares no relevance with the reference's."""
-    if not isinstance(case.run, partial) or case.run.func not in CHECKS:
+    if not isinstance(case.run, partial) or case.run.func not in CHECKS or (asked := posed(case, subject)) is None:
         return None
     # its prints and warnings are not the report's
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        setup = Setup(case)
+        setup = Setup(asked)
         return _numbers(case, setup, _got(case, setup, subject, seed, seconds))
 
 

@@ -93,9 +93,15 @@ def lrp_verify(
     ] = None,
     rule: Annotated[list[str] | None, typer.Option(metavar="RULE", help=f"Only these rules. {_MANY}")] = None,
     layer: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER", help="Only these types of layers, such as 'Conv*'.")
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER", help="Only these types of layers, such as 'Conv*'; or single ones, such as nobias."
+        ),
     ] = None,
     check: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Only these checks.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Only these kinds of data, such as zeros.")
+    ] = None,
     dtype: Annotated[list[str] | None, typer.Option(metavar="DTYPE", help="Only these dtypes.")] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Device to compute on: cpu, cuda, cuda:1.")] = "cpu",
     case: Annotated[
@@ -130,7 +136,10 @@ def lrp_verify(
         float, typer.Option(metavar="SECONDS", help="Seconds for one case; not with --workers 0.")
     ] = TIME_LIMIT,
     deviations: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Accept known deviations: zennit, captum, lxt, or a file.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Accept known deviations: zennit, captum, lxt, autolrp, or a file. Several: repeat it."
+        ),
     ] = None,
     write_deviations: Annotated[
         Path | None,
@@ -163,7 +172,7 @@ def lrp_verify(
     def run() -> Status:
         request = Request(
             subject if command is None else f"{COMMAND}{command}",
-            {"rule": _split(rule), "layer": _split(layer), "check": _split(check)},
+            {"rule": _split(rule), "layer": _split(layer), "check": _split(check), "kind": _split(kind)},
             _split(dtype),
             ids,
             device,
@@ -177,7 +186,7 @@ def lrp_verify(
             (1, 1) if shard is None else shards.parse(shard),
             seconds,
             examples,
-            deviations,
+            tuple(deviations or ()),
             depth,
             exit_first,
         )
@@ -197,7 +206,7 @@ def merge(
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table in Markdown.")] = None,
     deviations: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="NAME", help="Accept known deviations, as in the run. Only the merged run shows stale ones."
         ),
@@ -211,8 +220,8 @@ def merge(
     def run() -> Status:
         check_files(given)
         report = merge_files(paths)
-        if deviations is not None:
-            known, call = running.known_deviations(deviations), report.call
+        known, call = running.known_deviations(deviations or (), report.subject.version), report.call
+        if known is not None:
             report = running.explained(report, known, Source(call.dtypes, call.seed, call.device, selection.CASES))
         console = _console(json)
         terminal.show_tested(report.subject, report.call, str(report.environment["torch"]), console)
@@ -296,8 +305,9 @@ def _verify(request: Request) -> Status:
     part = shards.deal(selected, *request.shard)
     try:
         check_itself()
-        known = None if request.deviations is None else running.known_deviations(request.deviations)
+        running.known_deviations(request.deviations)  # what is wrong with them is said before anything starts
         with running.started(request, source, part) as runner:
+            known = running.known_deviations(request.deviations, runner.describe(request.subject).version)
             report = running.run(
                 request, source, runner, selected, part,
                 lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,

@@ -94,10 +94,23 @@ def run(
     call = replace(call, selected=len(selected) + len(places) - len(whole))
     part = Shard(*request.shard, shards.corpus(places), len(places))
     seconds = time.perf_counter() - start
-    notes = _met(request, selected, outcomes)
+    notes = (*_fixed(info), *_met(request, selected, outcomes))
     if ended:
-        notes = (f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",)
+        notes = (
+            *_fixed(info),
+            f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",
+        )
     return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places, notes)
+
+
+def _fixed(info: SubjectInfo) -> tuple[str, ...]:
+    """Say which parameters a subject was asked with, if it cannot change them."""
+    rules = [
+        f"{rule} with {', '.join(f'{name}={value if value != [] else None}' for name, value in values.items())}"
+        for rule, values in info.parameters.items()
+        if values
+    ]
+    return (f"Fixed parameters, in place of the defaults: {'; '.join(rules)}",) if rules else ()
 
 
 def _met(request: Request, selected: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[str, ...]:
@@ -119,7 +132,9 @@ def _decides(outcome: Outcome, info: SubjectInfo, request: Request, known: devia
         return False
     if known is None:
         return True
-    ((marked,), _) = deviating.apply((outcome,), known, seed=request.seed, device=request.device, ids=(outcome.id,))
+    ((marked,), _) = deviating.apply(
+        (outcome,), known, seed=request.seed, device=request.device, ids=(outcome.id,), subject=info
+    )
     return not deviating.is_known(marked)
 
 
@@ -141,10 +156,10 @@ def _progress(request: Request, total: int) -> _Shown:
     return shown
 
 
-def known_deviations(name: str) -> deviating.Deviations:
-    """Load a file of known deviations; raise UnusableError if it cannot be used."""
+def known_deviations(names: Sequence[str], version: str = "") -> deviating.Deviations | None:
+    """Load files of known deviations, for this version of a library; raise UnusableError if one cannot be used."""
     try:
-        return deviating.load(name)
+        return deviating.load(*names, version=version) if names else None
     except deviating.DeviationError as error:
         raise UnusableError(str(error)) from error
 
@@ -153,10 +168,9 @@ def explained(report: Report, known: deviating.Deviations, source: Source) -> Re
     """Mark the known deviations, and say which of them are stale, or doubtful for this version."""
     call = report.call
     outcomes, stale = deviating.apply(
-        report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys()
+        report.outcomes, known, seed=call.seed, device=call.device, ids=source.cases().keys(), subject=report.subject
     )
-    doubt = known.doubt(report.subject.version)
-    notes = (*report.notes, doubt) if doubt else report.notes
+    notes = (*report.notes, *known.doubts(report.subject.version))
     marked = replace(report, outcomes=outcomes, notes=notes, stale=tuple(map(str, stale)))
     left = {(outcome.rule, outcome.level) for outcome in marked.unexplained}
     return replace(marked, diagnoses=tuple(one for one in marked.diagnoses if (one.rule, one.level) in left))
@@ -183,7 +197,8 @@ def diagnosed(report: Report, request: Request, runner: Runner, source: Source) 
 
     An interrupt ends the search for names alone: all cases were run, and their report is not lost.
     """
-    from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415  imports torch
+    from verify.explaining.asked import posed  # noqa: PLC0415  imports torch
+    from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415  likewise
 
     unexplained = {outcome.id for outcome in report.unexplained}
     outcomes = [o for o in report.outcomes if o.verdict not in BAD or o.id in unexplained]
@@ -191,7 +206,8 @@ def diagnosed(report: Report, request: Request, runner: Runner, source: Source) 
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), alive():
         warnings.simplefilter("ignore")
         try:
-            found = diagnose(outcomes, source.cases(), asking(runner.subject(request.subject)))
+            cases = {id_: asked for id_, case in source.cases().items() if (asked := posed(case, report.subject))}
+            found = diagnose(outcomes, cases, asking(runner.subject(request.subject)))
         except KeyboardInterrupt:
             return replace(report, notes=(*report.notes, "Interrupted: no diagnosis was made"))
     return replace(report, diagnoses=tuple(found))

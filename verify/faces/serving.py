@@ -49,11 +49,12 @@ class Server:
             check_itself()
             self._source, selected = selection.select(request)
             self._cases = {case.id: case for case in selected}
-            self._known = deviating.load(deviations) if deviations else None
             self._spec = request.subject
             self._worker = Worker(self._source, [self._spec])
             call = Call(len(selected), self._source.dtypes, request.seed, request.device, strict=strict)
             self._report = Report(self._worker.describe(self._spec), call, ())
+            names, version = (deviations or "").split(","), self._report.subject.version
+            self._known = deviating.load(*names, version=version) if deviations else None
         except UnusableError as error:
             return {"unusable": _in_our_words(str(error))}
         except (SubjectError, ComparatorError, deviating.DeviationError) as error:
@@ -102,7 +103,7 @@ class Server:
         if self._known is None:
             return {}
         call, entries = self._report.call, self._known.entries
-        numbers = explaining(outcome, self._known, seed=call.seed, device=call.device)
+        numbers = explaining(outcome, self._known, seed=call.seed, device=call.device, subject=self._report.subject)
         return {entries[number].place: entries[number].reason for number in numbers}
 
     def do_complain(self, told: Mapping[str, Mapping[str, str]]) -> Json:
@@ -124,6 +125,7 @@ class Server:
             id_: (
                 Verdict(one["lrp_verdict"]),
                 [number[place] for place in filter(None, one.get("lrp_known", "").split("; "))],
+                "",
             )
             for id_, one in told.items()
         }
@@ -134,18 +136,21 @@ class Server:
         return {"remarks": list(self._remarks(told))}
 
     def _remarks(self, told: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+        from verify.explaining.asked import posed  # noqa: PLC0415
         from verify.explaining.diagnosis import asking, diagnose  # noqa: PLC0415
         from verify.runs.outcomes import outcome_of  # noqa: PLC0415
         from verify.subjects.loading import load  # noqa: PLC0415
 
-        if self._known is not None and (doubt := self._known.doubt(self._report.subject.version)):
-            yield doubt
+        if self._known is not None:
+            yield from self._known.doubts(self._report.subject.version)
         outcomes = [
             outcome_of(self._cases[id_], Finding(Verdict(one["lrp_verdict"])), 0.0)
             for id_, one in told.items()
             if "lrp_known" not in one
         ]
-        for one in diagnose(outcomes, self._cases, asking(load(self._spec))):
+        subject = load(self._spec)
+        cases = {id_: asked for id_, case in self._cases.items() if (asked := posed(case, subject))}
+        for one in diagnose(outcomes, cases, asking(subject)):
             yield f"Diagnosis: {one}"
 
 

@@ -1,16 +1,18 @@
-"""The published table: implementation x rule x family of layers, from the JSON of several runs.
+"""The published tables: implementation x rule x question, and the numbers by layer, from the JSON of several runs.
 
-``python -m verify.reports.conformance ours.json zennit.json > docs/conformance.md``
+``python -m verify.reports.conformance ours.json zennit.json --json docs/conformance.json > docs/conformance.md``
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verify.formats.files import write
 from verify.model import BAD, RULES, SCHEMA, Level, Verdict
 from verify.questions.layers import FAMILIES
 from verify.reports.merging import diagnosis_of
@@ -20,28 +22,44 @@ if TYPE_CHECKING:
 
     Run = dict[str, Any]
 
+#: The JSON beside the page, for badges.
+JSON = "lrp-conformance/1"
+#: What is asked, and the checks that ask it.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "is the number right?": ("agreement", "network", "search"),
+    "does it conserve?": ("conservation",),
+    "do the laws hold?": ("laws",),
+    "can it be differentiated?": ("second-order",),
+    "does it behave?": ("conduct",),
+    "API and bad arguments": ("api", "errors"),
+}
 _COMPARED = frozenset({"agreement", "conservation", "laws", "second-order", "network"})
-_HEAD = """# Conformance
+_HEAD = r"""# Conformance
 
-What `lrp-verify` found for lrp_rules and for three other libraries. This page is generated from complete runs:
+What `lrp-verify` found for lrp_rules and for other libraries. This page is generated from complete runs:
 
 ```
 lrp-verify --subject lrp_rules --json ours.json
 lrp-verify --subject zennit.rules --json zennit.json
 lrp-verify --subject verify.subjects.captum --json captum.json
 lrp-verify --subject verify.subjects.lxt --json lxt.json
-python -m verify.reports.conformance ours.json zennit.json captum.json lxt.json > docs/conformance.md
+lrp-verify --subject verify.subjects.autolrp --json autolrp.json
+python -m verify.reports.conformance ours.json zennit.json captum.json lxt.json autolrp.json \
+    --json docs/conformance.json > docs/conformance.md
 ```
+
+Each rule has two tables: what came of each question, and the numbers layer by layer.
 
 | mark | meaning |
 |---|---|
 | ✓ 0.26 | all cases passed; the number is the largest difference from the reference, in units of its rounding bound |
 | ✗ 24 of 312 | 24 of 312 cases failed |
-| ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the table |
+| ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the tables |
 | (✗) 68 of 84 | only cases that are recommended (level *should*) failed |
 | empty | not offered, or no case |
 
 `verify/explaining/deviations` says what is known of each failure, and where it was reported.
+[conformance.json](conformance.json) has the same for programs, with a badge for each implementation.
 """
 
 
@@ -74,17 +92,75 @@ def render(runs: Sequence[Run]) -> str:
     lines.append("|---|---|---|---|" + "--:|" * 7)
     lines += [_summary(run) for run in runs]
     for rule in RULES:
-        lines += ["", f"## {rule}", "", "| implementation | " + " | ".join((*FAMILIES, "no layer")) + " |"]
-        lines.append("|---|" + ":-:|" * (len(FAMILIES) + 1))
-        for run in runs:
-            cells: dict[str, list[str | float]] = defaultdict(list)
-            for case in run["cases"]:
-                if case["rule"] == rule:
-                    cells[case["layer"]].append(_told(case, run))
-            lines.append(f"| {_name(run)} | " + " | ".join(_cell(cells[family]) for family in (*FAMILIES, "-")) + " |")
+        of_rule = [(run, [case for case in run["cases"] if case["rule"] == rule]) for run in runs]
+        lines += ["", f"## {rule}", ""]
+        lines += _table(QUESTIONS, of_rule, _by_question)
+        lines += ["", "Agreement by layer:", ""]
+        lines += _table(FAMILIES, of_rule, _by_layer)
         told = [f"- {_name(run)} {one['sentence']}" for run in runs for one in run["diagnoses"] if one["rule"] == rule]
         lines += ["", *dict.fromkeys(told)] if told else []
     return "\n".join(lines) + "\n"
+
+
+def _by_question(case: dict[str, Any]) -> str:
+    return next((question for question, checks in QUESTIONS.items() if case["check"] in checks), "")
+
+
+def _by_layer(case: dict[str, Any]) -> str:
+    return str(case["layer"]) if case["check"] == "agreement" else ""
+
+
+def _table(columns: Iterable[str], rows: Sequence[tuple[Run, list[dict[str, Any]]]], column: Any) -> list[str]:
+    """Return a table with a row for each run; ``column`` says where a case stands."""
+    names = list(columns)
+    lines = ["| implementation | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(names)]
+    for run, cases in rows:
+        cells: dict[str, list[str | float]] = defaultdict(list)
+        for case in cases:
+            cells[column(case)].append(_told(case, run))
+        lines.append(f"| {_name(run)} | " + " | ".join(_cell(cells[name]) for name in names) + " |")
+    return lines
+
+
+def as_json(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the same for programs: of each implementation what each rule has for each question, and a badge."""
+    return {"schema": JSON, "implementations": [_of_run(run) for run in runs]}
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    rules: dict[str, dict[str, Any]] = {}
+    for rule in RULES:
+        cells: dict[str, list[str | float]] = defaultdict(list)
+        for case in run["cases"]:
+            if case["rule"] == rule:
+                cells[_by_question(case)].append(_told(case, run))
+        rules[rule] = {question: found for question in QUESTIONS if (found := _counted(cells[question]))}
+    right = "is the number right?"
+    offered = [rule for rule, found in rules.items() if right in found]
+    passed = [rule for rule in offered if not {"failed", "convention"} & rules[rule][right].keys()]
+    return {
+        "name": run["subject"]["spec"],
+        "version": run["subject"]["version"],
+        "torch": run["environment"]["torch"],
+        "date": run["environment"]["date"][:10],
+        "rules": rules,
+        "badge": {
+            "schemaVersion": 1,
+            "label": "LRP rules",
+            "message": f"{len(passed)} of {len(offered)} rules right",
+            "color": "brightgreen" if passed == offered else "yellow" if passed else "red",
+        },
+    }
+
+
+def _counted(told: Sequence[str | float]) -> dict[str, Any]:
+    """Return how many cases of each kind there are, and the largest ratio; nothing where none was asked."""
+    asked = [one for one in told if one != "missing"]
+    if not asked:
+        return {}
+    counts = Counter(one if isinstance(one, str) else "passed" for one in asked)
+    ratios = [one for one in asked if isinstance(one, float)]
+    return {"cases": len(asked), **counts, **({"ratio": max(ratios)} if ratios else {})}
 
 
 def _name(run: Run) -> str:
@@ -140,15 +216,20 @@ def _cell(told: Iterable[str | float]) -> str:
 
 def main() -> int:
     """Print the page for the files named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m verify.reports.conformance", description=main.__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN.json", help="JSON of a whole run, of lrp-verify --json"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same for programs, too")
+    given = parser.parse_args()
     try:
-        runs = [load(Path(name)) for name in sys.argv[1:]]
+        runs = [load(path) for path in given.runs]
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if not runs:
-        sys.stderr.write("no file is named; expected the JSON of one run or more, of lrp-verify --json\n")
-        return 2
     sys.stdout.write(render(runs))
+    if given.json is not None:
+        write(given.json, (json.dumps(as_json(runs), indent=1, ensure_ascii=False) + "\n").encode())
     return 0
 
 

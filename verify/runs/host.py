@@ -36,7 +36,7 @@ def handler(cases: Callable[[], Mapping[str, Case]], seed: int, spec: str, *, is
                 return {"error": text_of(error)}, b""
             except BaseException as error:  # noqa: BLE001  a subject may raise anything
                 return {"error": f"{spec!r} cannot be loaded: {outcomes.reason_of(error, spec)}"}, b""
-            return {"version": subjects[0].version}, b""
+            return {"version": subjects[0].version, "parameters": subjects[0].parameters}, b""
         id_ = request["id"]
         case = known[id_] if id_ in known else outcomes.carried(id_)
         if request["numbers"]:

@@ -122,7 +122,8 @@ class Runner:
         """Return a subject to be asked case by case, beside a run: in its own process, if it has one."""
         if self._here is not None or not self._isolated or is_command(spec):
             return loaded(spec)
-        return Hosted(spec, partial(self._reply, spec), self.describe(spec).version)
+        about = self.describe(spec)
+        return Hosted(spec, partial(self._reply, spec), about.version, parameters=about.parameters)
 
     def _reply(self, spec: str, case: Case, seconds: float) -> Reply:
         limit = seconds + self.time_limit + START_LIMIT

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from verify.formats.files import check_writable
+from verify.runs import named
 from verify.runs.outcomes import carried
 from verify.runs.worker import Source
 from verify.subjects.protocol import is_command
@@ -40,7 +41,7 @@ class Request:
     """The options of one call."""
 
     subject: str
-    filters: Mapping[str, Sequence[str]]  # rule, layer, check -> patterns
+    filters: Mapping[str, Sequence[str]]  # rule, layer, check, kind -> patterns
     dtypes: Sequence[str]
     ids: Sequence[str]
     device: str
@@ -54,7 +55,7 @@ class Request:
     shard: tuple[int, int] = (1, 1)  # number, of how many
     seconds: float | None = None  # of a search
     examples: int | None = None
-    deviations: str | None = None
+    deviations: Sequence[str] = ()
     depth: int = 2  # how many options meet in a case
     exit_first: bool = False
 
@@ -75,7 +76,7 @@ def select(request: Request) -> tuple[Source, list[Case]]:
         msg = f"--time-limit is {request.time_limit:g}; expected a finite number of seconds above 0"
         raise UnusableError(msg)
     if request.ids and (any(request.filters.values()) or request.dtypes):
-        msg = "--case names a whole case; leave out --rule, --layer, --check and --dtype"
+        msg = "--case names a whole case; leave out --rule, --layer, --check, --kind and --dtype"
         raise UnusableError(msg)
     _check_search(request)
     _check_command(request)
@@ -95,10 +96,15 @@ def select(request: Request) -> tuple[Source, list[Case]]:
     # some checks keep to one dtype whatever is asked for, and some have none
     selected = [case for case in cases.values() if not given or case.dtype in given or case.dtype not in known]
     for name, patterns in request.filters.items():
+        if name == "kind":
+            selected = of_kinds(selected, patterns, cases.values())
+            continue
         values = list(dict.fromkeys(getattr(case, name) for case in cases.values()))
         if name == "check" and SEARCH not in values:
             values.append(SEARCH)
-        if chosen := _chosen(name, patterns, values):
+        if name == "layer":
+            selected = on_layers(selected, patterns, values, cases.values())
+        elif chosen := _chosen(name, patterns, values):
             selected = [case for case in selected if getattr(case, name) in chosen]
     if not selected and not request.searching:
         options = [*request.filters.items(), ("dtype", request.dtypes)]
@@ -140,6 +146,34 @@ def _chosen(name: str, patterns: Iterable[str], known: Sequence[str]) -> list[st
     return [value for value in known if value in found]
 
 
+def on_layers(
+    selected: list[Case], patterns: Sequence[str], families: Sequence[str], cases: Iterable[Case]
+) -> list[Case]:
+    """Return the selected cases on types of layers; or else on single ones, or on those with an attribute."""
+    if not patterns:
+        return selected
+    everything = list(cases)
+    types = {pattern: [one for one in families if fnmatchcase(one.lower(), pattern.lower())] for pattern in patterns}
+    for pattern in patterns:
+        if not types[pattern] and not named.on_layers(everything, (pattern,)):
+            known = [one for one in families if one != "-"]
+            msg = (
+                f"--layer {pattern!r} is unknown{meant(pattern, known)}; expected one of {', '.join(known)}, "
+                "or a single layer or attribute as ids name them, such as linear-5-4, nobias or circular"
+            )
+            raise UnusableError(msg)
+    chosen = {one for found in types.values() for one in found}
+    single = {case.id for case in named.on_layers(selected, [pattern for pattern in patterns if not types[pattern]])}
+    return [case for case in selected if case.layer in chosen or case.id in single]
+
+
+def of_kinds(selected: list[Case], patterns: Sequence[str], cases: Iterable[Case]) -> list[Case]:
+    """Return the selected cases with these kinds of data, of those that ids name."""
+    known = list(dict.fromkeys(filter(None, map(named.kind, cases))))
+    chosen = _chosen("kind", patterns, known)
+    return named.of_kinds(selected, chosen) if chosen else selected
+
+
 def meant(given: str, known: Iterable[str]) -> str:
     """Return a guess at what a word that is unknown was meant for; empty where there is none."""
     by_lower = {value.lower(): value for value in known}
@@ -161,7 +195,7 @@ def _check_search(request: Request) -> None:
         msg = f"--seconds is {request.seconds:g}; expected a finite number above 0"
         raise UnusableError(msg)
     for name, unusable in (
-        ("layer", bool(request.filters.get("layer"))),
+        *((name, bool(request.filters.get(name))) for name in ("layer", "kind")),
         ("device", request.device != "cpu"),
         ("shard", request.shard != (1, 1)),
     ):
@@ -188,7 +222,7 @@ def _check_baseline(request: Request) -> None:
     if BASELINE not in request.files:
         return
     for name, unusable in (
-        ("deviations", request.deviations is not None),
+        ("deviations", bool(request.deviations)),
         ("shard", request.shard != (1, 1)),
         (f"check {SEARCH}", request.searching),
     ):

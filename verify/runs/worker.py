@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from verify.runs.outcomes import alive, ask, carried, loaded, tried
 from verify.subjects.protocol import is_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from verify.model import Subject
 
@@ -70,6 +70,8 @@ class SubjectInfo:
     spec: str
     version: str = "unknown"
     ours: bool = False
+    #: Parameters that it cannot change, rule by rule.
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Worker:
@@ -106,7 +108,7 @@ class Worker:
         subject = self._subject(spec)
         if not isinstance(subject, Hosted) and self._source.is_grid:
             tried(subject)
-        return SubjectInfo(spec, subject.version, subject.is_ours)
+        return SubjectInfo(spec, subject.version, subject.is_ours, subject.parameters)
 
     def answer(self, spec: str, id_: str) -> Outcome:
         """Ask one case."""
@@ -144,7 +146,8 @@ class Worker:
             return loaded(spec)
 
     def _hosted(self, spec: str) -> Hosted:
-        from verify.runs.host import handler  # noqa: PLC0415  imports torch, see the top
+        from verify.questions.fixed import checked  # noqa: PLC0415  imports torch, see the top
+        from verify.runs.host import handler  # noqa: PLC0415  likewise
 
         source, fork = self._source, can_fork() and self._source.device == "cpu"
         cases = (lambda: self._cases) if fork else source.cases
@@ -152,7 +155,7 @@ class Worker:
         host = Host(spec, make, fork=fork, memory=self._memory)
         about = host.about()
         self._hosts[spec] = host
-        return Hosted(spec, host.ask, str(about["version"]))
+        return Hosted(spec, host.ask, str(about["version"]), parameters=checked(spec, about["parameters"]))
 
 
 _worker: list[Worker | RunnerError] = []

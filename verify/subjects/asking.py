@@ -78,16 +78,19 @@ def smoke(subject: Subject) -> str | None:
 
     The case is the smallest there is, and all its numbers are positive: no convention makes a difference there, and
     nothing is a reason to refuse it. What a rule answers is left to the cases: one that runs and is wrong is no reason.
+    Nor is one that does not offer this layer: it may offer others.
     """
     reasons = []
     for name in RULES:
         if not subject.offers(name):
             continue
         module, x, relevance = _smallest(name)
+        fixed = subject.parameters.get(name, {})
+        arguments = {key: value for key, value in _ARGUMENTS.get(name, {}).items() if key not in fixed}
         try:
-            r: Any = relevance_of(subject.get(name)(**_ARGUMENTS.get(name, {})), module, x, relevance)
-        except NotOfferedError as error:
-            reasons.append(f"{name}: {error}")
+            r: Any = relevance_of(subject.get(name)(**arguments), module, x, relevance)
+        except NotOfferedError:
+            return None
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from verify.model import NotOfferedError
-from verify.subjects.adapting import Handle, bias_is_zeroed, number
+from verify.subjects.adapting import Rule, Score, bias_is_zeroed, number
 
 try:
     import captum
@@ -57,20 +56,6 @@ def _explaining(module: nn.Module) -> Iterator[None]:
         modules.pop()
 
 
-class _Score(torch.autograd.Function):
-    """The number 1, whose gradient by z is R."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, R: Tensor) -> Tensor:
-        ctx.save_for_backward(R)
-        return z.new_ones(1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> Any:
-        (R,) = ctx.saved_tensors
-        return gradient[0] * R, None
-
-
 class _Model(nn.Module):
     """The module, and the score behind it."""
 
@@ -80,26 +65,7 @@ class _Model(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         # a module within a network does not get leaves, and may write to its input
-        return _Score.apply(self.module(*(x.clone() for x in inputs)), self.R)  # type: ignore[no-untyped-call]
-
-
-class _Explained(torch.autograd.Function):
-    """The module's output; its gradient by the inputs is the relevance that captum gives them."""
-
-    @staticmethod
-    def forward(ctx: Any, make: Callable[[], Any], module: nn.Module, output: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.make, ctx.module = make, module
-        ctx.save_for_backward(*inputs)
-        return output.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *R: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            msg = "captum keeps no graph of a relevance; it cannot be differentiated again"
-            raise NotOfferedError(msg)
-        inputs = tuple(x.detach().requires_grad_() for x in ctx.saved_tensors)
-        relevance = _explain(ctx.make, ctx.module, inputs, R[0])
-        return None, None, None, *(r.detach() for r in relevance)
+        return Score.apply(self.module(*(x.clone() for x in inputs)), self.R)  # type: ignore[no-untyped-call]
 
 
 def _explain(make: Callable[[], Any], module: Any, inputs: tuple[Tensor, ...], R: Tensor) -> tuple[Tensor, ...]:
@@ -113,43 +79,28 @@ def _explain(make: Callable[[], Any], module: Any, inputs: tuple[Tensor, ...], R
     return relevance
 
 
-class _Rule:
+class _Rule(Rule):
     """A rule of captum, made anew for each backward pass: ``LRP.attribute`` deletes it afterwards."""
 
+    library = "captum"
+
     def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
+        super().__init__(**arguments)
         self._make()  # what captum refuses, it refuses here
 
     def _make(self) -> Any:
         raise NotImplementedError
 
-    def copy(self) -> _Rule:
-        """Return a rule with the same arguments."""
-        return type(self)(**self._arguments)
+    def takes(self, module: nn.Module) -> bool:
+        """Whether it is not captum itself that calls the module."""
+        return not any(module is other for other in vars(_explained).get("modules", ()))
 
-    def explain(self, module: nn.Module, inputs: tuple[Tensor, ...], R: Tensor) -> tuple[Tensor, ...]:
-        """Return the relevance of the inputs by captum alone, without the forward pass that `register` adds."""
+    def explain(
+        self, module: nn.Module, own: Callable[..., Any], inputs: tuple[Tensor, ...], R: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the relevance of the inputs by captum alone, which calls the module itself."""
+        del own
         return _explain(self._make, module, inputs, R)
-
-    def register(self, module: nn.Module) -> Handle:
-        """Let captum explain every call of the module from now on."""
-        return Handle(module, partial(self._forward, module, module.forward))
-
-    def _forward(self, module: nn.Module, own: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
-        given = [x for x in (*inputs, *keywords.values()) if isinstance(x, torch.Tensor)]
-        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-        if not wanted or any(module is other for other in vars(_explained).get("modules", ())):
-            return own(*inputs, **keywords)
-        if keywords or not all(isinstance(x, torch.Tensor) for x in inputs):
-            raise NotOfferedError(_TENSORS)
-        before = [x.clone() for x in inputs]  # the module may write to its input
-        output = own(*inputs)
-        if not isinstance(output, torch.Tensor):
-            raise NotOfferedError(_TENSORS)
-        return _Explained.apply(self._make, module, output.detach(), *before)  # type: ignore[no-untyped-call]
-
-
-_TENSORS = "captum's LRP takes tensors by position, and one tensor as output"
 
 
 class Epsilon(_Rule):

@@ -13,6 +13,7 @@ import torch
 from lrp_entry.names import NAMES
 from verify.formats.text import shortened, text_of
 from verify.model import RULES, Subject, SubjectError
+from verify.questions.fixed import checked
 from verify.subjects.protocol import is_command, port
 
 
@@ -34,7 +35,9 @@ def load(spec: str) -> Subject:
             f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"
         )
         raise SubjectError(msg)
-    return Subject(spec, namespace, shortened(str(getattr(namespace, "__version__", None) or _version(module_name))))
+    version = shortened(str(getattr(namespace, "__version__", None) or _version(module_name)))
+    parameters = checked(spec, getattr(namespace, "parameters", {}))
+    return Subject(spec, namespace, version, parameters=parameters)
 
 
 def named(spec: str) -> Any:
@@ -76,7 +79,8 @@ def _hint(module_name: str) -> str:
     if module_name.endswith(".py"):
         name = module_name.removesuffix(".py").strip("./").replace("/", ".")
         return f"; expected the name of a module, without .py: {name}"
-    adapter = {"captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}.get(module_name.partition(".")[0])
+    library = module_name.partition(".")[0]
+    adapter = f"verify.subjects.{library}" if library in {"autolrp", "captum", "lxt"} else None
     if adapter:
         return f"; the classes of this library are tested through an adapter, {adapter}"
     return ""

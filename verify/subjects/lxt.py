@@ -6,6 +6,11 @@ relevance comes to the output, and back from the input, as LXT itself takes and 
 
 ``epsilon`` has to be a number, and no parameter can be set to zero. LXT's further rules are for parts of transformers.
 ``copy`` is this adapter's.
+
+``lxt.efficient`` cannot be asked rule by rule. It computes gradients, and relevance is gradient times input: that of an
+output is the output times its gradient, so that a relevance R of one's own, at an output of 0 above all, cannot be put
+in. Nor has it rules of layers: it patches whole attentions, gated MLPs and normalisations. It is asked on a network by
+``lrp-verify audit --pipeline lxt:MODULE``.
 """
 
 from __future__ import annotations

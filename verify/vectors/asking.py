@@ -12,6 +12,7 @@ from reference.layers import same_padding
 from verify.formats.operands import Add, MatMul, Multiply, Operands
 from verify.formats.tensor_json import decode, encode
 from verify.model import NotOfferedError
+from verify.questions.fixed import DEFAULTS
 from verify.subjects.asking import relevance_of
 from verify.vectors.parameters import stabilizer_name
 
@@ -68,6 +69,8 @@ def _answer(rule: str, group: Json, case: Json, subject: Subject) -> Json:
 def arguments(rule: str, parameters: Json, dtype: torch.dtype, subject: Subject) -> Json:
     """Return the parameters of a group as a rule in Python takes them."""
     made = {name: _value(value, dtype) for name, value in parameters.items()}
+    for fixed in subject.parameters.get(rule, {}):  # a vector holds what our default gives: not offered otherwise
+        made.setdefault(fixed, DEFAULTS[rule][fixed])
     name = stabilizer_name(rule)
     if isinstance(made.get(name), dict):
         made[name] = subject.get("Stabilizer")(**made[name])

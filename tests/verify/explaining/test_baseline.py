@@ -1,14 +1,15 @@
 """A first file of known deviations excuses all that failed, and nothing else."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from verify.checks.cases import DTYPES, all_cases
-from verify.explaining.deviations import Deviation, apply, is_known, load
-from verify.explaining.deviations.baseline import baseline, entries, patterns
+from verify.explaining.deviations import Deviation, apply, expression, is_known, load
+from verify.explaining.deviations.baseline import baseline, entries, patterns, said
 from verify.model import BAD, Level, Outcome, Verdict
 
 LAYERS, KINDS, SOME = ("linear", "conv", "pool"), ("signed", "zeros"), ("float64", "float32")
@@ -79,6 +80,35 @@ def test_file_excuses_each_failure_and_has_nothing_stale(tmp_path: Path) -> None
     assert first.reason == f"SAY WHY: 8 cases; first {IDS[0]}: off"
     assert "KeyError" in found.entries[1].reason
     assert len(entries(outcomes)) == len(found.entries)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "reason", "expected"),
+    [
+        ("agreement", Verdict.ERROR, "KeyError: 'a' (x.py:3 in f)", "*KeyError*"),
+        ("errors", Verdict.FAIL, "ZBox(low=3) is accepted, expected ValueError", "*is accepted*"),
+        ("errors", Verdict.FAIL, "ZBox(low=3) raises RuntimeError: no; expected ValueError", "*raises RuntimeError*"),
+        ("errors", Verdict.FAIL, "ValueError says 'no', expected it to name 0.3", "*expected it to name*"),
+        ("errors", Verdict.FAIL, "input 1 gets [[0.25]], expected its share [[1.0]]", "*input*"),
+        ("errors", Verdict.FAIL, "", "*"),
+        ("agreement", Verdict.FAIL, "sample 0, entry 1: got 1, expected 2", ""),
+        ("conduct", Verdict.FAIL, "the relevance is another", ""),
+    ],
+)
+def test_what_an_error_says_is_kept(check: str, verdict: Verdict, reason: str, expected: str) -> None:
+    outcome = _outcome(f"{check}/ZBox/a", verdict, reason)
+    assert said(outcome) == expected
+    assert expression(expected or "*").fullmatch(reason)
+
+
+def test_a_wrong_number_in_place_of_an_accepted_error_is_news(tmp_path: Path) -> None:
+    loud = _outcome("errors/ZBox/a", Verdict.FAIL, "raises RuntimeError: no; expected TypeError")
+    path = tmp_path / "mine.toml"
+    path.write_bytes(baseline("my.rules", "1", [loud], [loud.id]))
+    silent = replace(loud, reason="is accepted, expected TypeError")
+    (marked,), stale = apply([silent], load(path))
+    assert not is_known(marked)
+    assert "now it says: is accepted, expected TypeError" in str(stale[0])
 
 
 def test_file_without_a_failure_is_one_all_the_same(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Known deviations excuse what is known and nothing else: no new bug in the same rule, nothing that passes now."""
 
+import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -9,18 +10,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 
 from verify.checks.cases import all_cases
-from verify.explaining.deviations import Deviation, DeviationError, Deviations, apply, available, is_known, load
+from verify.explaining.deviations import (
+    Deviation,
+    DeviationError,
+    Deviations,
+    apply,
+    available,
+    is_known,
+    load,
+    reading,
+    schema,
+)
 from verify.explaining.deviations.formulas import FORMULAS, gives
 from verify.model import BAD, RULES, Case, Level, Outcome, Subject, Verdict
 from verify.runs.outcomes import ask
 from verify.subjects.loading import load as load_subject
 
 HEADER = 'library = "mine"\nversions = ["1.0", "1.2"]\n'
-ENTRY = '[[deviation]]\npattern = "errors/ZBox/*"\nverdict = "fail"\nreason = "so it is"\n'
+ENTRY = '[[deviation]]\npattern = "agreement/ZBox/*"\nverdict = "fail"\nreason = "so it is"\n'
 
 
 def _but(old: str, new: str) -> str:
@@ -56,7 +68,7 @@ def test_entry_is_read(tmp_path: Path) -> None:
     assert (found.name, found.library, found.versions) == ("mine", "mine", ("1.0", "1.2"))
     (entry,) = found.entries
     assert entry == Deviation(
-        ("errors/ZBox/*",),
+        ("agreement/ZBox/*",),
         Verdict.FAIL,
         "so it is",
         "https://example.org/1",
@@ -75,22 +87,44 @@ MISTAKES = {
     "empty-library": ('library = ""\nversions = ["1", "1"]', "library is ''"),
     "one-version": ('library = "mine"\nversions = "1"', "versions is '1', expected the first and the last"),
     "versions-reversed": ('library = "mine"\nversions = ["2", "1"]', "versions is ..2', '1'., expected the first"),
-    "unknown-header": (HEADER + "colour = 1", "colour is unknown; expected deviation, library, versions"),
+    "unknown-header": (
+        HEADER + "colour = 1",
+        "colour is unknown; expected deviation, extends, library, versions, without",
+    ),
     "no-table": (HEADER + "deviation = 1", "deviation is 1, expected tables"),
     "unknown-key": (HEADER + ENTRY + ENTRY + "excuse = 1", "deviation 2: excuse is unknown; expected formula, link"),
     "no-reason": (HEADER + "[[deviation]]\npattern = 'a/*'\nverdict = 'fail'", "deviation 1: reason is missing"),
-    "pattern-number": (_but('"errors/ZBox/*"', "3"), "pattern is 3, expected a text, or a list"),
-    "no-pattern": (_but('"errors/ZBox/*"', "[]"), "pattern is .., expected a text, or a list"),
-    "pattern-of-all": (_but("errors/ZBox/*", "*"), r"pattern is '\*', expected the name of a check first"),
-    "pattern-of-all-checks": (_but("errors/ZBox/*", "*/ZBox/*"), "expected the name of a check first"),
-    "pattern-of-a-check": (_but("errors/ZBox/*", "errors"), "expected the name of a check first"),
-    "pattern-with-one-brace": (_but("errors/ZBox/*", "errors/{ZBox/*"), "expected the name of a check first"),
+    "pattern-number": (_but('"agreement/ZBox/*"', "3"), "pattern is 3, expected a text, or a list"),
+    "no-pattern": (_but('"agreement/ZBox/*"', "[]"), "pattern is .., expected a text, or a list"),
+    "pattern-of-all": (_but("agreement/ZBox/*", "*"), r"pattern is '\*', expected the name of a check first"),
+    "pattern-of-all-checks": (_but("agreement/ZBox/*", "*/ZBox/*"), "expected the name of a check first"),
+    "pattern-of-a-check": (_but("agreement/ZBox/*", "agreement"), "expected the name of a check first"),
+    "pattern-with-one-brace": (_but("agreement/ZBox/*", "agreement/{ZBox/*"), "expected the name of a check first"),
     "verdict": (_but('"fail"', '"pass"'), "verdict is 'pass', expected one of crash, error, fail, timeout"),
     "empty-reason": (_but("so it is", " "), "reason is ' ', expected a text"),
     "link": (HEADER + ENTRY + "link = 'issue 3'", "link is 'issue 3', expected an address"),
     "formula": (HEADER + ENTRY + "formula = 'e=mc2'", "formula is 'e=mc2', expected one of amplified-weights"),
     "sometimes": (HEADER + ENTRY + "sometimes = 'yes'", "sometimes is 'yes', expected true or false"),
+    "error-without-says": (_but('"fail"', '"error"'), "deviation 1: says is missing; an accepted error needs it"),
+    "refusal-without-says": (_but("agreement/", "errors/"), "deviation 1: says is missing; an accepted error needs it"),
+    "one-of-errors": (_but("agreement/", "{api,errors}/"), "deviation 1: says is missing"),
+    "without-alone": (HEADER + "without = ['a/*']", "without needs extends"),
+    "without-text": (HEADER + "without = 'a/*'", "without is 'a/.*', expected a list"),
+    "extends-number": (HEADER + "extends = 3", "extends is 3, expected the name of a file"),
+    "extends-nothing": (HEADER + "extends = 'nowhere'", "'nowhere' cannot be read: No such file"),
+    "extends-itself": (HEADER + "extends = 'mine.toml'", "extends 'mine.toml' leads back to mine.toml"),
+    "without-unknown": (
+        HEADER + "extends = 'lxt'\nwithout = ['a/*']",
+        "without has a/.*, expected patterns of lxt.toml",
+    ),
 }
+
+
+#: What a schema cannot say: what other files and other keys hold.
+NOT_IN_THE_SCHEMA = {
+    "not-toml", "versions-reversed", "pattern-with-one-brace", "formula", "extends-nothing", "extends-itself",
+    "without-unknown", "refusal-without-says", "one-of-errors",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
@@ -100,13 +134,70 @@ def test_mistake_in_a_file_is_named(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DeviationError, match=r"'nowhere.toml' cannot be read: No such file.*captum, lxt, zennit"):
+    with pytest.raises(DeviationError, match=r"'nowhere.toml' cannot be read: No such file.*captum, lxt, .*zennit"):
         load("nowhere.toml")
     with pytest.raises(DeviationError, match="cannot be read: Is a directory"):
         load(tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(DeviationError, match=r"binary\.toml is not TOML"):
         load(tmp_path / "binary.toml")
+
+
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    _write(tmp_path, HEADER + ENTRY + ENTRY.replace('"agreement/ZBox/*"', '["api/a", "api/b"]'))
+    other = tmp_path / "other.toml"
+    more = ENTRY.replace("ZBox", "Flat")
+    other.write_text(
+        f'{HEADER.replace("1.0", "1.1")}extends = "mine.toml"\nwithout = ["api/a"]\n{more}', encoding="utf-8"
+    )
+    found = load(other)
+    assert (found.name, found.versions) == ("other", ("1.1", "1.2"))
+    assert [(entry.patterns, entry.place) for entry in found.entries] == [
+        (("agreement/ZBox/*",), "mine.toml, deviation 1"),
+        (("api/b",), "mine.toml, deviation 2"),
+        (("agreement/Flat/*",), "other.toml, deviation 1"),
+    ]
+
+
+def test_several_files_are_one(tmp_path: Path) -> None:
+    mine, other = _write(tmp_path, HEADER + ENTRY), tmp_path / "other.toml"
+    other.write_text(HEADER.replace("1.2", "1.0") + ENTRY, encoding="utf-8")
+    found = load(mine, other)
+    assert (found.name, len(found.entries)) == ("mine, other", 2)
+    assert [doubt.split(";")[0] for doubt in found.doubts("1.1")] == [
+        "Note: the known deviations in other were recorded with mine 1.0, and this is version 1.1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [("", "lib"), ("0.4", "lib"), ("0.5.1", "lib"), ("0.7", "lib"), ("1.0.0", "lib-1.0.0"), ("2.0", "lib-1.0.0")],
+)
+def test_the_file_of_the_version_is_picked(
+    version: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FOLDER", tmp_path)
+    for stem, versions in (
+        ("lib", '["0.5.1", "0.5.1"]'),
+        ("lib-1.0.0", '["1.0.0", "1.0.0"]'),
+        ("library", '["0", "9"]'),
+    ):
+        (tmp_path / f"{stem}.toml").write_text(f'library = "lib"\nversions = {versions}', encoding="utf-8")
+    assert load("lib", version=version).name == name
+    assert load("lib-1.0.0", version=version).name == "lib-1.0.0"
+
+
+@pytest.mark.parametrize("name", available())
+def test_files_that_come_along_are_as_the_schema_says(name: str) -> None:
+    validator = jsonschema.Draft202012Validator(schema())
+    content = tomllib.loads((reading.FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    assert not list(validator.iter_errors(content))
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES.keys() - NOT_IN_THE_SCHEMA))
+def test_schema_refuses_what_reading_refuses(mistake: str) -> None:
+    content = tomllib.loads(MISTAKES[mistake][0])
+    assert list(jsonschema.Draft202012Validator(schema()).iter_errors(content))
 
 
 def test_version_outside_of_those_read_is_doubted(tmp_path: Path) -> None:
@@ -153,7 +244,10 @@ def test_known_deviation_is_marked_and_others_are_not() -> None:
             "matches 1 pass, 1 not-offered",
         ),
         ([_outcome("errors/ZBox/a", Verdict.CRASH)], "matches 1 crash, expected fail"),
-        ([_outcome("errors/ZBox/a", reason="raises KeyError")], "matches 1 fail, expected fail with the `says`"),
+        (
+            [_outcome("errors/ZBox/a", reason="raises KeyError")],
+            "matches 1 fail, expected fail with says 'is *': look at what has changed; now it says: raises KeyError",
+        ),
     ],
     ids=["nothing", "passes", "not-offered", "crash", "says"],
 )
@@ -227,7 +321,7 @@ def _ids() -> tuple[str, ...]:
 
 
 def test_there_is_a_file_for_each_library() -> None:
-    assert available() == ("captum", "lxt", "zennit")
+    assert available() == ("autolrp", "captum", "lxt", "zennit", "zennit-1.0.0")
 
 
 @pytest.mark.parametrize("name", available())
@@ -245,9 +339,15 @@ def test_every_pattern_is_about_some_case_and_where_numbers_are_compared_about_f
 
 @pytest.mark.parametrize("name", available())
 def test_links_of_a_file_go_to_issues_of_its_library(name: str) -> None:
-    homes = {"captum": "meta-pytorch/captum", "lxt": "rachtibat/LRP-eXplains-Transformers", "zennit": "chr5tphr/zennit"}
-    for entry in load(name).entries:
-        assert not entry.link or entry.link.startswith(f"https://github.com/{homes[name]}/")
+    homes = {
+        "autolrp": "Wa-lead/autoLRP",
+        "captum": "meta-pytorch/captum",
+        "lxt": "rachtibat/LRP-eXplains-Transformers",
+        "zennit": "chr5tphr/zennit",
+    }
+    found = load(name)
+    for entry in found.entries:
+        assert not entry.link or entry.link.startswith(f"https://github.com/{homes[found.library]}/")
 
 
 # --- the libraries, on part of the grid -------------------------------------------------------------------------------
@@ -263,7 +363,12 @@ PARTS = (
     "second-order/*/linear-5-4/*",
     "conduct/Pass/*",
 )
-SUBJECTS = {"zennit": "zennit.rules", "captum": "verify.subjects.captum", "lxt": "verify.subjects.lxt"}
+SUBJECTS = {
+    "autolrp": "verify.subjects.autolrp",
+    "captum": "verify.subjects.captum",
+    "lxt": "verify.subjects.lxt",
+    "zennit": "zennit.rules",
+}
 
 
 def _subject(name: str) -> Subject:
@@ -287,10 +392,11 @@ def _unexplained(outcomes: Iterable[Outcome]) -> list[str]:
     return [outcome.id for outcome in outcomes if outcome.verdict in BAD and not is_known(outcome)]
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_every_failure_of_a_library_is_known(name: str) -> None:
-    outcomes = _ask(_subject(name), _cases(*PARTS))
-    marked, stale = apply(outcomes, load(name), ids=_ids())
+    subject = _subject(name)
+    outcomes = _ask(subject, _cases(*PARTS))
+    marked, stale = apply(outcomes, load(name, version=subject.version), ids=_ids(), subject=subject)
     assert any(map(is_known, marked))
     assert _unexplained(marked) == []
     assert [str(found) for found in stale] == []

@@ -8,7 +8,7 @@ import pytest
 
 from verify.checks import cases, protocol
 from verify.checks.conduct.topics import TOPICS
-from verify.explaining.deviations import FOLDER
+from verify.explaining.deviations.reading import FOLDER
 from verify.formats import clauses
 from verify.model import RULES, Case
 

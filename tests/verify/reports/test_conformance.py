@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from verify.model import SCHEMA
@@ -30,9 +31,11 @@ def run(*cases: dict[str, Any], interrupted: bool = False) -> dict[str, Any]:
     }
 
 
-def row(page: str, rule: str) -> list[str]:
-    section = page.split(f"## {rule}\n")[1].splitlines()
-    return [cell.strip() for cell in section[3].strip("|").split("|")]
+def row(page: str, rule: str, table: int = 1) -> list[str]:
+    """Return the first row of a table: 0 is by question, 1 by layer."""
+    section = page.split(f"## {rule}\n")[1].split("Agreement by layer:")[table].splitlines()
+    line = [line for line in section if line.startswith("|")][2]
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_each_cell_says_what_its_cases_say() -> None:
@@ -52,7 +55,7 @@ def test_each_cell_says_what_its_cases_say() -> None:
     )
     cells = row(page, "Gamma")
     assert cells[:5] == ["some.rules 1.2", "✓ 0.5", "✗ 1 of 2", "(✗) 1 of 1", ""]
-    assert cells[-1] == "✗ 1 of 1"
+    assert row(page, "Gamma", 0)[1] == "✗ 2 of 7"
     assert "| some.rules | 1.2 | 2.13.0 | 2026-11-23 | 8 | 3 | 1 | 2 | 0 | 1 | 1 |" in page
 
 
@@ -73,7 +76,8 @@ def test_another_published_convention_is_not_merely_wrong() -> None:
         case("Gamma", "Conv3d", "crash", ratio=None),
     ]
     page = conformance.render([run(*cases) | {"diagnoses": [diagnosed()]}])
-    assert row(page, "Gamma")[1:5] == ["≠ 2 of 3", "✗ 1 of 2", "(✗) 1 of 1", "✗ 1 of 1"]
+    assert row(page, "Gamma")[1:5] == ["≠ 1 of 1", "≠ 1 of 1", "(✗) 1 of 1", "✗ 1 of 1"]
+    assert row(page, "Gamma", 0)[1:4] == ["✗ 1 of 4", "≠ 1 of 1", "✗ 1 of 2"]
     assert "- some.rules 1.2 follows another published convention, `n`: s\n" in page
     assert "| 7 | 1 | 0 | 2 | 3 | 1 | 0 |" in page
 
@@ -92,11 +96,39 @@ def test_what_is_no_published_convention_is_wrong(diagnosis: dict[str, Any], cel
     assert row(page, "Gamma")[1] == cell
 
 
+def test_each_question_has_its_column() -> None:
+    checks = ("agreement", "conservation", "laws", "second-order", "conduct", "errors", "api", "search", "network")
+    page = conformance.render([run(*(case("Gamma", "Linear", "pass", check=check) for check in checks))])
+    assert row(page, "Gamma", 0) == ["some.rules 1.2", *("✓ 0.25",) * 4, "✓", "✓"]
+    assert sorted(check for asked in conformance.QUESTIONS.values() for check in asked) == sorted(checks)
+
+
+def test_json_for_badges() -> None:
+    cases = [
+        case("Gamma", "Linear", "pass", ratio=0.5),
+        case("Gamma", "Linear", "fail", check="conduct"),
+        case("ZPlus", "Linear", "fail", ratio=3.0),
+        case("ZPlus", "Linear", "pass"),
+        case("Flat", "Linear", "not-offered", ratio=None),
+    ]
+    found = conformance.as_json([run(*cases)])
+    schema = json.loads((Path(conformance.__file__).parent / "lrp-conformance-1.schema.json").read_text())
+    jsonschema.validate(found, schema)
+    (one,) = found["implementations"]
+    assert one["badge"]["message"] == "1 of 2 rules right"
+    right = "is the number right?"
+    assert one["rules"]["Gamma"][right] == {"cases": 1, "passed": 1, "ratio": 0.5}
+    assert one["rules"]["Gamma"]["does it behave?"] == {"cases": 1, "failed": 1}
+    assert one["rules"]["ZPlus"][right] == {"cases": 2, "failed": 1, "passed": 1, "ratio": 0.25}
+    assert one["rules"]["Flat"] == {}
+
+
 def test_the_page_says_how_it_was_made() -> None:
     page = conformance.render([run()])
     for subject in ("lrp_rules", "zennit.rules", "verify.subjects.captum", "verify.subjects.lxt"):
         assert f"\nlrp-verify --subject {subject} --json " in page
     assert "\npython -m verify.reports.conformance ours.json " in page
+    assert "conformance.json" in page
 
 
 @pytest.mark.parametrize(

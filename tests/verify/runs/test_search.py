@@ -1,9 +1,13 @@
 """The search finds what only unusual numbers show, shrinks it, and says how to ask again."""
 
+import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor
 
 import lrp_rules
@@ -11,6 +15,7 @@ from lrp_rules.layers.layer import Layer
 from verify.checks.examples import EACH_RUN, RULES, case_of, cases
 from verify.model import Subject, Verdict
 from verify.questions.examples import Example
+from verify.questions.strategies import examples
 from verify.runs.search import _simplest, search
 
 
@@ -38,6 +43,27 @@ def test_a_mistake_that_only_unusual_numbers_show_is_found_and_shrunk(rule: str,
     assert max(len(example.x), len(example.weight), len(example.relevance)) <= 3
     assert case_of(example).run(planted).verdict is Verdict.FAIL
     assert case_of(example).run(subject()).verdict is Verdict.PASS
+
+
+def _drawn() -> list[str]:
+    found: list[str] = []
+    hypothesis.seed(0)(
+        settings(max_examples=20, database=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))(
+            hypothesis.given(examples("ZPlus", ("float64",)))(lambda example: found.append(example.id))
+        )
+    )()
+    return found
+
+
+def test_a_seed_asks_the_same_whatever_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of a subject has loaded it, and the judge has not: both have to draw the same examples."""
+    before = _drawn()
+    (tmp_path / "some_subject.py").write_text(
+        f"numbers = {[k / 7 for k in range(-500, 500)]}\nwhole = {list(range(99))}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("some_subject")
+    assert _drawn() == before
 
 
 def test_what_is_found_is_simplified_where_several_numbers_have_to_change_at_once() -> None:

@@ -276,7 +276,7 @@ def test_known_deviations_are_judged_over_all_shards(
     entries = {"raises/*": "error", "{returns_a_wrong_shape,is_far_off}/*": "fail", "passes/*": "fail"}
     path = tmp_path / "known.toml"
     lines = [
-        f'[[deviation]]\npattern = "{pattern}"\nverdict = "{verdict}"\nreason = "so it is"\n'
+        f'[[deviation]]\npattern = "{pattern}"\nverdict = "{verdict}"\nsays = "*"\nreason = "so it is"\n'
         for pattern, verdict in entries.items()
     ]
     path.write_text('library = "behaving"\nversions = ["0", "9"]\n' + "\n".join(lines))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from verify.formats.operands import MatMul
 from verify.model import NotOfferedError, Subject, SubjectError
 from verify.subjects.asking import relevance_of, smoke
 from verify.subjects.loading import load
@@ -173,6 +174,80 @@ def test_lxt_does_not_offer(arguments: dict[str, Any]) -> None:
         _lxt().Epsilon(**arguments)
 
 
+# --- autoLRP ----------------------------------------------------------------------------------------------------------
+
+
+def _autolrp() -> Any:
+    pytest.importorskip("autolrp", reason="autoLRP is not installed: pip install autolrp")
+    return load("verify.subjects.autolrp").namespace
+
+
+# z = 1 and -2 without bias
+PLAIN = _linear([[2.0, -1.0], [1.0, 2.0]])
+
+
+def test_autolrp_gets_the_relevance_that_is_given() -> None:
+    r = relevance_of(_autolrp().Epsilon(epsilon=0.0), PLAIN, X, R)
+    # s = R / z = (3, 2.5)
+    assert torch.equal(r, X * _tensor([[3 * 2 + 2.5 * 1, 3 * -1 + 2.5 * 2]]))
+    for scale in (0.0, -2.0, 1024.0):
+        assert torch.equal(relevance_of(_autolrp().Epsilon(epsilon=0.0), PLAIN, X, scale * R), scale * r)
+
+
+def test_autolrp_gives_the_bias_its_share_by_magnitude() -> None:
+    r = relevance_of(_autolrp().Epsilon(epsilon=0.0), MODULE, X, R)
+    # |z| / (|z| + |b|) = 1/2 of either output, and s = (1.5, 1.25)
+    assert torch.equal(r, X * _tensor([[1.5 * 2 + 1.25 * 1, 1.5 * -1 + 1.25 * 2]]))
+
+
+def test_autolrp_passes_on_its_parameters() -> None:
+    rules, x = _autolrp(), _tensor([[1.0, 2.0]])
+    module = _linear([[1.0, -1.0]])
+    # contributions 1 and -2: S+ = 1 + 1 = 2, S- = -2 - 1 = -3
+    r = relevance_of(rules.AlphaBeta(alpha=3.0, beta=2.0, stabilizer=1.0), module, x, _tensor([[6.0]]))
+    assert torch.equal(r, _tensor([[3 * 6 / 2, -2 * 6 / -3 * -2]]))
+    # z = -1 < 0: d = 1 * 1 - 2 (1 + 1) = -3, S = -4
+    r = relevance_of(rules.Gamma(gamma=1.0, stabilizer=1.0), module, x, _tensor([[6.0]]))
+    assert torch.equal(r, _tensor([[-1.5, 6.0]]))
+
+
+def test_autolrp_on_a_product_of_two_inputs() -> None:
+    a, b = (t.requires_grad_() for t in (_tensor([[1.0, 2.0]]), _tensor([[3.0], [0.5]])))
+    handle = _autolrp().Bilinear(stabilizer=0.0).register(module := MatMul())
+    try:
+        found = torch.autograd.grad(module(a, b), (a, b), _tensor([[8.0]]))
+        constant = torch.autograd.grad(module(a, b.detach()), a, _tensor([[8.0]]))
+    finally:
+        handle.remove()
+    assert torch.equal(found[0], _tensor([[3.0, 1.0]]))
+    assert torch.equal(found[1], _tensor([[3.0], [1.0]]))
+    assert torch.equal(constant[0], _tensor([[6.0, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "module"),
+    [
+        ("Epsilon", {"epsilon": torch.abs}, PLAIN),
+        ("Epsilon", {}, nn.AvgPool1d(2)),
+        ("Pass", {}, PLAIN),
+        ("ZBox", {"low": X, "high": 3.0}, PLAIN),
+        ("Softmax", {"dim": 1}, nn.Softmax(dim=1)),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "-".join(v) if isinstance(v, dict) else type(v).__name__,
+)
+def test_autolrp_does_not_offer(rule: str, arguments: dict[str, Any], module: nn.Module) -> None:
+    with pytest.raises(NotOfferedError, match="autoLRP"):
+        getattr(_autolrp(), rule)(**arguments).register(module)
+
+
+def test_autolrp_runs_and_leaves_nothing() -> None:
+    rules = _autolrp()
+    assert smoke(Subject("adapter", rules, "0")) is None
+    copied = rules.Epsilon(epsilon=0.5).copy()
+    assert not torch.equal(relevance_of(copied, PLAIN, X, R), relevance_of(rules.Epsilon(), PLAIN, X, R))
+    assert "forward" not in vars(PLAIN)
+
+
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +296,11 @@ def test_output_is_that_of_the_module(library: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize(
     ("module", "needed", "command"),
-    [("captum", "captum", "pip install captum"), ("lxt", "lxt.explicit.rules", "pip install --no-deps lxt")],
+    [
+        ("captum", "captum", "pip install captum"),
+        ("lxt", "lxt.explicit.rules", "pip install --no-deps lxt"),
+        ("autolrp", "autolrp", "pip install autolrp"),
+    ],
 )
 def test_missing_library_is_named(module: str, needed: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, needed, None)
@@ -275,12 +354,13 @@ class _Lacking(_Rule):
     ("rules", "reason"),
     [
         ({"Epsilon": _Broken, "Pass": _Broken}, "Epsilon: RuntimeError: no such kernel; Pass: RuntimeError"),
-        ({"Epsilon": _Lacking}, "Epsilon: only on Sundays"),
+        ({"Epsilon": _Lacking}, None),
+        ({"Epsilon": _Broken, "Pass": _Lacking}, None),
         ({}, "has none of the classes"),
         ({"Epsilon": _Wrong}, None),
         ({"Epsilon": _Broken, "Pass": _Wrong}, None),
     ],
-    ids=["broken", "not-offered", "empty", "wrong", "one-broken"],
+    ids=["broken", "not-offered", "one-not-offered", "empty", "wrong", "one-broken"],
 )
 def test_what_cannot_run_is_told_from_what_is_wrong(rules: dict[str, Any], reason: str | None) -> None:
     found = smoke(Subject("mine", SimpleNamespace(**rules), "0"))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     OTHER,
     OTHER_R,
-    Look,
     R,
     Topic,
     X,

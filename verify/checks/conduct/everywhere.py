@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     GRADIENT,
     WEIGHED,
-    Look,
     Values,
     arguments,
     attached,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     GRADIENT,
     WEIGHED,
-    Look,
     R,
     Topic,
     X,
@@ -221,7 +221,7 @@ def _computed(kinds: tuple[Callable[[], tuple[nn.Module, Tensor]], ...], rule: s
             if not same_bits(state[key], buffer):
                 yield f"{name}: {key} is {state[key].tolist()} afterwards, without the rule {buffer.tolist()}"
         # the older norms set the weight anew in each forward pass
-        yield from complain([change for change in look.changes() if change != "weight"], name)
+        yield from complain(look.changes(but="weight"), name)
 
 
 TOPICS = (

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     GRADIENT,
     OTHER,
     OTHER_R,
     WEIGHED,
-    Look,
     R,
     Topic,
     X,

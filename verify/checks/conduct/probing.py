@@ -225,42 +225,6 @@ def version(t: Tensor) -> int:
     return t._version  # noqa: SLF001  there is no public name for it
 
 
-class Look:
-    """What can be seen of a module from outside but for values: hooks, attributes, classes; and torch's own state."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.seen = dict(_look(module))
-
-    def changes(self) -> list[str]:
-        """Return what is no longer the object that it was, with what is new and what is gone."""
-        now = dict(_look(self.module))
-        missing = object()
-        return sorted(k for k in self.seen | now if self.seen.get(k, missing) is not now.get(k, missing))
-
-
-def _look(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for path, part in module.named_modules():
-        where = f"{path}." if path else ""
-        yield f"type of {path or 'the module'}", type(part)
-        for cls in type(part).__mro__[:-1]:
-            for name, value in vars(cls).items():
-                yield f"{cls.__module__}.{cls.__qualname__}.{name}", value
-        for name, value in vars(part).items():
-            # torch itself never resets this mark, which a full backward hook sets
-            if name == "_is_full_backward_hook":
-                continue
-            yield f"{where}{name}", value
-            if isinstance(value, dict):
-                yield from ((f"{where}{name}[{key!r}]", entry) for key, entry in value.items())
-    for name, value in vars(torch.nn.modules.module).items():
-        if name.startswith("_global_") and isinstance(value, dict):
-            yield from ((f"torch's {name}[{key!r}]", entry) for key, entry in value.items())
-    yield "torch's grad mode", torch.is_grad_enabled()
-    yield "torch's default dtype", torch.get_default_dtype()
-    yield "torch's autocast", torch.is_autocast_enabled("cpu")
-
-
 class Values:
     """The parameters and buffers of a module: which objects they are, their bits, flags and gradients."""
 
@@ -271,12 +235,13 @@ class Values:
     def changes(self) -> list[str]:
         """Return what is no longer as it was."""
         now = _named(self.module)
-        changes = [f"{name} is gone or new" for name in self.kept.keys() ^ now.keys()]
-        return changes + [
-            f"{name} {change}"
-            for name in self.kept.keys() & now.keys()
-            for change in self.kept[name].changes(now[name])
-        ]
+        changes = [f"{name} is gone or new" for name in sorted(self.kept.keys() ^ now.keys())]
+        for name in sorted(self.kept.keys() & now.keys()):
+            kept = self.kept[name]
+            if now[name] is not kept.value:  # what else is another follows from that
+                changes.append(f"the {type(kept.value).__name__} object of {name} was replaced")
+            changes += [f"{name} {change}" for change in kept.changes(now[name])]
+        return changes
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
@@ -294,16 +259,16 @@ class _Kept:
         self.grad_bits = None if value.grad is None else value.grad.clone()
 
     def changes(self, now: Tensor) -> Iterator[str]:
-        if now is not self.value:
-            yield "is another object"
         if not same_bits(now, self.bits):
             yield f"was {_spell(self.bits)} and is {_spell(now)}"
-        if version(now) != self.version:
+        if now is self.value and version(now) != self.version:
             yield "was written in place"
         elif now.untyped_storage().data_ptr() != self.place:
             yield "lies elsewhere in memory: views of it, as fused optimizers keep them, no longer follow"
         if now.requires_grad != self.requires_grad:
             yield f"has requires_grad={now.requires_grad}"
+        if now is not self.value:
+            return  # what else is another follows from that
         if now.grad is not self.grad:
             yield "has another gradient"
         elif self.grad is not None and self.grad_bits is not None and not same_bits(self.grad, self.grad_bits):

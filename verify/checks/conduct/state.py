@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from verify.checks.conduct.looking import Look
 from verify.checks.conduct.probing import (
     GRADIENT,
     WEIGHED,
-    Look,
     R,
     Topic,
     Values,
@@ -87,17 +87,17 @@ class _Logged(dict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if vars(self).get("own") == id(self):
-            self.log.append(f"{name} is replaced")
+            self.log.append(f"the Parameter object of {name} was replaced")
         super().__setitem__(name, value)
 
     def __delitem__(self, name: str) -> None:
         if vars(self).get("own") == id(self):
-            self.log.append(f"{name} is taken away")
+            self.log.append(f"the Parameter object of {name} was taken away")
         super().__delitem__(name)
 
     def pop(self, name: str, *default: Any) -> Any:
         if vars(self).get("own") == id(self):
-            self.log.append(f"{name} is taken away")
+            self.log.append(f"the Parameter object of {name} was taken away")
         return super().pop(name, *default)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections import defaultdict
 from itertools import product
 from typing import TYPE_CHECKING
 
 from verify.explaining.deviations import expression
 from verify.formats.text import printable
-from verify.model import BAD
+from verify.model import BAD, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from verify.model import Outcome, Verdict
+    from verify.model import Outcome
 
     #: An id or a pattern, part by part.
     Parts = tuple[str, ...]
@@ -30,17 +31,29 @@ _ENTRY = """
 [[deviation]]
 pattern = {pattern}
 verdict = {verdict}
-reason = {reason}
+{says}reason = {reason}
 """
+#: What of a message stays the same where its numbers differ.
+_KINDS = ("expected it to name", "is accepted", r"raises \w+", r"^\w+(Error|Exception|Exit|Interrupt)\b")
 
 
 def entries(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
-    """Return the failures, put together by check, rule and verdict: one entry each."""
-    groups: dict[tuple[str, str, Verdict], list[Outcome]] = defaultdict(list)
+    """Return the failures, put together by check, rule, verdict and, for errors, what they say: one entry each."""
+    groups: dict[tuple[str, str, Verdict, str], list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.verdict in BAD:
-            groups[outcome.check, outcome.rule, outcome.verdict].append(outcome)
+            groups[outcome.check, outcome.rule, outcome.verdict, said(outcome)].append(outcome)
     return list(groups.values())
+
+
+def said(outcome: Outcome) -> str:
+    """Return the pattern of an error's message, or of the lack of one; nothing where numbers are compared."""
+    if outcome.verdict is not Verdict.ERROR and outcome.check != "errors":
+        return ""
+    # else all up to the first number or name
+    found = next((one for kind in _KINDS if (one := re.search(kind, outcome.reason))), None)
+    words = found[0] if found else re.split(r"[\d'\"(\[]", outcome.reason)[0].strip()
+    return f"*{words}*" if words else "*"
 
 
 def baseline(library: str, version: str, outcomes: Sequence[Outcome], known: Iterable[str]) -> bytes:
@@ -53,7 +66,12 @@ def baseline(library: str, version: str, outcomes: Sequence[Outcome], known: Ite
     for group in entries(outcomes):
         found = patterns([outcome.id for outcome in group], everything)
         pieces.append(
-            _ENTRY.format(pattern=_listed(found), verdict=_text(group[0].verdict.value), reason=_text(_seen(group)))
+            _ENTRY.format(
+                pattern=_listed(found),
+                verdict=_text(group[0].verdict.value),
+                says=f"says = {_text(says)}\n" if (says := said(group[0])) else "",
+                reason=_text(_seen(group)),
+            )
         )
     return "".join(pieces).encode()
 

@@ -22,12 +22,15 @@ from reference.precision import model_for
 from reference.rounding import CallableStabilizer, bound
 from reference.rules import Part
 from verify.checks.agreement import rows
+from verify.checks.carrying import carried
 from verify.formats.torch_layers import describe
+from verify.questions import networks
 from verify.questions.covering.arrays import DEPTHS
 from verify.questions.covering.rows import by_id
 from verify.questions.drawing import draw
+from verify.questions.fixed import as_fixed
 from verify.questions.layers import LAYERS, LayerCase
-from verify.questions.variants import VARIANTS, Variant
+from verify.questions.variants import VARIANTS, Sample, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.affine import Change
+    from reference.precision import Model
     from verify.model import Outcome, Problem
+    from verify.questions.fixed import Fixing
 
     Array = NDArray[np.float64]
     Arguments = Mapping[str, Any]
@@ -79,6 +84,32 @@ def _bounds_in_single_precision(layer: Affine, arguments: Arguments, of: Variant
     """ZBox, with bounds that are numbers rounded to float32."""
     rounded = {name: float(np.float32(arguments[name])) for name in ("low", "high")}
     return _passes(layer, {**arguments, **rounded}, of, same), of.stabilizer
+
+
+def _bias_by_magnitude(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """The rule without the bias, of what `_left_by_the_bias` leaves of the relevance."""
+    return of.parts(_without_bias(layer), Sample(0, (1,), batched=True)), of.stabilizer
+
+
+def _left_by_the_bias(layer: Affine, of: Variant, model: Model) -> tuple[Array, Array]:
+    """The share |z| / (|z| + |b| + epsilon) of each output, z without the bias b, and how far rounding can take it."""
+    bare = _without_bias(layer)
+    (part,) = ref.epsilon(bare)
+    z, whole = np.abs(bare.z), np.abs(bare.z) + np.abs(layer.b) + of.stabilizer.epsilon
+    left = np.divide(z, whole, out=np.zeros_like(z), where=whole > 0)
+    # z is a rounded sum; then there are an addition or two, a division, and the product with the relevance
+    moved = np.divide(part.magnitude, whole, out=np.zeros_like(z), where=whole > 0)
+    return left, model.gamma(part.products + 4) * moved + model.gamma(8) * left
+
+
+def _without_bias(layer: Affine) -> Affine:
+    without: Any = layer.layer
+    return affine(replace(without, bias=None) if layer.bias is not None else without, layer.x)
+
+
+def _stabilizer_counts_twice(layer: Affine, _arguments: Arguments, of: Variant) -> tuple[tuple[Part, ...], Any]:
+    """Bilinear with (R / 2) / S(O) in place of R / S(2 O)."""
+    return of.parts(layer, Sample(0, (1,), batched=True)), ref.Stabilizer(2 * of.stabilizer.epsilon)
 
 
 def _passes(layer: Affine, arguments: Arguments, of: Variant, first: Change) -> tuple[Part, ...]:
@@ -140,7 +171,11 @@ FORMULAS: dict[str, Formula] = {
     "module-with-changed-parameters": _module_with_changed_parameters,
     "zeroed-by-substring": _zeroed_by_substring,
     "bounds-in-single-precision": _bounds_in_single_precision,
+    "bias-by-magnitude": _bias_by_magnitude,
+    "stabilizer-counts-twice": _stabilizer_counts_twice,
 }
+#: What a formula takes of the relevance before it divides it.
+LEFT: dict[str, Callable[[Affine, Variant, Model], tuple[Array, Array]]] = {"bias-by-magnitude": _left_by_the_bias}
 
 
 def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Problem]] | None:
@@ -154,12 +189,15 @@ def _asked(id_: str, seed: int) -> tuple[LayerCase, Variant, Callable[[], Proble
     rule, layer_name, variant_name, kind, dtype = rest.split("/")
     layer = next((layer for layer in LAYERS if layer.name == layer_name), None)
     of = next((variant for variant in VARIANTS if (variant.rule, variant.name) == (rule, variant_name)), None)
-    if layer is None or of is None:
-        return None
-    return layer, of, partial(draw, layer, kind, dtype, seed)
+    if layer is not None and of is not None:
+        return layer, of, partial(draw, layer, kind, dtype, seed)
+    for layer, its_kind, of in networks.grid():
+        if (of.rule, layer.name, of.name, its_kind) == (rule, layer_name, variant_name, kind):
+            return layer, of, partial(networks.drawn, layer, kind, dtype, seed)
+    return None
 
 
-def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu") -> bool:
+def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu", subject: Fixing | None = None) -> bool:
     """Whether the formula gives what the subject answered where it was furthest off."""
     where = outcome.details.get("worst entry")
     if outcome.check not in {"agreement", "conservation"} or where is None:
@@ -168,6 +206,8 @@ def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu")
     if found is None:
         return False
     layer, of, of_problem = found
+    if subject is not None:
+        of = as_fixed(of, subject)
     dtype = outcome.dtype
     if any(isinstance(of.arguments(layer.shape, torch.float64).get(name), torch.Tensor) for name in ("low", "high")):
         return False  # formulas here know bounds that are numbers
@@ -177,8 +217,17 @@ def gives(formula: str, outcome: Outcome, *, seed: int = 0, device: str = "cpu")
     x, R = (rows(t, batched=problem.batched)[where["sample"]] for t in (problem.x, problem.relevance))
     at = affine(describe(problem.module, layer.sample_shape), x, of.zero_params)
     parts, stabilizer = FORMULAS[formula](at, of.arguments(tuple(problem.x.shape), problem.x.dtype), of)
+    model = model_for(dtype, device)
+    if formula in LEFT:
+        left, moved = LEFT[formula](at, of, model)
+        off = np.stack([np.abs(R) * moved] * 2)
+        R = left * R
+    else:
+        off = np.zeros((2, R.size))
     relevance = ref.relevance(parts, R, stabilizer)
-    limit = bound(parts, R, stabilizer, model_for(dtype, device))
+    limit = bound(parts, R, stabilizer, model)
+    if off.any():
+        limit = replace(limit, worst=carried(parts, R, off, stabilizer, model)[0])
     if outcome.check == "conservation":
         expected = float(relevance.sum())
         room = ledger(parts, R, stabilizer).inputs_bound(limit, relevance)

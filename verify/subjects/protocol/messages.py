@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from verify.formats.tensor_json import TensorError, decode, encode
+from verify.model import SubjectError
+from verify.questions.fixed import checked
 from verify.subjects.protocol import PROTOCOL
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Started:
     layers: tuple[str, ...]
     functions: tuple[str, ...]
     dtypes: tuple[str, ...]
+    #: Parameters that it cannot change, rule by rule.
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,18 @@ def read_start(line: bytes) -> Started:
     if found.get("protocol") != PROTOCOL:
         message = f"protocol is {_short(found.get('protocol'))}, expected {PROTOCOL}: the version that start asked for"
         raise MessageError(message)
-    _keys(found, {"protocol", "name", "version", "language", "rules", "layers", "dtypes"}, {"functions", "homepage"})
+    _keys(
+        found,
+        {"protocol", "name", "version", "language", "rules", "layers", "dtypes"},
+        {"functions", "homepage", "parameters"},
+    )
     name, version, language = (_text(found, key) for key in ("name", "version", "language"))
     rules, layers, functions, dtypes = (_names(found, key) for key in ("rules", "layers", "functions", "dtypes"))
-    return Started(name, version, language, rules, layers, functions, dtypes)
+    try:
+        parameters = checked(name, found.get("parameters", {}))
+    except SubjectError as error:
+        raise MessageError(str(error)) from error
+    return Started(name, version, language, rules, layers, functions, dtypes, parameters)
 
 
 def read_case(line: bytes, seq: int) -> NDArray[Any] | Skipped | Errored:

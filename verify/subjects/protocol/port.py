@@ -41,7 +41,7 @@ class Port(Subject):
         if not self.offers(name):
             msg = f"{self.spec.removeprefix(COMMAND)} has no {name}"
             raise NotOfferedError(msg)
-        return rule_class(self.connection, name)
+        return self.with_fixed(name, rule_class(self.connection, name))
 
     @contextlib.contextmanager
     def asking(self, case: Case, seconds: float) -> Iterator[None]:
@@ -71,4 +71,7 @@ def load(spec: str) -> Port:
     trouble = connection.first_start()
     started = connection.started
     version = "unknown" if started is None else f"{started.version} ({started.name}, {started.language})"
-    return Port(spec, connection, version, [] if trouble is None else [trouble])
+    return Port(
+        spec, connection, version, [] if trouble is None else [trouble],
+        parameters={} if started is None else started.parameters,
+    )  # fmt: skip
