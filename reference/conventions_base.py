@@ -65,6 +65,17 @@ class Question:
         assert self.parts_of is not None
         return self.parts_of(layer)
 
+    def with_parts(self, change: "Callable[[Question], Parts]") -> "Question":
+        """Return the question with other parts, on every layer that it may be asked on."""
+        return replace(self, parts_of=lambda layer: change(self if layer is self.layer else replace(self, layer=layer)))
+
+    def stabilized(self, stabilize: Stabilize) -> "Question":
+        """Return the question with another stabilizer."""
+        other = replace(self, stabilize=stabilize)
+        if "parts" in vars(self):
+            vars(other)["parts"] = self.parts  # they do not depend on it, and are what takes time
+        return other
+
     @property
     def x(self) -> Array:
         """The input (n,)."""
@@ -236,6 +247,17 @@ Form = Callable[[Batch], Sequence[Answer]]
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A form that answers another question in the place of each: it can be put together with any other form."""
+
+    change: Callable[[Question], Question]
+
+    def __call__(self, batch: Batch) -> Sequence[Answer]:
+        """Answer a batch."""
+        return [self.change(question).answer() for question in batch]
+
+
+@dataclass(frozen=True)
 class Convention:
     """A known variant of some rules.
 
@@ -262,7 +284,7 @@ def each(answer: Callable[[Question], Answer]) -> Form:
 
 def parts(change: Callable[[Question], Parts]) -> Form:
     """Answer each sample with other parts."""
-    return each(lambda question: question.answer(change(question)))
+    return Changed(lambda question: question.with_parts(change))
 
 
 def mapped(change: Callable[[Question, Part], Part]) -> Form:
@@ -272,4 +294,4 @@ def mapped(change: Callable[[Question, Part], Part]) -> Form:
 
 def relevance(change: Callable[[Array], Array]) -> Form:
     """Answer each sample with another relevance at the output, changed without any rounding."""
-    return each(lambda question: question.answer(R=change(question.R)))
+    return Changed(lambda question: replace(question, R=change(question.R)))

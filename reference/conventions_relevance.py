@@ -137,6 +137,9 @@ RELEVANCE: tuple[Convention, ...] = (
                "what the result lacks of the relevance is given to all inputs in equal parts",
                each(_remainder)),
     Convention("batch-rolled", _ALL, "the samples of the result are in another order", _rolled),
+)  # fmt: skip
+
+PRECISION: tuple[Convention, ...] = (
     *(Convention("float32", _ALL, _FLOAT32, form) for form in (each(_in_float32), relevance(_to_float32))),
     Convention("half-result", _ALL, "a result of float32 is rounded to bfloat16", each(_half_result)),
 )  # fmt: skip

@@ -145,8 +145,9 @@ class Server:
             for id_, one in told.items()
             if "lrp_known" not in one
         ]
-        for one in diagnose(outcomes, self._cases, asking(load(self._spec))):
-            yield f"Diagnosis: {one}"
+        found = diagnose(outcomes, self._cases, asking(load(self._spec)))
+        yield from (f"Diagnosis: {one}" for one in found.diagnoses)
+        yield from found.hints
 
 
 def _request(*, subject: str, lists: Mapping[str, list[str]], device: str, seed: int, strict: bool) -> Request:

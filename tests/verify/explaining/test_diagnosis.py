@@ -19,7 +19,7 @@ import lrp_rules
 from lrp_rules.layers.layer import Layer
 from lrp_rules.parts import negative, positive
 from verify.checks.cases import all_cases
-from verify.explaining import diagnosis
+from verify.explaining import diagnosis, evidence, search
 from verify.explaining.diagnosis import asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Subject, SubjectError, Verdict
 from verify.runs.outcomes import outcome_of
@@ -40,7 +40,7 @@ def remembered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # torch says once that padding 'same' of an even kernel needs a copy
         warnings.filterwarnings("ignore", message="Using padding='same'")
-        patch.setattr(diagnosis, "_questions", functools.cache(diagnosis._questions))
+        patch.setattr(evidence, "questions", functools.cache(evidence.questions))
         yield
 
 
@@ -50,7 +50,7 @@ def cases_of(rule: str) -> tuple[Case, ...]:
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in grid():
         groups[case.rule].append(case)
-    return tuple(diagnosis._spread(groups[rule]))
+    return tuple(search.spread(groups[rule]))
 
 
 @functools.cache
@@ -79,7 +79,9 @@ def run(subject: Subject, cases: Sequence[Case], enough: int = 48, failing: int 
 def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
     chosen = cases_of(rule) if cases is None else cases
     outcomes = run(subject, chosen)
-    return diagnose(outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options)
+    return diagnose(
+        outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options
+    ).diagnoses
 
 
 def names(found: Sequence[Diagnosis]) -> set[tuple[str, ...]]:
@@ -233,9 +235,9 @@ def test_a_right_rule_gets_no_diagnosis(rule: str) -> None:
     cases = cases_of(rule)[:30]
     outcomes = [outcome(case, subject) for case in cases]
     assert all(one.verdict is not Verdict.FAIL for one in outcomes)
-    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject)) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject)).diagnoses == []
     failed = [outcome_of(case, Finding(Verdict.FAIL), 0.0) for case in cases]
-    assert diagnose(failed, {case.id: case for case in cases}, asking(subject)) == []
+    assert diagnose(failed, {case.id: case for case in cases}, asking(subject)).diagnoses == []
 
 
 def _spoilt(change: Callable[[Tensor], Tensor]) -> Callable[[str], Subject]:
@@ -277,7 +279,7 @@ def test_another_mistake_gets_no_name(rule: str, mistake: str) -> None:
     cases = cases_of(rule)[:24]
     outcomes = run(subject, cases)
     assert any(one.verdict in {Verdict.FAIL, Verdict.ERROR} for one in outcomes)
-    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=ENOUGH_TIME) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=ENOUGH_TIME).diagnoses == []
 
 
 def test_zennit_is_not_misnamed() -> None:
@@ -288,7 +290,9 @@ def test_zennit_is_not_misnamed() -> None:
     chosen = [case for case in grid() if "zero_params=other" in case.id or "/batchnorm" in case.id]
     chosen += [case for rule in RULES for case in cases_of(rule)[:12]]
     cases = {case.id: case for case in chosen}
-    found = diagnose([outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=ENOUGH_TIME)
+    found = diagnose(
+        [outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=ENOUGH_TIME
+    ).diagnoses
     # it searches a string for the names of parameters, and subtracts the running mean in every changed batch norm
     known = {Level.MUST: {"zero-params-by-substring"}, Level.SHOULD: {"running-mean-with-weight"}}
     assert {one.rule for one in found} >= {"Epsilon", "ZPlus", "Gamma"}
@@ -370,7 +374,9 @@ def test_answers_that_were_recorded_do_as_well() -> None:
     outcomes = [outcome(case, subject) for case in cases]
     ask = asking(subject)
     recorded = {case.id: ask(case) for case in cases}
-    found = diagnose(outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=ENOUGH_TIME)
+    found = diagnose(
+        outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=ENOUGH_TIME
+    ).diagnoses
     assert names(found) == {("separate-denominators",)}
 
 
@@ -383,7 +389,7 @@ def test_only_cases_that_came_to_an_end_are_asked_again() -> None:
     def ask(_case: Case) -> None:
         pytest.fail("a case that did not come to an end was asked again")
 
-    assert diagnose(outcomes, {case.id: case for case in cases}, ask) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, ask).diagnoses == []
 
 
 def test_without_time_nothing_is_said() -> None:
@@ -401,10 +407,10 @@ def test_no_more_cases_are_asked_than_enough() -> None:
         asked.append(case.id)
         return asking(subject)(case)
 
-    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME)
+    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME).diagnoses
     failing = {one.id for one in outcomes if one.verdict is Verdict.FAIL and one.level is Level.MUST}
     assert len(asked) == len(set(asked))
-    assert len(failing & set(asked)) <= diagnosis.ENOUGH < len(failing)
+    assert len(failing & set(asked)) <= search.ENOUGH < len(failing)
 
 
 def test_a_parameter_that_decides_is_not_taken_for_a_layer() -> None:
