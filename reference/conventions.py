@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reference.conventions_arguments import ARGUMENTS
-from reference.conventions_base import Answer, Batch, Changed, Convention, Form, Question, RefusedError
+from reference.conventions_base import Answer, Batch, Changed, Convention, Form, Question, RefusedError, each
 from reference.conventions_bias import BIAS
 from reference.conventions_gates import GATES
 from reference.conventions_layers import LAYERS
@@ -23,7 +23,7 @@ from reference.conventions_stabilizer import EPSILON, STABILIZER
 
 __all__ = [
     "CONVENTIONS", "DETAILS", "TOPICS", "Answer", "Batch", "Changed", "Convention", "Question", "RefusedError",
-    "Together", "of_rule", "topic_of",
+    "Together", "each", "of_rule", "topic_of",
 ]  # fmt: skip
 
 #: What the conventions are about, in the order in which several are applied; a rule may follow one of each.

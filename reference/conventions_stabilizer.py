@@ -145,6 +145,15 @@ def _dropped(question: Question) -> Parts:
     return tuple(gated(part) for part in question.parts)
 
 
+def _reached(question: Question) -> Parts:
+    """An output that no parameter reaches, as between the strides of a transposed convolution, divides nothing."""
+    within = question.layer.count(np.ones_like).any(1)
+    return tuple(
+        with_gate(part, within if part.gate is None else part.gate & within, part.known_sizes.gate)
+        for part in question.parts
+    )
+
+
 #: The numbers that stand in libraries in the place of 1e-6.
 _NUMBERS_IN_USE = {1e-12: "", 1e-9: "captum", 1e-8: "", 1e-7: "innvestigate", 1e-5: "", 1e-4: "", 1e-3: "", 1e-2: ""}
 
@@ -162,8 +171,11 @@ EPSILON: tuple[Convention, ...] = (
         Convention("stabilizer-default", _ALL, f"without an argument, the stabilizer is {eps:.0e}", _default(eps))
         for eps in _NUMBERS_IN_USE
     ),
-    Convention("unstabilized", _ALL, "nothing is stabilized: an output without contributions is 0 / 0", _fixed(0.0),
-               "Flat and WSquare of lrp_toolbox"),
+    *(
+        Convention("unstabilized", _ALL, "nothing is stabilized: an output without contributions is 0 / 0", form,
+                   "Flat and WSquare of lrp_toolbox")
+        for form in (_fixed(0.0), Changed(lambda q: q.with_parts(_reached).stabilized(Stabilizer(0.0))))
+    ),
     Convention("epsilon-float32", _ALL, "epsilon has the digits of float32, whatever the dtype", Changed(_rounded),
                "TorchLRP"),
 )  # fmt: skip

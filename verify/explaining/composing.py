@@ -47,6 +47,8 @@ def beginnings(rule: str, failing: Sequence[Asked], passing: Sequence[Asked], la
     """
     topics = [[one for one in known if rule in one.rules] for name, known in TOPICS.items() if name not in DETAILS]
     alone: list[tuple[Convention, ...]] = [(), *((one,) for topic in topics for one in topic)]
+    if not failing:  # only details are wrong
+        return Beginnings([()], [])
     hits = {one: _hits(one, failing, passing) for one in alone if not late()}
     everywhere = [one for one, near_in in hits.items() if all(near_in)]
     if not everywhere:
@@ -80,7 +82,10 @@ def _near_first(
 
 
 def _hits(conventions: tuple[Convention, ...], failing: Sequence[Asked], passing: Sequence[Asked]) -> list[bool]:
-    return [_is_near(case, conventions) for case in (*failing, *passing)]
+    cases = [*failing, *passing]
+    if Together(conventions).last is not None and not _is_near(cases[0], conventions):  # it is slow
+        return [False] * len(cases)
+    return [_is_near(case, conventions) for case in cases]
 
 
 def variants(
@@ -93,6 +98,7 @@ def variants(
         for size in range(most_details + 1)
         for topics in combinations(details, size)
         for chosen in product(*topics)
+        if size == 1 or all(isinstance(one.form, Changed) for one in chosen)  # all others are slow
     ]
     for size in range(2, _MOST + 1):
         together = ((*start, *end) for start in starts for end in ends if len(start) + len(end) == size)

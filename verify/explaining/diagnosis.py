@@ -77,6 +77,7 @@ def diagnose(
         place.get(outcome.verdict, []).append(case)
     found: list[Diagnosis] = []
     said: list[str] = []
+    raised = []
     clock = _clock()
     for (rule, level), told in groups.items():
         if not told.failing and not told.raising:
@@ -84,9 +85,11 @@ def diagnose(
         search = Search(rule, ask, clock, clock() + seconds)
         one = _diagnosis(search, rule, level, told)
         found.extend([] if one is None else [one])
-        if level is Level.MUST:
-            said.extend(hints.hints(search, rule, told.failing, told.passing, told.raising, one))
-    return Explained([_narrowed(one, found) for one in found], said)
+        if level is Level.MUST and one is None and told.failing:
+            said.extend(hints.unexplained(search, rule, told.failing, told.passing))
+        if level is Level.MUST and told.raising:
+            raised.append((rule, told.raising, [*told.failing, *told.passing]))
+    return Explained([_narrowed(one, found) for one in found], [*said, *hints.errors(raised)])
 
 
 def _diagnosis(search: Search, rule: str, level: Level, told: Told) -> Diagnosis | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from reference import rules
-from reference.conventions import DETAILS, Answer, Changed, Convention, Question, RefusedError, Together, topic_of
+from reference.conventions import DETAILS, Answer, Changed, Convention, Question, RefusedError, Together, each, topic_of
 from reference.layers import affine
 from reference.precision import FLOAT64, model_for
 from verify.checks import agreement
@@ -24,7 +24,7 @@ from verify.formats.torch_layers import array, describe
 from verify.questions.variants import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 DIFFERS, NUMBER = "differs from the rule", "a number"
 #: Further off than this, by the norm, nothing is the same formula, whatever its epsilon and its digits.
 COARSE = 1e-2
+#: Nor is it where this is more than so many bounds of rounding, and than this share of the largest number.
+_FAR, _RELATIVE = 1e6, 1e-8
 
 
 def enough(said: set[str], refused: set[bool]) -> bool:
@@ -108,11 +110,20 @@ class Asked:
                 self.kept[key] = batch
         return [_through(details, question) for question in batch] if details else batch
 
-    def far(self, index: int, r: Array) -> bool:
-        """Whether a relevance of one sample is not what came."""
-        if self.got is None or not self.certain or not np.isfinite(r).all():
+    def far(self, index: int, question: Question) -> bool:
+        """Whether the answer to a question is certainly not what came of this sample, without its bound of rounding.
+
+        Bounds of variants differ, but not by so much.
+        """
+        if self.got is None or not self.certain:
             return False
-        return not near(self.got[index], r)
+        got, r = self.got[index], quick(question)
+        if got.shape != r.shape or not np.isfinite(r).all():
+            return False
+        if question.digits is not None:
+            return not has_digits(got, question.digits) or not near(got, r)
+        limit = max(_FAR * self.right[index].worst.max(initial=0.0), _RELATIVE * np.abs(got).max(initial=0.0))
+        return not np.abs(got - r).max(initial=0.0) <= limit
 
 
 def _through(conventions: Sequence[Convention], question: Question) -> Question:
@@ -154,16 +165,23 @@ def speaks(variant: Together, asked: Asked) -> set[str] | None:
 
 
 def _said(variant: Together, asked: Asked, got: Array) -> set[str] | None:
-    batch, found = asked.changed(variant), set[str]()
-    answers = None if variant.last is None else variant.last(batch)
-    for index, row in enumerate(got):
-        if answers is None and asked.far(index, quick(batch[index])):
+    found = set[str]()
+    for row, right, answer in zip(got, asked.right, _answers(variant, asked), strict=False):
+        if answer is None or not holds(row, answer):
             return None
-        answer = batch[index].answer() if answers is None else answers[index]
-        if not holds(row, answer):
-            return None
-        found |= _evidence(row, answer, asked.right[index])
+        found |= _evidence(row, answer, right)
     return found
+
+
+def _answers(variant: Together, asked: Asked) -> Iterator[Answer | None]:
+    """Yield the answers of a variant, one a sample; None for one that is far off."""
+    batch = asked.changed(variant)
+    if variant.last is None:
+        yield from (None if asked.far(index, one) else one.answer() for index, one in enumerate(batch))
+    elif isinstance(variant.last, each):
+        yield from map(variant.last.answer, batch)
+    else:
+        yield from variant.last(batch)
 
 
 def _evidence(got: Array, answer: Answer, right: Answer) -> set[str]:
@@ -193,13 +211,33 @@ def refuses(variant: Together, batch: Sequence[Question]) -> bool:
 
 def differ(variants: Sequence[Together], batch: list[Question]) -> bool:
     """Whether some subject that follows one of these would be told from the others by this case."""
-    found: list[list[Answer] | None] = []
     with np.errstate(all="ignore"):
-        for variant in variants:
-            try:
-                found.append(list(variant.form(batch)))
-            except ValueError:
-                found.append(None)
+        return not _alike(variants, batch) and _differ(variants, batch)
+
+
+def _alike(variants: Sequence[Together], batch: list[Question]) -> bool:
+    """Whether all give the very same numbers; what they would be within rounding is not asked here."""
+    if any(variant.last is not None for variant in variants):
+        return False
+    first: list[Array] = []
+    for variant in variants:
+        try:
+            found = [quick(_through(variant.conventions, question)) for question in batch]
+        except ValueError:
+            return False
+        first = first or found
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, found, strict=True)):
+            return False
+    return True
+
+
+def _differ(variants: Sequence[Together], batch: list[Question]) -> bool:
+    found: list[list[Answer] | None] = []
+    for variant in variants:
+        try:
+            found.append(list(variant.form(batch)))
+        except ValueError:
+            found.append(None)
     first = found[0]
     return any(
         (one is None) != (first is None)
@@ -216,8 +254,12 @@ def holds(got: Array, answer: Answer) -> bool:
     if not np.isfinite(r).all():
         # 0 * inf spreads over whatever an implementation multiplies with: where to is no part of a convention
         return not np.isfinite(got).all()
-    if digits is not None:
-        mantissa = np.ldexp(np.frexp(got)[0], digits)
-        if not (mantissa == np.rint(mantissa)).all():
-            return False
+    if digits is not None and not has_digits(got, digits):
+        return False
     return compare(got, r, worst).holds
+
+
+def has_digits(got: Array, digits: int) -> bool:
+    """Whether every number has at most so many binary digits."""
+    mantissa = np.ldexp(np.frexp(got)[0], digits)
+    return bool((mantissa == np.rint(mantissa)).all())

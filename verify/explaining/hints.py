@@ -7,38 +7,18 @@ from typing import TYPE_CHECKING
 from verify.explaining import separating
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from verify.explaining.diagnoses import Diagnosis
     from verify.explaining.search import Nearest, Search
     from verify.model import Case
 
 
-def hints(
-    search: Search,
-    rule: str,
-    failing: Sequence[Case],
-    passing: Sequence[Case],
-    raising: Sequence[Case],
-    found: Diagnosis | None,
-) -> list[str]:
-    """Return a line for each thing that is known of the failures of a rule beside its diagnosis."""
-    lines = []
-    if found is None and failing:
-        nearest = search.nearest(failing, passing)
-        if nearest is not None:
-            lines.append(f"Nothing known explains all failures of {rule}; {_nearest(nearest, len(failing))}")
-        if told := separating.sentence(failing, passing):
-            lines.append(f"{rule} {told}")
-    if raising:
-        told = separating.sentence(raising, (*failing, *passing), "raises an error", "answers")
-        cases = "case" if len(raising) == 1 else "cases"
-        lines.append(
-            f"{rule} {told}; errors are no evidence"
-            if told
-            else f"{rule} raises an error in {len(raising)} {cases}, which are no evidence"
-        )
-    return lines
+def unexplained(search: Search, rule: str, failing: Sequence[Case], passing: Sequence[Case]) -> list[str]:
+    """Return a line for the variant that comes nearest, and one for what tells failing cases from the others."""
+    nearest = search.nearest(failing, passing)
+    told = separating.sentence(failing, passing)
+    lines = [] if nearest is None else [f"No diagnosis of {rule}: {_nearest(nearest, len(failing))}"]
+    return lines + ([f"{rule} {told}"] if told else [])
 
 
 def _nearest(nearest: Nearest, failures: int) -> str:
@@ -47,6 +27,22 @@ def _nearest(nearest: Nearest, failures: int) -> str:
     asked = len(explained) + len(left)
     some = "" if asked == failures else f" that were asked again, of {failures}"
     seen = f" ({one.seen})" if one.seen else ""
-    told = separating.sentence(left, explained, "fails", "holds")
-    where = f"; it {told}" if told else ""
+    if not left:
+        where = "; but not all cases that pass"
+    else:
+        told = separating.sentence(left, explained, "it does not", "it does")
+        where = f"; {told}" if told else ""
     return f"`{one.name}`{seen} explains {len(explained)} of {asked} failures{some}: {one.sentence}{where}"
+
+
+def errors(raised: Iterable[tuple[str, Sequence[Case], Sequence[Case]]]) -> list[str]:
+    """Return a line for all rules that raise errors in the same cases: (rule, those, all others)."""
+    found: dict[str, tuple[list[str], int]] = {}
+    for rule, raising, others in raised:
+        where = separating.where(raising, others)
+        rules, count = found.get(where, ([], 0))
+        found[where] = ([*rules, rule], count + len(raising))
+    return [
+        f"Left out as no evidence: {count} error{'s' * (count != 1)} of {', '.join(rules)}" + (where and f", {where}")
+        for where, (rules, count) in found.items()
+    ]

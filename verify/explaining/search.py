@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from reference.affine import Affine
-from reference.conventions import Together, of_rule
+from reference.conventions import Together, of_rule, topic_of
 from verify.explaining import composing, evidence
 from verify.explaining.evidence import DIFFERS, NUMBER, Asked, differ, enough, refuses, speaks
 
@@ -31,9 +31,9 @@ ENOUGH = 40
 #: How many easy cases several variants at once are first tried on, and how many of those that raise an error are asked.
 _EASY, _RAISING = 8, 12
 #: More variants than these that cannot be told apart explain nothing.
-_ALTERNATIVES = 3
-#: A nearest variant explains at least this share of the failures, of which so many are looked at first.
-_NEAR, _LOOK = 0.2, 16
+_ALTERNATIVES = 4
+#: A nearest variant explains at least this share of the failures, of which so many are looked at, and one of the first.
+_NEAR, _LOOK, _FEW = 0.2, 16, 4
 
 
 class Found(NamedTuple):
@@ -62,6 +62,7 @@ class Search:
         self._read: dict[str, list[Question]] = {}
         self._singles = [Together((one,)) for one in of_rule(rule)]
         self._somewhere: list[Together] = []
+        self._against: dict[tuple[int, ...], str] = {}  # a case that speaks against a variant
 
     def late(self) -> bool:
         """Whether there is no time left."""
@@ -123,6 +124,8 @@ class Search:
         self, left: list[Together], failing: Sequence[Case], passing: Sequence[Case], raising: Sequence[Case]
     ) -> tuple[Together, ...]:
         said: dict[int, set[str]] = defaultdict(set)
+        asked = {case.id for case in (*failing[:ENOUGH], *passing[:ENOUGH])}
+        left = [one for one in left if self._against.get(_key(one)) not in asked]
         for case in (*failing[:ENOUGH], *passing[:ENOUGH]):
             if not left or self.late():
                 return ()
@@ -158,7 +161,9 @@ class Search:
         asked, kept = self._asked(case), []
         for variant in variants:
             said = speaks(variant, asked)
-            if said is not None:
+            if said is None:
+                self._against[_key(variant)] = case.id
+            else:
                 kept.append(variant)
                 found[id(variant)] |= said
         return kept
@@ -167,24 +172,20 @@ class Search:
         """Return the variant that explains most of the failing cases, and speaks against fewest that pass."""
         failed_on = {_name(case) for case in failing}
         shown, others = spread(failing)[:_LOOK], spread(passing, failed_on)[:_LOOK]
-        explains: Counter[int] = Counter()
-        variants = [*self._singles, *self._somewhere]
-        for case in shown:
-            for place, variant in enumerate(variants):
-                if self.late():
-                    break
-                explains[place] += _explains(variant, self._asked(case))
-        if not explains:
-            return None
-        most = max(explains.values())
-        best = [place for place, count in explains.items() if count == most and count >= max(2, _NEAR * len(shown))]
+        explains: dict[Together, int] = {}
+        for variant in (*self._singles, *self._somewhere):
+            if topic_of(variant.conventions[-1]) == "relevance" or self.late():
+                continue  # that one convention of relevance explains a part is not what anybody wrote
+            few = sum(_explains(variant, self._asked(case)) for case in shown[:_FEW])
+            explains[variant] = few and few + sum(_explains(variant, self._asked(case)) for case in shown[_FEW:])
+        most = max(explains.values(), default=0)
+        best = [one for one, count in explains.items() if count == most >= max(2, _NEAR * len(shown))]
         if not best:
             return None
-        against = {
-            place: sum(speaks(variants[place], self._asked(case)) is None for case in others if not self.late())
-            for place in best[:_LOOK]
-        }
-        variant = variants[min(against, key=lambda place: (against[place], place))]
+        against = [
+            sum(speaks(one, self._asked(case)) is None for case in others if not self.late()) for one in best[:_LOOK]
+        ]
+        variant = best[against.index(min(against))]
         asked = [case for case in failing if not self.late() or case.id in self._known]
         found = {case.id: _explains(variant, self._asked(case)) for case in asked}
         return Nearest(
@@ -202,6 +203,10 @@ class Search:
         return self._known[case.id]
 
 
+def _key(variant: Together) -> tuple[int, ...]:
+    return tuple(id(one) for one in variant.conventions)
+
+
 def _explains(variant: Together, asked: Asked) -> bool:
     return {DIFFERS, NUMBER} <= (speaks(variant, asked) or set())
 
@@ -216,16 +221,16 @@ def _without_weaker(found: tuple[Together, ...]) -> tuple[Together, ...]:
 
 def _unforeseen(raising: Sequence[Case], answered: Sequence[Case]) -> list[Case]:
     """Return the errors that a formula may explain: not those on layers or of arguments that are never answered."""
-    layers, arguments = {case.layer for case in answered}, {_argument(case) for case in answered}
-    return [case for case in raising if case.layer in layers and _argument(case) in arguments]
+    layers, arguments = {case.layer for case in answered}, {_arguments(case) for case in answered}
+    return [case for case in raising if case.layer in layers and _arguments(case) in arguments]
 
 
-def _argument(case: Case) -> str:
-    return case.id.split("/")[3].partition("=")[0]
+def _arguments(case: Case) -> str:
+    return case.id.split("/")[3]
 
 
 def _easy(cases: Sequence[Case]) -> list[Case]:
-    """Those in float64 without exact zeros in weights; first the signed ones, and those of no stabilizer of their own."""
+    """Those in float64 and not of integers; the signed ones first, and those of no stabilizer of their own."""
 
     def rank(case: Case) -> tuple[bool, bool]:
         _, _, _, arguments, kind, *_ = [*case.id.split("/"), ""]

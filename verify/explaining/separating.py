@@ -1,12 +1,11 @@
 """What tells the cases that a rule fails from those that it passes: a padding, a dtype, a kind of data, an argument.
 
-A list of at most two questions about a case, each of which decides all that it is asked about.
+A few traits of cases, each of which decides: whatever has it fails, or holds, and nothing else does.
 """
 
 from __future__ import annotations
 
 from functools import cache, partial
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verify.questions.covering.rows import Covered
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Fewer cases than these on a side tell nothing.
 _FEWEST = 3
+#: A longer list explains nothing.
+_MOST = 5
 _POSITIVE = ("nonnegative", "positive")
 
 
@@ -30,55 +31,68 @@ class Told(NamedTuple):
 
 
 def sentence(failing: Sequence[Case], passing: Sequence[Case], fails: str = "fails", holds: str = "holds") -> str:
-    """Return what tells the ones from the others: "holds on all 200 cases without a bias, fails on all 96 others".
+    """Return what tells the ones from the others: "holds on all 200 cases without a bias; fails on all 96 others".
 
     Empty where nothing does, or where there are not two kinds to tell apart.
     """
-    known = {case.id: told for case in (*failing, *passing) if (told := traits(case)) is not None}
-    bad, good = (frozenset(case.id for case in cases if case.id in known) for cases in (failing, passing))
+    known, bad, good = _read(failing, passing)
     if min(len(bad), len(good)) < _FEWEST:
         return ""
     kinds = _kinds(known)
+    covers = [(_cover(kinds, one), one is bad) for one in (bad, good)]
+    found = [(cover, some) for cover, some in covers if cover]
     verbs = {True: fails, False: holds}
-    for kind in kinds:
-        if kind.ids in (bad, good):
-            verb, rest = verbs[kind.ids == bad], len(known) - len(kind.ids)
-            return f"{verb} on all {len(kind.ids)} cases {kind.words}, {verbs[kind.ids != bad]} on all {rest} others"
-    return _of_two(kinds, bad, good, verbs) or _one_sided(kinds, bad, good, verbs)
+    if not found:
+        return _one_sided(kinds, bad, good, verbs)
+    cover, some = min(found, key=lambda pair: len(pair[0]))
+    first, *more = cover
+    words = [f"all {len(first.ids)} cases {first.words}", *(f"all {len(one.ids)} {one.words}" for one in more)]
+    rest = len(good if some else bad)
+    return f"{verbs[some]} on {_joined(words)}; {verbs[not some]} on all {rest} others"
 
 
-def _of_two(kinds: Sequence[Told], bad: frozenset[str], good: frozenset[str], verbs: Mapping[bool, str]) -> str:
-    pure = [kind for kind in kinds if kind.ids <= bad or kind.ids <= good]
-    for first, second in product(pure, kinds):
-        left_bad, left_good = bad - first.ids, good - first.ids
-        if min(len(left_bad), len(left_good)) < _FEWEST:
-            continue
-        asked = second.ids - first.ids
-        if asked in (left_bad, left_good):
-            fails_first, fails = first.ids <= bad, asked == left_bad
-            rest = len(left_good if fails else left_bad)
-            return (
-                f"{verbs[fails_first]} on all {len(first.ids)} cases {first.words}; of the others, {verbs[fails]} on "
-                f"all {len(asked)} {second.words} and {verbs[not fails]} on all {rest} that are left"
-            )
-    return ""
+def where(wanted: Sequence[Case], others: Sequence[Case]) -> str:
+    """Return traits of which these have some, and the others none; empty where no few of them do."""
+    known, ids, _ = _read(wanted, others)
+    return ", or ".join(one.words for one in _cover(_kinds(known), ids)) if len(others) >= _FEWEST else ""
+
+
+def _read(
+    failing: Sequence[Case], passing: Sequence[Case]
+) -> tuple[dict[str, tuple[str, ...]], frozenset[str], frozenset[str]]:
+    """Return the traits of all cases, and the ids of those of either kind that have some."""
+    known = {case.id: told for case in (*failing, *passing) if (told := traits(case)) is not None}
+    bad, good = (frozenset(case.id for case in cases if case.id in known) for cases in (failing, passing))
+    return known, bad, good
+
+
+def _cover(kinds: Sequence[Told], wanted: frozenset[str]) -> list[Told]:
+    """Return the fewest kinds that are all of what is wanted, and nothing else; empty where there are no such few."""
+    left, found = set(wanted), list[Told]()
+    within = [kind for kind in kinds if kind.ids <= wanted]
+    while left and len(found) < _MOST:
+        best = max(within, key=lambda kind: len(kind.ids & left), default=None)
+        if best is None or not best.ids & left:
+            break
+        found.append(best)
+        left -= best.ids
+    return [] if left else found
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _one_sided(kinds: Sequence[Told], bad: frozenset[str], good: frozenset[str], verbs: Mapping[bool, str]) -> str:
-    """Say of the smallest kind outside of which all is well, or nothing, what share of it is not."""
+    """Say of the smallest kind outside of which nothing fails, what share of it does."""
     total = len(bad) + len(good)
-    found = [
-        (len(kind.ids), some, one, kind)
-        for kind in kinds
-        for some, one in ((True, bad), (False, good))
-        if one <= kind.ids and len(kind.ids) <= total / 2
-    ]
+    found = [kind for kind in kinds if bad <= kind.ids and len(kind.ids) <= total / 2]
     if not found:
         return ""
-    _, some, one, kind = min(found, key=lambda pair: pair[0])
-    rest = total - len(kind.ids)
+    kind = min(found, key=lambda one: len(one.ids))
     return (
-        f"{verbs[some]} on {len(one)} of the {len(kind.ids)} cases {kind.words}, {verbs[not some]} on all {rest} others"
+        f"{verbs[True]} on {len(bad)} of the {len(kind.ids)} cases {kind.words}; "
+        f"{verbs[False]} on all {total - len(kind.ids)} others"
     )
 
 
