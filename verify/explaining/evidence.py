@@ -110,18 +110,22 @@ class Asked:
                 self.kept[key] = batch
         return [_through(details, question) for question in batch] if details else batch
 
-    def far(self, index: int, question: Question) -> bool:
-        """Whether the answer to a question is certainly not what came of this sample, without its bound of rounding.
+    def answered(self, index: int, question: Question) -> Answer | None:
+        """Return the answer to a question of one sample; None where it is far from what came."""
+        r, right = quick(question), self.right[index]
+        if question.digits is None and np.array_equal(r, right.relevance):
+            return right  # the rule itself, and so is the bound
+        return None if self._is_far(index, r, question.digits) else question.answer()
 
-        Bounds of variants differ, but not by so much.
-        """
+    def _is_far(self, index: int, r: Array, digits: int | None) -> bool:
+        """Whether a relevance is certainly not what came, whatever its bound: these differ, but not by so much."""
         if self.got is None or not self.certain:
             return False
-        got, r = self.got[index], quick(question)
+        got = self.got[index]
         if got.shape != r.shape or not np.isfinite(r).all():
             return False
-        if question.digits is not None:
-            return not has_digits(got, question.digits) or not near(got, r)
+        if digits is not None:
+            return not has_digits(got, digits) or not near(got, r)
         limit = max(_FAR * self.right[index].worst.max(initial=0.0), _RELATIVE * np.abs(got).max(initial=0.0))
         return not np.abs(got - r).max(initial=0.0) <= limit
 
@@ -177,7 +181,7 @@ def _answers(variant: Together, asked: Asked) -> Iterator[Answer | None]:
     """Yield the answers of a variant, one a sample; None for one that is far off."""
     batch = asked.changed(variant)
     if variant.last is None:
-        yield from (None if asked.far(index, one) else one.answer() for index, one in enumerate(batch))
+        yield from (asked.answered(index, one) for index, one in enumerate(batch))
     elif isinstance(variant.last, each):
         yield from map(variant.last.answer, batch)
     else:

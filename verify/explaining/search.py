@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from reference.affine import Affine
 from reference.conventions import Together, of_rule, topic_of
 from verify.explaining import composing, evidence
@@ -16,7 +18,6 @@ from verify.explaining.evidence import DIFFERS, NUMBER, Asked, differ, enough, r
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from reference.conventions import Question
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 #: How many cases that a rule fails, and as many that it passes, are asked again.
 ENOUGH = 40
 #: How many easy cases several variants at once are first tried on, and how many of those that raise an error are asked.
-_EASY, _RAISING = 8, 12
+_EASY, _RAISING = 10, 12
 #: More variants than these that cannot be told apart explain nothing.
 _ALTERNATIVES = 4
 #: A nearest variant explains at least this share of the failures, of which so many are looked at, and one of the first.
@@ -98,18 +99,26 @@ class Search:
 
     def _several(self, failing: Sequence[Case], passing: Sequence[Case]) -> Iterable[list[Together]]:
         """Yield several variants at once, fewest first."""
-        easy = [[self._fresh(case) for case in _easy(cases)[:_EASY]] for cases in (failing, passing)]
+        easy = [self._easy(failing), self._easy(passing)]
         begun = composing.beginnings(self._rule, *easy, self.late)
         self._somewhere = self._somewhere or [
             one for tier in composing.variants(self._rule, begun.somewhere, 1) for one in tier
         ]
         return composing.variants(self._rule, begun.everywhere)
 
-    def _fresh(self, case: Case) -> Asked:
-        """Ask a case, with matrices of its own: those of all variants are too many to be kept."""
-        asked = self._asked(case)
-        batch = [replace(q, layer=Affine(q.layer.layer, q.layer.x, q.layer.zero_params)) for q in asked.batch]
-        return Asked(asked.got, batch)
+    def _easy(self, cases: Sequence[Case]) -> list[Asked]:
+        """Ask the easiest cases that give numbers, with matrices of their own: those of all variants are too many."""
+        found: list[Asked] = []
+        for case in easiest(cases):
+            if len(found) == _EASY or self.late():
+                break
+            got = self._asked(case).got
+            if got is not None and got.size and np.isfinite(got).all():
+                batch = self._questions(case)
+                found.append(
+                    Asked(got, [replace(q, layer=Affine(q.layer.layer, q.x, q.layer.zero_params)) for q in batch])
+                )
+        return found
 
     def _explained(
         self, tiers: Iterable[list[Together]], failing: Sequence[Case], passing: Sequence[Case], raising: Sequence[Case]
@@ -229,15 +238,21 @@ def _arguments(case: Case) -> str:
     return case.id.split("/")[3]
 
 
-def _easy(cases: Sequence[Case]) -> list[Case]:
-    """Those in float64 and not of integers; the signed ones first, and those of no stabilizer of their own."""
+def easiest(cases: Sequence[Case]) -> list[Case]:
+    """Those in float64 and not of integers; the signed ones first, and those of no stabilizer of their own.
+
+    There is one of each family of layers, then one of each layer, before there are two.
+    """
 
     def rank(case: Case) -> tuple[bool, bool]:
         _, _, _, arguments, kind, *_ = [*case.id.split("/"), ""]
         return arguments.startswith(("stabilizer", "epsilon")), kind != "signed"
 
-    kept = [case for case in cases if case.dtype == "float64" and "zeros" not in case.id.split("/")]
-    return sorted(kept, key=rank)
+    left = sorted((case for case in cases if case.dtype == "float64" and "/zeros/" not in case.id), key=rank)
+    families = dict.fromkeys(case.layer for case in left)
+    firsts = [next(case for case in left if case.layer == family) for family in families]
+    layers = [next(case for case in left if _name(case) == name) for name in dict.fromkeys(map(_name, left))]
+    return list({case.id: case for case in (*firsts, *layers, *left)}.values())
 
 
 def _name(case: Case) -> str:

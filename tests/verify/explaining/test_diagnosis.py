@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -20,7 +21,7 @@ from lrp_rules.layers.layer import Layer
 from lrp_rules.parts import negative, positive
 from verify.checks.cases import all_cases
 from verify.explaining import diagnosis, evidence, search
-from verify.explaining.diagnosis import asking, diagnose
+from verify.explaining.diagnosis import Explained, asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Subject, SubjectError, Verdict
 from verify.runs.outcomes import outcome_of
 from verify.subjects.loading import load
@@ -76,12 +77,14 @@ def run(subject: Subject, cases: Sequence[Case], enough: int = 48, failing: int 
     return outcomes
 
 
-def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
+def explained(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> Explained:
     chosen = cases_of(rule) if cases is None else cases
     outcomes = run(subject, chosen)
-    return diagnose(
-        outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options
-    ).diagnoses
+    return diagnose(outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options)
+
+
+def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
+    return explained(subject, rule, cases, **options).diagnoses
 
 
 def names(found: Sequence[Diagnosis]) -> set[tuple[str, ...]]:
@@ -347,9 +350,26 @@ def zero_params_ignored(rule: Any, layer: Layer, R: Tensor) -> Tensor:
     return separate(rule, replace(layer, zero_params=(), memo={}), R)
 
 
-@pytest.mark.parametrize("second_mistake", [no_zero_params, zero_params_ignored])
-def test_a_second_mistake_in_a_parameter_does_not_hide_the_first(second_mistake: Relevance) -> None:
-    (first,) = required(examine(following("ZPlus", second_mistake), "ZPlus"))
+def test_an_error_is_no_evidence_against_a_formula() -> None:
+    found = explained(following("ZPlus", no_zero_params), "ZPlus")
+    (first,) = required(found.diagnoses)
+    assert (first.names, first.default) == (("separate-denominators",), False)
+    (hint,) = found.hints
+    assert re.fullmatch(r"Left out as no evidence: \d+ errors of ZPlus, with zero_params given", hint)
+
+
+def test_two_mistakes_at_once_are_both_named() -> None:
+    (first,) = required(examine(following("ZPlus", zero_params_ignored), "ZPlus"))
+    assert first.names == ("zero-params-ignored + separate-denominators",)
+    assert first.sentence.endswith(": zero_params is not used; and each half is divided by its own sum")
+
+
+def scaled_if_zeroed(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+    return separate(rule, layer, R) * (1.01 if rule.zero_params else 1.0)
+
+
+def test_an_unknown_mistake_in_a_parameter_does_not_hide_the_first() -> None:
+    (first,) = required(examine(following("ZPlus", scaled_if_zeroed), "ZPlus"))
     assert (first.names, first.default) == (("separate-denominators",), True)
     assert first.sentence.endswith("; this explains the cases with default parameters, and not all of the others")
     assert first.covers("agreement/ZPlus/linear-5-4/default/signed/float64")

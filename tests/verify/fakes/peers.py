@@ -254,6 +254,8 @@ class MoboehleAlphaBeta(MoboehleEpsilon):
 
 
 class KaifishrEpsilon(Unsigned):
+    """Also that of LXT."""
+
     relevance = Epsilon.relevance
 
 
@@ -426,6 +428,5 @@ lrp_pf_auc = SimpleNamespace(Gamma=GammaOf2019)
 julia = SimpleNamespace(Gamma=JuliaGamma)
 captum = SimpleNamespace(ZPlus=CaptumZPlus, Gamma=CaptumGamma)
 innvestigate = SimpleNamespace(AlphaBeta=InnvestigateAlphaBeta, WSquare=InnvestigateWSquare)
-lxt = SimpleNamespace(Epsilon=KaifishrEpsilon)
 unpooling = SimpleNamespace(Norm=UnpoolingNorm)
 unpadded = SimpleNamespace(Epsilon=UnpaddedEpsilon)
