@@ -10,12 +10,12 @@ from reference.affine import Affine, Change, negative, positive, same
 from reference.conventions_base import (
     Answer,
     Batch,
+    Changed,
     Convention,
     Form,
     Question,
     RefusedError,
     divided,
-    each,
     parts,
 )
 from reference.rules import Parts
@@ -73,10 +73,10 @@ def _back(terms: Box) -> Form:
     return parts(lambda q: (divided(q.part(terms(q.x, *_bounds(q))), q.parts[0]),))
 
 
-def _clipped(question: Question) -> Answer:
+def _clipped(question: Question) -> Question:
     low, high = _bounds(question)
     x = np.minimum(np.maximum(question.x, low), high)
-    return replace(question, layer=Affine(question.layer.layer, x, question.layer.zero_params)).answer()
+    return replace(question, layer=Affine(question.layer.layer, x, question.layer.zero_params))
 
 
 def _of_input(batch: Batch) -> list[Answer]:
@@ -113,13 +113,13 @@ def _number(change: Callable[[Array], Array]) -> Change2:
 def _zeroed(names: Callable[[tuple[str, ...], bool], tuple[str, ...]]) -> Form:
     """names(given, whether a string was given) -> the parameters that are set to zero."""
 
-    def answer(question: Question) -> Answer:
+    def changed(question: Question) -> Question:
         given = question.given.get("zero_params") or ()
         text = isinstance(given, str)
         zero = names((str(given),) if text else tuple(given), text)
-        return replace(question, layer=Affine(question.layer.layer, question.x, zero)).answer()
+        return replace(question, layer=Affine(question.layer.layer, question.x, zero))
 
-    return each(answer)
+    return Changed(changed)
 
 
 def _inside(given: tuple[str, ...], _text: bool) -> tuple[str, ...]:  # noqa: FBT001  see _zeroed
@@ -141,7 +141,7 @@ ARGUMENTS: tuple[Convention, ...] = (
     Convention("bounds-not-in-relevance", ("ZBox",), "the bounds are in the denominator alone",
                _back(lambda x, _low, _high: [(same, x)])),
     Convention("bounds-of-input", ("ZBox",), "the bounds are those of the batch at hand, whatever is given", _of_input),
-    Convention("input-clipped", ("ZBox",), "an input outside of the box is moved onto its border", each(_clipped)),
+    Convention("input-clipped", ("ZBox",), "an input outside of the box is moved onto its border", Changed(_clipped)),
     Convention("bounds-averaged", ("ZBox",), "a tensor of bounds is replaced by its mean",
                _changed(lambda bound, _: bound.mean(keepdims=False))),
     Convention("bounds-reduced", ("ZBox",), "of tensors of bounds, the lowest and the highest are used everywhere",

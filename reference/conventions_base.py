@@ -43,6 +43,7 @@ class Question:
     parts_of      the rule with its parameters; None for the rules that look only at the gradient
     given         the arguments as they were given, bounds of ZBox for the whole batch
     index, batch  which sample of which shape of input this is
+    digits        those of `Answer`
     """
 
     rule: str
@@ -54,6 +55,7 @@ class Question:
     given: Mapping[str, Any] = field(default_factory=dict)
     index: int = 0
     batch: Shape = ()
+    digits: int | None = None
 
     @cached_property
     def parts(self) -> Parts:
@@ -64,6 +66,23 @@ class Question:
         """Return the parts of the rule on another layer."""
         assert self.parts_of is not None
         return self.parts_of(layer)
+
+    def with_parts(self, change: "Callable[[Question], Parts]") -> "Question":
+        """Return the question with other parts, on every layer that it may be asked on."""
+        return replace(self, parts_of=lambda layer: change(self if layer is self.layer else replace(self, layer=layer)))
+
+    def stabilized(self, stabilize: Stabilize) -> "Question":
+        """Return the question with another stabilizer."""
+        return self._with_same_parts(replace(self, stabilize=stabilize))
+
+    def rounded(self, model: Model, digits: int) -> "Question":
+        """Return the question as one that is answered in another precision."""
+        return self._with_same_parts(replace(self, model=model, digits=digits))
+
+    def _with_same_parts(self, other: "Question") -> "Question":
+        if "parts" in vars(self):
+            vars(other)["parts"] = self.parts  # they do not depend on it, and are what takes time
+        return other
 
     @property
     def x(self) -> Array:
@@ -81,10 +100,11 @@ class Question:
         """Answer with other parts, relevance or stabilizer, and as the rule itself where nothing is given."""
         R = self.R if R is None else R
         if self.parts_of is None and parts is None:
-            return self._gradient(R)
+            return self._gradient(R)._replace(digits=self.digits)
         parts = self.parts if parts is None else parts
         stabilize = self.stabilize if stabilize is None else stabilize
-        return Answer(rules.relevance(parts, R, stabilize), bound(parts, R, stabilize, self.model).worst)
+        r, limit = rules.relevance(parts, R, stabilize), bound(parts, R, stabilize, self.model)
+        return Answer(r, limit.worst, self.digits)
 
     def _gradient(self, R: Array) -> Answer:
         if self.rule == "ReLUBetaSmooth":
@@ -236,6 +256,17 @@ Form = Callable[[Batch], Sequence[Answer]]
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A form that answers another question in the place of each: it can be put together with any other form."""
+
+    change: Callable[[Question], Question]
+
+    def __call__(self, batch: Batch) -> Sequence[Answer]:
+        """Answer a batch."""
+        return [self.change(question).answer() for question in batch]
+
+
+@dataclass(frozen=True)
 class Convention:
     """A known variant of some rules.
 
@@ -255,14 +286,20 @@ class Convention:
     published: bool = False
 
 
-def each(answer: Callable[[Question], Answer]) -> Form:
-    """Answer each sample by itself."""
-    return lambda batch: [answer(question) for question in batch]
+@dataclass(frozen=True)
+class each:  # noqa: N801  as a table reads it
+    """A form that answers each sample by itself."""
+
+    answer: Callable[[Question], Answer]
+
+    def __call__(self, batch: Batch) -> Sequence[Answer]:
+        """Answer a batch."""
+        return [self.answer(question) for question in batch]
 
 
 def parts(change: Callable[[Question], Parts]) -> Form:
     """Answer each sample with other parts."""
-    return each(lambda question: question.answer(change(question)))
+    return Changed(lambda question: question.with_parts(change))
 
 
 def mapped(change: Callable[[Question, Part], Part]) -> Form:
@@ -272,4 +309,4 @@ def mapped(change: Callable[[Question, Part], Part]) -> Form:
 
 def relevance(change: Callable[[Array], Array]) -> Form:
     """Answer each sample with another relevance at the output, changed without any rounding."""
-    return each(lambda question: question.answer(R=change(question.R)))
+    return Changed(lambda question: replace(question, R=change(question.R)))

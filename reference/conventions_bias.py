@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from reference import rules
 from reference.affine import Affine, Change, negative, positive, same
 from reference.base import Weighted
-from reference.conventions_base import Convention, Form, Question, mapped, parts, with_bias
+from reference.conventions_base import Answer, Convention, Form, Question, each, mapped, parts, with_bias
 from reference.layers import BatchNorm
 from reference.rules import Part, Parts
 from reference.windows import Array
@@ -65,6 +67,22 @@ def _kept(question: Question) -> Array:
     """The constant of the layer as it is; Flat looks at it at ones."""
     layer = question.layer if question.rule == "ZBox" else question.layer.at(np.ones_like(question.x))
     return layer.b
+
+
+def _by_magnitude(question: Question, *, stabilized: bool) -> Answer:
+    """The bias takes R |b| / (|A x| + |b|), and what is left flows through the rule without a bias."""
+    if not np.any(question.layer.real.b) and not _has_bias(question):
+        return question.answer()
+    (inputs,) = rules.epsilon(replace(question.layer.real, zero_params=("bias",)))
+    a, e = np.abs(inputs.denominator), question.model.gamma(inputs.products + 8) * inputs.magnitude
+    b = np.abs(question.layer.real.b - inputs.bias)
+    whole = a + b + (question.epsilon or 0.0 if stabilized else 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, off = (np.where(whole > 0, part / whole, 0.0) for part in (a, e))
+    R = question.R * share
+    error = np.where(b > 0, np.abs(question.R) * (off + 8 * question.model.unit * share), 0.0)
+    dropped = question.with_parts(lambda q: tuple(with_bias(part, 0 * part.bias) for part in q.parts))
+    return dropped.inexact(R, error)
 
 
 def _shared(question: Question) -> Parts:
@@ -186,6 +204,12 @@ BIAS: tuple[Convention, ...] = (
                _from(lambda q: q.layer.at(np.ones_like(q.x)).offset(same))),
     Convention("bias-one", ("Flat",), "the bias becomes one, as the weights do",
                _from(lambda q: np.full_like(q.layer.b, float(_has_bias(q))))),
+    *(
+        Convention("bias-by-magnitude", ("Epsilon", "Norm", *_SIGNED),
+                   "the bias takes |b| / (|A x| + |b|) of the relevance, and is not in the denominator",
+                   each(partial(_by_magnitude, stabilized=stabilized)), "autoLRP", published=True)
+        for stabilized in (False, True)
+    ),
     Convention("bias-shared", ("Epsilon",), "what the bias takes is given to all inputs in equal parts",
                parts(_shared), "LRP_for_LSTM", published=True),
     Convention("running-mean-left-out", ("Epsilon", "Norm", *_SIGNED, "WSquare"),

@@ -6,10 +6,20 @@ from math import prod
 
 import numpy as np
 
-from reference.affine import Affine, Change, negative, positive
+from reference.affine import Affine, Change, negative, positive, same
 from reference.base import Layer, Weighted
-from reference.conventions_base import Answer, Convention, Form, Question, divided, each, parts, with_bias
-from reference.layers import BatchNorm, Conv, MaxPool
+from reference.conventions_base import (
+    UNDIVIDED,
+    Changed,
+    Convention,
+    Form,
+    Question,
+    RefusedError,
+    divided,
+    parts,
+    with_bias,
+)
+from reference.layers import AdaptiveAvgPool, AvgPool, BatchNorm, Conv, ConvTranspose, MaxPool
 from reference.rules import Part, Parts
 from reference.windows import Array
 
@@ -19,13 +29,13 @@ _WEIGHTED = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare"
 def _taken_for(other: Callable[[Layer], Layer]) -> Form:
     """The rule itself, on another layer."""
 
-    def answer(question: Question) -> Answer:
+    def changed(question: Question) -> Question:
         layer = other(question.layer.layer)
         if layer is question.layer.layer:
-            return question.answer()
-        return replace(question, layer=Affine(layer, question.x, question.layer.zero_params)).answer()
+            return question
+        return replace(question, layer=Affine(layer, question.x, question.layer.zero_params))
 
-    return each(answer)
+    return Changed(changed)
 
 
 def _padded_with_zeros(layer: Layer) -> Layer:
@@ -37,6 +47,26 @@ def _dense(layer: Layer) -> Layer:
         return layer
     weight = np.tile(layer.weight, (1, layer.groups, *(1,) * (layer.weight.ndim - 2)))
     return replace(layer, weight=weight, groups=1)
+
+
+def _padded_by_one(layer: Layer) -> Layer:
+    if not isinstance(layer, Conv):
+        return layer
+    other = replace(layer, padding=(1,) * len(layer.stride), padding_mode="zeros")
+    if other.output_shape != layer.output_shape:
+        message = f"given an output of shape {layer.output_shape}, expected {other.output_shape}"
+        raise RefusedError(message)
+    return other
+
+
+def _without_output_padding(question: Question) -> Question:
+    """A transposed convolution without its output padding; relevance beyond the shorter output is cut off."""
+    layer = question.layer.layer
+    if not isinstance(layer, ConvTranspose) or not any(layer.output_padding):
+        return question
+    other = replace(layer, output_padding=(0,) * len(layer.output_padding))
+    R = question.R.reshape(layer.output_shape)[tuple(slice(n) for n in other.output_shape)].ravel()
+    return replace(question, layer=Affine(other, question.x, question.layer.zero_params), R=R)
 
 
 def _groups_mixed(layer: Layer) -> Layer:
@@ -106,6 +136,30 @@ def _maxpool(share: Callable[[Array, Array, Array], Array]) -> Form:
     return parts(changed)
 
 
+def _overlaps_lost(question: Question) -> Parts:
+    """Of the windows in which one input is the largest, the last alone gives it relevance."""
+    if not isinstance(question.layer.layer, MaxPool):
+        return question.parts
+    (part,), A = question.parts, question.layer.A()
+    later = np.cumsum(A[::-1], axis=0)[::-1]
+    back = Part(((A * (later == 1), question.x),), part.bias)
+    return (divided(back, part),)
+
+
+def _pooled_by_gradient(question: Question) -> Question:
+    if not isinstance(question.layer.layer, AvgPool | AdaptiveAvgPool | MaxPool):
+        return question
+    return replace(question, stabilize=UNDIVIDED).with_parts(lambda q: (q.part([(same, np.ones_like(q.x))]),))
+
+
+def _passed(question: Question) -> Question:
+    if not isinstance(question.layer.layer, BatchNorm):
+        return question
+    n = len(question.x)
+    part = Part(((np.eye(n), np.ones(n)),), np.zeros(n))
+    return replace(question, stabilize=UNDIVIDED).with_parts(lambda _: (part,))
+
+
 def _square(w: Array) -> Array:
     return w * w
 
@@ -122,6 +176,18 @@ LAYERS: tuple[Convention, ...] = (
                "every output sees all channels, whatever the groups are", _taken_for(_dense)),
     Convention("groups-ignored", _WEIGHTED, "output channels of the groups are read in another order",
                _taken_for(_groups_mixed)),
+    Convention("padding-one", _WEIGHTED, "every convolution is padded by 1, and refused where that gives another shape",
+               _taken_for(_padded_by_one), "TorchLRP"),
+    Convention("output-padding-ignored", _WEIGHTED,
+               "a transposed convolution has no output padding, and relevance that lies there is cut off",
+               Changed(_without_output_padding)),
+    Convention("pooling-by-gradient", _WEIGHTED, "a pooling passes its relevance on as a gradient",
+               Changed(_pooled_by_gradient), "autoLRP", published=True),
+    Convention("pooling-overlaps-lost", ("Epsilon", "Norm"),
+               "of overlapping windows with one maximum, the last alone gives relevance, as max-unpooling writes it",
+               parts(_overlaps_lost)),
+    Convention("batch-norm-passed", _WEIGHTED, "a batch norm passes its relevance on unchanged", Changed(_passed),
+               published=True),
     Convention("batch-norm-unscaled", ("ZPlus", "AlphaBeta"),
                "the weight of a batch norm is taken for its whole scale, without the running variance",
                parts(_unscaled)),

@@ -9,7 +9,7 @@ import numpy as np
 from reference import rules
 from reference.affine import Affine
 from reference.conventions_base import UNDIVIDED, Answer, Convention, Form, Question, divided, each, parts, with_bias
-from reference.conventions_stabilizer import STABILIZER
+from reference.conventions_stabilizer import EPSILON, STABILIZER
 from reference.nonlinear import Softmax
 from reference.operations import Normalization, Operation, Product
 from reference.rounding import CallableStabilizer
@@ -267,5 +267,5 @@ NETWORKS: tuple[Convention, ...] = (
                published=True),
     Convention("gradient", ("Uniform", "SignalTakesAll", "Bilinear", "Softmax", "Stop", "LayerNormRule"),
                "the rule is not applied: the module's own gradient", _of_jacobian(weighed=False)),
-    *(replace(one, rules=_WEIGHED) for one in STABILIZER if {"Norm", "Epsilon"} <= set(one.rules)),
+    *(replace(one, rules=_WEIGHED) for one in (*EPSILON, *STABILIZER) if {"Norm", "Epsilon"} <= set(one.rules)),
 )  # fmt: skip

@@ -1,11 +1,10 @@
 """Conventions in which something is done to relevance: ignored, replaced, rescaled, rounded, mixed over samples."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
-from reference.conventions_base import Answer, Batch, Convention, Question, each, relevance
+from reference.conventions_base import Answer, Batch, Changed, Convention, Question, each, relevance
 from reference.precision import FLOAT32
 from reference.windows import Array
 
@@ -85,10 +84,8 @@ def _remainder(question: Question) -> Answer:
     return Answer(r + share, worst + off + question.model.unit * (np.abs(r) + abs(share)))
 
 
-def _in_float32(question: Question) -> Answer:
-    if question.model.unit >= FLOAT32.unit:
-        return question.answer()
-    return replace(question, model=FLOAT32).answer()._replace(digits=24)
+def _in_float32(question: Question) -> Question:
+    return question if question.model.unit >= FLOAT32.unit else question.rounded(FLOAT32, 24)
 
 
 def _to_float32(R: Array) -> Array:
@@ -137,6 +134,9 @@ RELEVANCE: tuple[Convention, ...] = (
                "what the result lacks of the relevance is given to all inputs in equal parts",
                each(_remainder)),
     Convention("batch-rolled", _ALL, "the samples of the result are in another order", _rolled),
-    *(Convention("float32", _ALL, _FLOAT32, form) for form in (each(_in_float32), relevance(_to_float32))),
+)  # fmt: skip
+
+PRECISION: tuple[Convention, ...] = (
+    *(Convention("float32", _ALL, _FLOAT32, form) for form in (Changed(_in_float32), relevance(_to_float32))),
     Convention("half-result", _ALL, "a result of float32 is rounded to bfloat16", each(_half_result)),
 )  # fmt: skip

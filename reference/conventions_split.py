@@ -7,7 +7,7 @@ import numpy as np
 
 from reference import rules
 from reference.affine import Affine, Change, negative, positive, same
-from reference.conventions_base import UNDIVIDED, Answer, Convention, Form, Question, divided, each, mapped, parts
+from reference.conventions_base import UNDIVIDED, Changed, Convention, Form, Question, divided, mapped, parts
 from reference.rounding import CallableStabilizer
 from reference.rules import Part, Parts
 from reference.windows import Array
@@ -52,16 +52,30 @@ def _separate(question: Question) -> Parts:
     return tuple(found)
 
 
+def _separate_with_bias(*, whole: bool) -> Form:
+    """Each half of the inputs has its own denominator, and the bias is in both: all of it, or what has the sign."""
+
+    def changed(question: Question) -> Parts:
+        found = []
+        for part, first, second in zip(question.parts, (positive, negative), (negative, positive), strict=False):
+            x, bias = question.x, _bias(question, same if whole else first)
+            found.append(question.part([(first, positive(x))], bias, part.coefficient))
+            found.append(question.part([(second, negative(x))], bias, part.coefficient))
+        return tuple(found)
+
+    return parts(changed)
+
+
 def _first_denominator(question: Question) -> Parts:
     (part,) = question.parts
     return (divided(part, question.part([(positive, positive(question.x))], _bias(question, positive))),)
 
 
-def _output_clamped(question: Question) -> Answer:
+def _output_clamped(question: Question) -> Question:
     """D = (A x)+ + b+, as a stabilizer of A x: it has no jump, and moves no more than A x does."""
     given, bias = question.stabilize, _bias(question, positive)
     S = CallableStabilizer(lambda d: given(positive(d) + bias), 1.0, 8, jumps=False)
-    return question.answer((question.part([(same, question.x)]),), stabilize=S)
+    return replace(question, stabilize=S).with_parts(lambda q: (q.part([(same, q.x)]),))
 
 
 def _matrix_clamped(question: Question) -> Parts:
@@ -138,13 +152,29 @@ def _branches(modify: Modified, *, split: bool = True, swapped: bool = False) ->
     return parts(changed)
 
 
-def _of_2019(bias: Callable[[Array, float], Array]) -> Form:
+Scaled = Callable[[Array, float], Array]
+
+
+def _favoured(w: Array, g: float) -> Array:
+    return w + g * positive(w)
+
+
+def _squared(w: Array, g: float) -> Array:
+    return w + g * np.square(positive(w))
+
+
+def _of_2019(bias: Scaled, weight: Scaled = _favoured) -> Form:
+    """One run of changed weights for every output, whatever the signs of inputs and outputs."""
+
     def changed(question: Question) -> Parts:
         g = _gamma(question)
-        terms = [(lambda w: w + g * positive(w), question.x)]
-        return (question.part(terms, bias(question.layer.b, g)),)
+        return (question.part([(lambda w: weight(w, g), question.x)], bias(question.layer.b, g)),)
 
     return parts(changed)
+
+
+def _small_is_none(question: Question) -> Parts:
+    return rules.epsilon(question.layer) if _gamma(question) <= 0.01 else question.parts
 
 
 # --- what flows back --------------------------------------------------------------------------------------------------
@@ -157,11 +187,11 @@ def _ones(question: Question) -> Array:
 def _undivided(inputs: Callable[[Question], Array]) -> Form:
     """R = v * A^T R."""
 
-    def answer(question: Question) -> Answer:
-        own = replace(question, layer=question.layer.real)
-        return own.answer((own.part([(same, inputs(own))]),), stabilize=UNDIVIDED)
+    def changed(question: Question) -> Question:
+        own = replace(question, layer=question.layer.real, stabilize=UNDIVIDED)
+        return own.with_parts(lambda q: (q.part([(same, inputs(q))]),))
 
-    return each(answer)
+    return Changed(changed)
 
 
 def _nonzero(w: Array) -> Array:
@@ -185,6 +215,12 @@ SPLIT: tuple[Convention, ...] = (
                _halves(lambda q, sign: [(sign, positive(q.x))])),
     Convention("separate-denominators", ("ZPlus", "AlphaBeta"), "each half is divided by its own sum",
                parts(_separate), "zennit PR #100"),
+    *(
+        Convention("separate-denominators-with-bias", ("ZPlus", "AlphaBeta"),
+                   "each half is divided by its own sum, and the bias is in both sums",
+                   _separate_with_bias(whole=whole), "wjNam's Relative_Attributing_Propagation")
+        for whole in (False, True)
+    ),
     Convention("half-denominator", ("ZPlus",), "the sum over the positive inputs is the denominator of both halves",
                parts(_first_denominator)),
     Convention("signs-crossed", ("ZPlus",), "positive inputs meet negative weights, and negative inputs positive ones",
@@ -195,7 +231,7 @@ SPLIT: tuple[Convention, ...] = (
                "magnitudes of weights and inputs stand in the place of the positive contributions",
                _one(lambda q: [(np.abs, np.abs(q.x))], lambda q: _bias(q, positive))),
     Convention("output-clamped", ("ZPlus",), "the sum of the contributions is clamped, and not each of them",
-               each(_output_clamped)),
+               Changed(_output_clamped)),
     Convention("matrix-clamped", ("ZPlus", "AlphaBeta"),
                "the entries of the matrix are clamped, A(w)+, and not the parameters, A(w+)", parts(_matrix_clamped)),
     Convention("alpha-beta-swapped", ("AlphaBeta",), "beta scales the positive half, and alpha the negative one",
@@ -215,6 +251,20 @@ SPLIT: tuple[Convention, ...] = (
                _of_2019(lambda b, _: b), "captum's GammaRule", published=True),
     Convention("gamma-squared-weight", ("Gamma",), "gamma times the square of a weight is added to it",
                _branches(lambda w, part, g: w + g * part * np.abs(part)), "TorchLRP"),
+    *(
+        Convention("gamma-squared-weight", ("Gamma",),
+                   "w + g (w+)^2 is used for every output, and the signs of inputs are not looked at",
+                   _of_2019(bias, _squared), "TorchLRP")
+        for bias in (lambda b, _: b, _squared, _favoured)
+    ),
+    *(
+        Convention("gamma-on-all-weights", ("Gamma",), f"gamma is applied to weights of both signs: {how}", form)
+        for how, weight in (("(1 + g) w", lambda w, g: w + g * w), ("w + g |w|", lambda w, g: w + g * np.abs(w)))
+        for form in (_of_2019(lambda b, _: b, weight), _of_2019(weight, weight), _of_2019(_favoured, weight),
+                     _branches(lambda w, _, g, weight=weight: weight(w, g)))
+    ),
+    Convention("gamma-small-ignored", ("Gamma",), "for gamma up to 0.01, Epsilon is used", parts(_small_is_none),
+               "autoLRP"),
     Convention("gamma-replaces-weight", ("Gamma",), "g w+ stands alone, without the weight itself",
                _branches(lambda _, part, g: g * part)),
     Convention("gamma-weights-swapped", ("Gamma",),

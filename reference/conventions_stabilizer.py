@@ -5,9 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from reference.conventions_base import Answer, Batch, Convention, Form, Question, Stabilize, each
+from reference.conventions_base import (
+    Answer,
+    Batch,
+    Changed,
+    Convention,
+    Form,
+    Question,
+    Stabilize,
+    each,
+    parts,
+    with_gate,
+)
+from reference.precision import FLOAT32
 from reference.rounding import CallableStabilizer
-from reference.rules import Stabilizer, sign
+from reference.rules import Part, Parts, Stabilizer, sign
 from reference.windows import Array
 
 _ALL = ("Epsilon", "Norm", "ZPlus", "AlphaBeta", "Gamma", "ZBox", "WSquare", "Flat")
@@ -22,11 +34,11 @@ def _known(S: Numbered, eps: float, *, jumps: bool = True, roundings: int = 6) -
 def _numbers(S: Numbered, *, jumps: bool = True) -> Form:
     """Another S wherever a number was given, and the callable where that was."""
 
-    def answer(question: Question) -> Answer:
+    def changed(question: Question) -> Question:
         eps = question.epsilon
-        return question.answer(stabilize=None if eps is None else _known(S, eps, jumps=jumps))
+        return question if eps is None else question.stabilized(_known(S, eps, jumps=jumps))
 
-    return each(answer)
+    return Changed(changed)
 
 
 def _second_half(S: Numbered, *, jumps: bool = True) -> Form:
@@ -76,8 +88,8 @@ def _of_coupled_gate(batch: Batch) -> list[Answer]:
     return [question.answer(R=np.where(zero, 0.0, question.R)) for question in batch]
 
 
-def _fixed(question: Question) -> Answer:
-    return question.answer(stabilize=Stabilizer(1e-6))
+def _fixed(eps: float) -> Form:
+    return Changed(lambda question: question.stabilized(Stabilizer(eps)))
 
 
 def _second_fixed(S: Stabilize) -> Form:
@@ -90,17 +102,83 @@ def _second_fixed(S: Stabilize) -> Form:
     return each(answer)
 
 
-def _twice(question: Question) -> Answer:
+def _twice(question: Question) -> Question:
     given = question.stabilize
     if isinstance(given, Stabilizer):
         S = CallableStabilizer(lambda d: given(given(d)), 1.0, 8)
     else:
         S = replace(given, function=lambda d: given(given(d)), roundings=2 * given.roundings + 4)
-    return question.answer(stabilize=S)
+    return question.stabilized(S)
 
+
+def _default(eps: float) -> Form:
+    """Another number where none is given."""
+    named = {"stabilizer", "epsilon"}
+    return Changed(lambda question: question if named & question.given.keys() else question.stabilized(Stabilizer(eps)))
+
+
+def _rounded(question: Question) -> Question:
+    eps = question.epsilon
+    return question if eps is None else question.stabilized(Stabilizer(float(np.float32(eps))))
+
+
+def _denominator_rounded(question: Question) -> Question:
+    """S(d) in the digits of float32: whoever is off by a rounding of float64 nearly always has the same."""
+    given = question.stabilize
+    if question.model.unit >= FLOAT32.unit:
+        return question
+    known = given if isinstance(given, CallableStabilizer) else CallableStabilizer(given)
+    return question.stabilized(
+        replace(known, function=lambda d: given(d).astype(np.float32).astype(np.float64), roundings=known.roundings + 4)
+    )
+
+
+def _dropped(question: Question) -> Parts:
+    """Where a denominator is exactly 0, its relevance goes nowhere."""
+
+    def gated(part: Part) -> Part:
+        nonzero = part.denominator != 0
+        if part.gate is None:
+            return with_gate(part, nonzero, part)
+        return with_gate(part, part.gate & nonzero, part.known_sizes.gate)
+
+    return tuple(gated(part) for part in question.parts)
+
+
+def _reached(question: Question) -> Parts:
+    """An output that no parameter reaches, as between the strides of a transposed convolution, divides nothing."""
+    within = question.layer.count(np.ones_like).any(1)
+    return tuple(
+        with_gate(part, within if part.gate is None else part.gate & within, part.known_sizes.gate)
+        for part in question.parts
+    )
+
+
+#: The numbers that stand in libraries in the place of 1e-6.
+_NUMBERS_IN_USE = {1e-12: "", 1e-9: "captum", 1e-8: "", 1e-7: "innvestigate", 1e-5: "", 1e-4: "", 1e-3: "", 1e-2: ""}
 
 _COUPLED = "samples of a batch are coupled: "
 _BARE = CallableStabilizer(np.array, 1.0, 0, jumps=False)
+
+#: Another number for epsilon, which any of `STABILIZER` may then use in its own way.
+EPSILON: tuple[Convention, ...] = (
+    Convention("stabilizer-ignored", _ALL, "the stabilizer is 1e-6, whatever is given", _fixed(1e-6)),
+    *(
+        Convention("stabilizer-ignored", _ALL, f"the stabilizer is {eps:.0e}, whatever is given", _fixed(eps), seen)
+        for eps, seen in _NUMBERS_IN_USE.items()
+    ),
+    *(
+        Convention("stabilizer-default", _ALL, f"without an argument, the stabilizer is {eps:.0e}", _default(eps))
+        for eps in _NUMBERS_IN_USE
+    ),
+    *(
+        Convention("unstabilized", _ALL, "nothing is stabilized: an output without contributions is 0 / 0", form,
+                   "Flat and WSquare of lrp_toolbox")
+        for form in (_fixed(0.0), Changed(lambda q: q.with_parts(_reached).stabilized(Stabilizer(0.0))))
+    ),
+    Convention("epsilon-float32", _ALL, "epsilon has the digits of float32, whatever the dtype", Changed(_rounded),
+               "TorchLRP"),
+)  # fmt: skip
 
 STABILIZER: tuple[Convention, ...] = (
     Convention("epsilon-unsigned", _ALL, "epsilon is added without the sign of the denominator: a pole at d = -epsilon",
@@ -132,12 +210,18 @@ STABILIZER: tuple[Convention, ...] = (
                _scaled(lambda d: float(np.sqrt(np.mean(d * d))) if d.size else 1.0, over_batch=True)),
     Convention("batch-coupled", ("Gamma",), _COUPLED + "where one has z = 0, the relevance of all goes nowhere",
                _of_coupled_gate),
-    Convention("stabilizer-ignored", _ALL, "the stabilizer is 1e-6, whatever is given", each(_fixed)),
     Convention("second-half-default-stabilizer", ("AlphaBeta",),
                "in the half of beta, the stabilizer is 1e-6, whatever is given",
                _second_fixed(Stabilizer(1e-6))),
     Convention("second-half-unstabilized", ("AlphaBeta",), "only the half of alpha is stabilized", _second_fixed(_BARE),
                "lrp_toolbox"),
     Convention("stabilized-twice", _ALL, "the stabilizer is applied twice, the second time to what the first one gave",
-               each(_twice)),
+               Changed(_twice)),
+    *(
+        Convention("zero-dropped", _ALL, "relevance of an output whose denominator is exactly 0 goes nowhere", form,
+                   "moboehle's Pytorch-LRP")
+        for form in (parts(_dropped), Changed(lambda q: q.with_parts(_dropped).stabilized(Stabilizer(0.0))))
+    ),
+    Convention("denominator-float32", _ALL, "the stabilized denominator goes through float32",
+               Changed(_denominator_rounded)),
 )  # fmt: skip

@@ -193,7 +193,7 @@ def numbers(request: Request, report: Report, runner: Runner, cases: Mapping[str
 
 
 def diagnosed(report: Report, request: Request, runner: Runner, source: Source) -> Report:
-    """Name the known variant of a rule that explains its failures, if one does.
+    """Name the known variant of a rule that explains its failures, if one does; or say what is known of them.
 
     An interrupt ends the search for names alone: all cases were run, and their report is not lost.
     """
@@ -210,7 +210,7 @@ def diagnosed(report: Report, request: Request, runner: Runner, source: Source) 
             found = diagnose(outcomes, cases, asking(runner.subject(request.subject)))
         except KeyboardInterrupt:
             return replace(report, notes=(*report.notes, "Interrupted: no diagnosis was made"))
-    return replace(report, diagnoses=tuple(found))
+    return replace(report, diagnoses=tuple(found.diagnoses), notes=(*report.notes, *found.hints))
 
 
 def draw(subject: str, path: Path, device: str) -> None:

@@ -150,8 +150,9 @@ class Server:
         ]
         subject = load(self._spec)
         cases = {id_: asked for id_, case in self._cases.items() if (asked := posed(case, subject))}
-        for one in diagnose(outcomes, cases, asking(subject)):
-            yield f"Diagnosis: {one}"
+        found = diagnose(outcomes, cases, asking(subject))
+        yield from (f"Diagnosis: {one}" for one in found.diagnoses)
+        yield from found.hints
 
 
 def _request(*, subject: str, lists: Mapping[str, list[str]], device: str, seed: int, strict: bool) -> Request:

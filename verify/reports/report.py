@@ -68,7 +68,7 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)
     shard: Shard = Shard()
     places: Mapping[str, int] = field(default_factory=dict)  # id -> its place among the cases of all shards
-    notes: tuple[str, ...] = ()  # what is to be said of the known deviations
+    notes: tuple[str, ...] = ()  # what is to be said of the known deviations, and of failures without a diagnosis
     stale: tuple[str, ...] = ()  # entries of known deviations that no case bears out
     diagnoses: tuple[Diagnosis, ...] = ()  # what explains the failures of a rule
 

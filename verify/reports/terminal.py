@@ -14,6 +14,7 @@ from rich.text import Text
 from verify.formats.text import percent, printable
 from verify.model import BAD, Level, Verdict
 from verify.reports import network_table as ledger_table
+from verify.reports.causes import grouped
 from verify.reports.report import MARKS, Grid, cited, grid, largest, subject_line, totals
 
 if TYPE_CHECKING:
@@ -101,24 +102,24 @@ def _blocks(table: Grid, width: int, *, ascii_only: bool) -> Iterator[Table]:
 
 
 def _failures(console: Console, report: Report, title: str, failures: Sequence[Outcome], style: str) -> None:
-    """A paragraph for each rule and check: how many, where, the first few, and one line that reproduces."""
+    """A paragraph for each cause, or rule and check: how many, where, the first few, and one line that reproduces."""
     if not failures:
         return
     say(console, title, style)
     asked = Counter((outcome.rule, outcome.check) for outcome in report.outcomes)
-    groups: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in failures:
-        groups.setdefault((outcome.rule, outcome.check), []).append(outcome)
-    for (rule, check), group in groups.items():
-        line = Text(f"  {rule or '-'}, {check}: {len(group)} of {asked[rule, check]} cases failed", style="bold")
+    for group in grouped(report, failures):
+        of = list(dict.fromkeys((outcome.rule, outcome.check) for outcome in group))
+        names = ", ".join(dict.fromkeys([*(rule or "-" for rule, _ in of), *(check for _, check in of)]))
+        line = Text(f"  {names}: {len(group)} of {sum(asked[one] for one in of)} cases failed", style="bold")
         worst = largest(outcome.ratio for outcome in group)
         where = [cited(group), *(_listed(getattr(outcome, name) for outcome in group) for name in ("layer", "dtype"))]
         where += [] if worst is None else [f"largest ratio {worst:.3g}"]
         say(console, line.append(f" ({'; '.join(filter(None, where))})", style="not bold dim"))
-        for outcome in group[:_SHOWN]:
+        shown = group[: _SHOWN if len(of) == 1 else 1]  # of several, the cause is the same
+        for outcome in shown:
             say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
-        if len(group) > _SHOWN:
-            say(console, f"    and {len(group) - _SHOWN} more", "dim")
+        if len(group) > len(shown):
+            say(console, f"    and {len(group) - len(shown)} more", "dim")
         again = report.call.reproduce(report.subject, _clearest(group))
         say(console, f"    {report.call.reproduces}: {again}", "cyan")
     console.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 import warnings
 from collections import defaultdict
@@ -19,8 +20,8 @@ import lrp_rules
 from lrp_rules.layers.layer import Layer
 from lrp_rules.parts import negative, positive
 from verify.checks.cases import all_cases
-from verify.explaining import diagnosis
-from verify.explaining.diagnosis import asking, diagnose
+from verify.explaining import diagnosis, evidence, search
+from verify.explaining.diagnosis import Explained, asking, diagnose
 from verify.model import Case, Finding, Level, Outcome, Subject, SubjectError, Verdict
 from verify.runs.outcomes import outcome_of
 from verify.subjects.loading import load
@@ -40,7 +41,7 @@ def remembered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # torch says once that padding 'same' of an even kernel needs a copy
         warnings.filterwarnings("ignore", message="Using padding='same'")
-        patch.setattr(diagnosis, "_questions", functools.cache(diagnosis._questions))
+        patch.setattr(evidence, "questions", functools.cache(evidence.questions))
         yield
 
 
@@ -50,7 +51,7 @@ def cases_of(rule: str) -> tuple[Case, ...]:
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in grid():
         groups[case.rule].append(case)
-    return tuple(diagnosis._spread(groups[rule]))
+    return tuple(search.spread(groups[rule]))
 
 
 @functools.cache
@@ -76,10 +77,14 @@ def run(subject: Subject, cases: Sequence[Case], enough: int = 48, failing: int 
     return outcomes
 
 
-def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
+def explained(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> Explained:
     chosen = cases_of(rule) if cases is None else cases
     outcomes = run(subject, chosen)
     return diagnose(outcomes, {case.id: case for case in chosen}, asking(subject), **{"seconds": ENOUGH_TIME} | options)
+
+
+def examine(subject: Subject, rule: str, cases: Sequence[Case] | None = None, **options: Any) -> list[Diagnosis]:
+    return explained(subject, rule, cases, **options).diagnoses
 
 
 def names(found: Sequence[Diagnosis]) -> set[tuple[str, ...]]:
@@ -233,9 +238,9 @@ def test_a_right_rule_gets_no_diagnosis(rule: str) -> None:
     cases = cases_of(rule)[:30]
     outcomes = [outcome(case, subject) for case in cases]
     assert all(one.verdict is not Verdict.FAIL for one in outcomes)
-    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject)) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject)).diagnoses == []
     failed = [outcome_of(case, Finding(Verdict.FAIL), 0.0) for case in cases]
-    assert diagnose(failed, {case.id: case for case in cases}, asking(subject)) == []
+    assert diagnose(failed, {case.id: case for case in cases}, asking(subject)).diagnoses == []
 
 
 def _spoilt(change: Callable[[Tensor], Tensor]) -> Callable[[str], Subject]:
@@ -277,7 +282,7 @@ def test_another_mistake_gets_no_name(rule: str, mistake: str) -> None:
     cases = cases_of(rule)[:24]
     outcomes = run(subject, cases)
     assert any(one.verdict in {Verdict.FAIL, Verdict.ERROR} for one in outcomes)
-    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=ENOUGH_TIME) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, asking(subject), seconds=ENOUGH_TIME).diagnoses == []
 
 
 def test_zennit_is_not_misnamed() -> None:
@@ -288,7 +293,9 @@ def test_zennit_is_not_misnamed() -> None:
     chosen = [case for case in grid() if "zero_params=other" in case.id or "/batchnorm" in case.id]
     chosen += [case for rule in RULES for case in cases_of(rule)[:12]]
     cases = {case.id: case for case in chosen}
-    found = diagnose([outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=ENOUGH_TIME)
+    found = diagnose(
+        [outcome(case, subject) for case in cases.values()], cases, asking(subject), seconds=ENOUGH_TIME
+    ).diagnoses
     # it searches a string for the names of parameters, and subtracts the running mean in every changed batch norm
     known = {Level.MUST: {"zero-params-by-substring"}, Level.SHOULD: {"running-mean-with-weight"}}
     assert {one.rule for one in found} >= {"Epsilon", "ZPlus", "Gamma"}
@@ -343,9 +350,26 @@ def zero_params_ignored(rule: Any, layer: Layer, R: Tensor) -> Tensor:
     return separate(rule, replace(layer, zero_params=(), memo={}), R)
 
 
-@pytest.mark.parametrize("second_mistake", [no_zero_params, zero_params_ignored])
-def test_a_second_mistake_in_a_parameter_does_not_hide_the_first(second_mistake: Relevance) -> None:
-    (first,) = required(examine(following("ZPlus", second_mistake), "ZPlus"))
+def test_an_error_is_no_evidence_against_a_formula() -> None:
+    found = explained(following("ZPlus", no_zero_params), "ZPlus")
+    (first,) = required(found.diagnoses)
+    assert (first.names, first.default) == (("separate-denominators",), False)
+    (hint,) = found.hints
+    assert re.fullmatch(r"Left out as no evidence: \d+ errors of ZPlus, with zero_params given", hint)
+
+
+def test_two_mistakes_at_once_are_both_named() -> None:
+    (first,) = required(examine(following("ZPlus", zero_params_ignored), "ZPlus"))
+    assert first.names == ("zero-params-ignored + separate-denominators",)
+    assert first.sentence.endswith(": zero_params is not used; and each half is divided by its own sum")
+
+
+def scaled_if_zeroed(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+    return separate(rule, layer, R) * (1.01 if rule.zero_params else 1.0)
+
+
+def test_an_unknown_mistake_in_a_parameter_does_not_hide_the_first() -> None:
+    (first,) = required(examine(following("ZPlus", scaled_if_zeroed), "ZPlus"))
     assert (first.names, first.default) == (("separate-denominators",), True)
     assert first.sentence.endswith("; this explains the cases with default parameters, and not all of the others")
     assert first.covers("agreement/ZPlus/linear-5-4/default/signed/float64")
@@ -370,7 +394,9 @@ def test_answers_that_were_recorded_do_as_well() -> None:
     outcomes = [outcome(case, subject) for case in cases]
     ask = asking(subject)
     recorded = {case.id: ask(case) for case in cases}
-    found = diagnose(outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=ENOUGH_TIME)
+    found = diagnose(
+        outcomes, {case.id: case for case in cases}, lambda case: recorded[case.id], seconds=ENOUGH_TIME
+    ).diagnoses
     assert names(found) == {("separate-denominators",)}
 
 
@@ -383,7 +409,7 @@ def test_only_cases_that_came_to_an_end_are_asked_again() -> None:
     def ask(_case: Case) -> None:
         pytest.fail("a case that did not come to an end was asked again")
 
-    assert diagnose(outcomes, {case.id: case for case in cases}, ask) == []
+    assert diagnose(outcomes, {case.id: case for case in cases}, ask).diagnoses == []
 
 
 def test_without_time_nothing_is_said() -> None:
@@ -401,10 +427,10 @@ def test_no_more_cases_are_asked_than_enough() -> None:
         asked.append(case.id)
         return asking(subject)(case)
 
-    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME)
+    assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME).diagnoses
     failing = {one.id for one in outcomes if one.verdict is Verdict.FAIL and one.level is Level.MUST}
     assert len(asked) == len(set(asked))
-    assert len(failing & set(asked)) <= diagnosis.ENOUGH < len(failing)
+    assert len(failing & set(asked)) <= search.ENOUGH < len(failing)
 
 
 def test_a_parameter_that_decides_is_not_taken_for_a_layer() -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from verify.checks.cases import all_cases
-from verify.explaining import diagnosis
+from verify.explaining import diagnosis, evidence
 from verify.explaining.diagnosis import asking, diagnose
+from verify.explaining.search import spread
 from verify.model import Case, Finding, Outcome, Verdict
 from verify.runs.outcomes import outcome_of
 from verify.selftests.mutants import MUTANTS, Mutant
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.selftest
 def remembered() -> Iterator[None]:
     """What the reference is asked in a case is the same for every mutant."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diagnosis, "_questions", functools.cache(diagnosis._questions))
+        patch.setattr(evidence, "questions", functools.cache(evidence.questions))
         yield
 
 
@@ -41,7 +42,7 @@ def cases_of_all() -> dict[str, list[Case]]:
     for case in all_cases():
         if diagnosis._told_apart(case):
             groups[case.rule].append(case)
-    return {rule: diagnosis._spread(group) for rule, group in groups.items()}
+    return {rule: spread(group) for rule, group in groups.items()}
 
 
 #: Mutants that say no variant, and follow one that is known all the same.
@@ -109,7 +110,7 @@ def diagnosed(mutant: Mutant) -> tuple[Diagnosis, ...] | None:
     while more := list(islice(coming, max(48, len(outcomes)))):
         outcomes += more
         if any(one.verdict in {Verdict.FAIL, Verdict.ERROR} for one in outcomes):
-            found = tuple(diagnose(outcomes, cases, asking(mutant.subject()), seconds=60.0))
+            found = tuple(diagnose(outcomes, cases, asking(mutant.subject()), seconds=60.0).diagnoses)
         if all(len(one.names) == 1 for one in found or ()) and (found or not named):
             break
     return found
