@@ -117,7 +117,8 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
         where = [cited(group), *(_listed(getattr(outcome, name) for outcome in group) for name in ("layer", "dtype"))]
         where += [] if worst is None else [f"largest ratio {worst:.3g}"]
         say(console, line.append(f" ({'; '.join(filter(None, where))})", style="not bold dim"))
-        shown = group[: _SHOWN if len(of) == 1 else 1]  # of several, the cause is the same
+        alike = len(group) > _SHOWN and (len(of) > 1 or verdicts != {Verdict.FAIL})  # the cause is the same
+        shown = group[: 1 if alike else _SHOWN]
         for outcome in shown:
             say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
         if len(group) > len(shown):
