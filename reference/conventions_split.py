@@ -173,6 +173,18 @@ def _of_2019(bias: Scaled, weight: Scaled = _favoured) -> Form:
     return parts(changed)
 
 
+def _scaled(w: Array, g: float) -> Array:
+    return w + g * w
+
+
+def _enlarged(w: Array, g: float) -> Array:
+    return w + g * np.abs(w)
+
+
+def _of_both(weight: Scaled) -> Form:
+    return _branches(lambda w, _, g: weight(w, g))
+
+
 def _small_is_none(question: Question) -> Parts:
     return rules.epsilon(question.layer) if _gamma(question) <= 0.01 else question.parts
 
@@ -259,9 +271,9 @@ SPLIT: tuple[Convention, ...] = (
     ),
     *(
         Convention("gamma-on-all-weights", ("Gamma",), f"gamma is applied to weights of both signs: {how}", form)
-        for how, weight in (("(1 + g) w", lambda w, g: w + g * w), ("w + g |w|", lambda w, g: w + g * np.abs(w)))
+        for how, weight in (("(1 + g) w", _scaled), ("w + g |w|", _enlarged))
         for form in (_of_2019(lambda b, _: b, weight), _of_2019(weight, weight), _of_2019(_favoured, weight),
-                     _branches(lambda w, _, g, weight=weight: weight(w, g)))
+                     _of_both(weight))
     ),
     Convention("gamma-small-ignored", ("Gamma",), "for gamma up to 0.01, Epsilon is used", parts(_small_is_none),
                "autoLRP"),

@@ -147,7 +147,7 @@ def _dropped(question: Question) -> Parts:
 
 def _reached(question: Question) -> Parts:
     """An output that no parameter reaches, as between the strides of a transposed convolution, divides nothing."""
-    within = question.layer.count(np.ones_like).any(1)
+    within = np.asarray(question.layer.count(np.ones_like).any(1))
     return tuple(
         with_gate(part, within if part.gate is None else part.gate & within, part.known_sizes.gate)
         for part in question.parts

@@ -27,22 +27,18 @@ def _nearest(nearest: Nearest, failures: int) -> str:
     asked = len(explained) + len(left)
     some = "" if asked == failures else f" that were asked again, of {failures}"
     seen = f" ({one.seen})" if one.seen else ""
-    if not left:
-        where = "; but not all cases that pass"
-    else:
-        told = separating.sentence(left, explained, "it does not", "it does")
-        where = f"; {told}" if told else ""
-    return f"`{one.name}`{seen} explains {len(explained)} of {asked} failures{some}: {one.sentence}{where}"
+    where = separating.where(left, explained)
+    rest = "" if left else "; but it explains not all cases that pass"
+    rest = f"; the other {len(left)} are those {where}" if where else rest
+    return f"`{one.name}`{seen} explains {len(explained)} of {asked} failures{some}: {one.sentence}{rest}"
 
 
 def errors(raised: Iterable[tuple[str, Sequence[Case], Sequence[Case]]]) -> list[str]:
-    """Return a line for all rules that raise errors in the same cases: (rule, those, all others)."""
-    found: dict[str, tuple[list[str], int]] = {}
+    """Return a line for all rules that raise errors in cases of the same traits: (rule, those, all others)."""
+    found: dict[str, list[str]] = {}
     for rule, raising, others in raised:
-        where = separating.where(raising, others)
-        rules, count = found.get(where, ([], 0))
-        found[where] = ([*rules, rule], count + len(raising))
+        found.setdefault(separating.where(raising, others), []).append(rule)
     return [
-        f"Left out as no evidence: {count} error{'s' * (count != 1)} of {', '.join(rules)}" + (where and f", {where}")
-        for where, (rules, count) in found.items()
+        f"Errors are no evidence, and were left out: {', '.join(rules)}" + (where and f", {where}")
+        for where, rules in found.items()
     ]

@@ -79,12 +79,14 @@ class Search:
         failing, passing = spread(failing), spread(passing, failed_on)
         here = [case for case in passing if _name(case) in failed_on]
         elsewhere = [case for case in passing if _name(case) not in failed_on]
-        for variants in (lambda _passing: [self._singles], lambda passing: self._several(failing, passing)):
-            found = self._explained(variants(passing), failing, passing, raising)
+        for several in (False, True):
+            tiers = self._several(failing, passing) if several else [self._singles]
+            found = self._explained(tiers, failing, passing, raising)
             if found:
                 return self._unless_many(found, failing, passing, ())
             if failing and elsewhere:
-                found = self._explained(variants(here), failing, here, raising)
+                tiers = self._several(failing, here) if several else [self._singles]
+                found = self._explained(tiers, failing, here, raising)
                 if found and self._told_by_layer(found, failing, elsewhere):
                     return self._unless_many(found, failing, here, failed_on)
         return None
@@ -99,8 +101,7 @@ class Search:
 
     def _several(self, failing: Sequence[Case], passing: Sequence[Case]) -> Iterable[list[Together]]:
         """Yield several variants at once, fewest first."""
-        easy = [self._easy(failing), self._easy(passing)]
-        begun = composing.beginnings(self._rule, *easy, self.late)
+        begun = composing.beginnings(self._rule, self._easy(failing), self._easy(passing), self.late)
         self._somewhere = self._somewhere or [
             one for tier in composing.variants(self._rule, begun.somewhere, 1) for one in tier
         ]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from verify.model import NETWORK_RULES, RULES, Verdict
+from verify.model import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,16 +22,14 @@ _EXPLAINED = frozenset({"agreement", "conservation"})
 _NUMBERS = frozenset({"agreement", "conservation", "laws", "second-order", "network", "search"})
 #: Fewer failures than these stay with their rule and check.
 _FEWEST = 3
-_NAMES = re.compile(rf"\b(?:{'|'.join((*RULES, *NETWORK_RULES))})(?=\b|_)")
 
 
 def grouped(report: Report, failures: Sequence[Outcome]) -> list[list[Outcome]]:
     """Return the failures in groups: those of one cause, or else those of one rule and check, in their order."""
-    causes = {outcome.id: _cause(report, outcome) for outcome in failures}
-    sizes = Counter(causes.values())
+    causes = [_cause(report, outcome) for outcome in failures]
+    sizes = Counter(causes)
     groups: dict[Key, list[Outcome]] = {}
-    for outcome in failures:
-        cause = causes[outcome.id]
+    for outcome, cause in zip(failures, causes, strict=True):
         key = cause if cause and sizes[cause] >= _FEWEST else (outcome.rule, outcome.check)
         groups.setdefault(key, []).append(outcome)
     return list(groups.values())
@@ -48,6 +46,7 @@ def _cause(report: Report, outcome: Outcome) -> Key:
 
 
 def _plain(outcome: Outcome) -> str:
-    """The reason without what is of this case alone: the rule, numbers, and the place in a file."""
-    reason = re.sub(r" \([^()]*:\d+ in [^()]*\)$", "", outcome.reason)
-    return re.sub(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", "0", _NAMES.sub("Rule", reason))
+    """The reason without what is of this case alone: names of classes, numbers, and the place in a file."""
+    kind, colon, message = re.sub(r" \([^()]*:\d+ in [^()]*\)$", "", outcome.reason).partition(":")
+    message = re.sub(r"\b[\w.]*[A-Z][\w.]*", "Name", message)
+    return kind + colon + re.sub(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", "0", message)

@@ -110,12 +110,15 @@ def _failures(console: Console, report: Report, title: str, failures: Sequence[O
     for group in grouped(report, failures):
         of = list(dict.fromkeys((outcome.rule, outcome.check) for outcome in group))
         names = ", ".join(dict.fromkeys([*(rule or "-" for rule, _ in of), *(check for _, check in of)]))
-        line = Text(f"  {names}: {len(group)} of {sum(asked[one] for one in of)} cases failed", style="bold")
+        verdicts = {outcome.verdict for outcome in group}
+        became = group[0].verdict.word if len(verdicts) == 1 else "failed"
+        line = Text(f"  {names}: {len(group)} of {sum(asked[one] for one in of)} cases {became}", style="bold")
         worst = largest(outcome.ratio for outcome in group)
         where = [cited(group), *(_listed(getattr(outcome, name) for outcome in group) for name in ("layer", "dtype"))]
         where += [] if worst is None else [f"largest ratio {worst:.3g}"]
         say(console, line.append(f" ({'; '.join(filter(None, where))})", style="not bold dim"))
-        shown = group[: _SHOWN if len(of) == 1 else 1]  # of several, the cause is the same
+        alike = len(group) > _SHOWN and (len(of) > 1 or verdicts != {Verdict.FAIL})  # the cause is the same
+        shown = group[: 1 if alike else _SHOWN]
         for outcome in shown:
             say(console, Text(f"    {outcome.id}: ").append(_verdict(outcome), style=style))
         if len(group) > len(shown):

@@ -355,7 +355,7 @@ def test_an_error_is_no_evidence_against_a_formula() -> None:
     (first,) = required(found.diagnoses)
     assert (first.names, first.default) == (("separate-denominators",), False)
     (hint,) = found.hints
-    assert re.fullmatch(r"Left out as no evidence: \d+ errors of ZPlus, with zero_params given", hint)
+    assert hint == "Errors are no evidence, and were left out: ZPlus, with zero_params given"
 
 
 def test_two_mistakes_at_once_are_both_named() -> None:
@@ -374,6 +374,39 @@ def test_an_unknown_mistake_in_a_parameter_does_not_hide_the_first() -> None:
     assert first.sentence.endswith("; this explains the cases with default parameters, and not all of the others")
     assert first.covers("agreement/ZPlus/linear-5-4/default/signed/float64")
     assert not first.covers("agreement/ZPlus/linear-5-4/zero_params=bias/signed/float64")
+
+
+def strided_is_another(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+    return without_bias(rule, layer, R) * (2 if getattr(layer.module, "stride", (1,)) not in {(1,), (1, 1)} else 1)
+
+
+def test_where_nothing_explains_all_the_nearest_is_told_and_what_it_leaves() -> None:
+    cases = [case for case in cases_of("Epsilon") if case.layer in {"Linear", "Conv1d"} and "bias" not in case.id]
+    found = explained(following("Epsilon", strided_is_another), "Epsilon", cases)
+    assert found.diagnoses == []
+    hint = found.hints[0]
+    told = re.fullmatch(
+        r"No diagnosis of Epsilon: `bias-dropped` explains (\d+) of (\d+) failures: the bias is left out of the "
+        r"denominator; the other (\d+) are those with stride",
+        hint,
+    )
+    assert told, found.hints
+    explains, of, left = map(int, told.groups())
+    assert explains + left == of
+    assert explains > left > 0
+
+
+def test_what_tells_the_failing_cases_is_said_without_any_variant() -> None:
+    def scaled(rule: Any, layer: Layer, R: Tensor) -> Tensor:
+        r = lrp_rules.ZPlus.relevance(rule, layer, R)
+        return 1.01 * r if getattr(layer.module, "padding_mode", "zeros") == "circular" else r
+
+    found = explained(following("ZPlus", scaled), "ZPlus")
+    assert found.diagnoses == []
+    (hint,) = found.hints
+    assert re.fullmatch(
+        r"ZPlus fails on \d+ of the \d+ cases with padding mode circular; holds on all \d+ others", hint
+    )
 
 
 def test_one_mistake_is_said_of_all_parameters() -> None:

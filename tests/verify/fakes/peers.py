@@ -40,7 +40,7 @@ def run(module: Any, x: Tensor, w: Tensor) -> Tensor:
     """The layer with another weight and without its bias."""
     if isinstance(module, nn.Linear):
         return F.linear(x, w)
-    function = _CONVOLUTIONS[type(module)]
+    function = next(function for known, function in _CONVOLUTIONS.items() if isinstance(module, known))
     if "transpose" in function.__name__:
         of = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
         return function(x, w, None, *of)
@@ -194,17 +194,19 @@ class PaddedEpsilon(Epsilon):
         return super().relevance(padded_by_one(module), x, R)
 
 
-class TorchEpsilon(PaddedEpsilon):
+class StabilizedInFloat32(Stabilized):
     def stabilize(self, d: Tensor) -> Tensor:
         return d + self.epsilon * torch.where(d > 0, 1.0, -1.0)
 
 
-class TorchGamma(Stabilized):
+class TorchEpsilon(StabilizedInFloat32, PaddedEpsilon):
+    pass
+
+
+class TorchGamma(StabilizedInFloat32):
     def __init__(self, gamma: float = 0.25) -> None:
         super().__init__()
         self.gamma = gamma
-
-    stabilize = TorchEpsilon.stabilize
 
     def relevance(self, module: Any, x: Tensor, R: Tensor) -> Tensor:
         terms = [(module.weight + self.gamma * plus(module.weight) ** 2, x)]
@@ -338,21 +340,21 @@ class JuliaGamma(GammaOf2019):
     number = 1e-9
 
 
-class CaptumGamma(GammaOf2019):
-    number = 1e-9
-
+class StabilizedBySign(Stabilized):
     def stabilize(self, d: Tensor) -> Tensor:
         return d + self.epsilon * torch.sign(d)
+
+
+class CaptumGamma(StabilizedBySign, GammaOf2019):
+    number = 1e-9
 
     def bias(self, b: Tensor) -> Tensor:
         return b
 
 
-class CaptumZPlus(Stabilized):
+class CaptumZPlus(StabilizedBySign):
     def __init__(self) -> None:
         super().__init__(1e-9)
-
-    stabilize = CaptumGamma.stabilize
 
     def relevance(self, module: Any, x: Tensor, R: Tensor) -> Tensor:
         terms = [(plus(module.weight), x)]
