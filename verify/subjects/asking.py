@@ -102,7 +102,7 @@ def smoke(subject: Subject) -> str | None:
             reasons.append(
                 f"{name}: the relevance is {shortened(repr(r))}, expected a tensor of shape {tuple(x.shape)}"
             )
-    if any(map(subject.offers, NETWORK_RULES)):
+    if not reasons and any(map(subject.offers, NETWORK_RULES)):
         return None  # they need more than the smallest layer
     if not reasons:
         return f"{subject.spec} has none of the classes {', '.join(RULES)}"
