@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from verify.formats.operands import ruled
 from verify.formats.text import shortened, text_of
-from verify.model import RULES, NotOfferedError, Subject
+from verify.model import NETWORK_RULES, RULES, NotOfferedError, Subject
 from verify.subjects.answering import told
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def smoke(subject: Subject) -> str | None:
             reasons.append(
                 f"{name}: the relevance is {shortened(repr(r))}, expected a tensor of shape {tuple(x.shape)}"
             )
+    if not reasons and any(map(subject.offers, NETWORK_RULES)):
+        return None  # they need more than the smallest layer
     if not reasons:
         return f"{subject.spec} has none of the classes {', '.join(RULES)}"
     return (

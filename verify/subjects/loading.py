@@ -12,7 +12,7 @@ import torch
 
 from lrp_entry.names import NAMES
 from verify.formats.text import shortened, text_of
-from verify.model import RULES, Subject, SubjectError
+from verify.model import NETWORK_RULES, RULES, Subject, SubjectError
 from verify.questions.fixed import checked
 from verify.subjects.protocol import is_command, port
 
@@ -29,7 +29,7 @@ def load(spec: str) -> Subject:
     if is_command(spec):
         return port.load(spec)
     namespace, module_name = named(spec), spec.partition(":")[0]
-    if not any(hasattr(namespace, rule) for rule in RULES):
+    if not any(hasattr(namespace, rule) for rule in (*RULES, *NETWORK_RULES)):
         msg = (
             f"{spec!r} has none of the classes {', '.join(RULES)}; name the module or object that has them, "
             f"or write an adapter (docs/how-to/adapter.md){_hint(module_name)}"

@@ -1,16 +1,20 @@
 """Parameters that a subject cannot change: its values stand in place of the defaults, on both sides of a comparison."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import lrp_rules
 from verify.checks import agreement, laws, laws_room
 from verify.checks.cases import all_cases
+from verify.faces import cli
 from verify.model import NotOfferedError, Subject, SubjectError, Verdict
 from verify.questions.drawing import draw
 from verify.questions.fixed import DEFAULTS, as_fixed, checked
@@ -207,3 +211,28 @@ def test_sample_alone_asks_every_sample() -> None:
     assert asked(_subject({}, Epsilon=lrp_rules.Epsilon)).verdict is Verdict.PASS
     found = asked(_subject({}, Epsilon=_WrongInTheLast))
     assert (found.verdict, found.reason.startswith("sample 2,")) == (Verdict.FAIL, True)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+ADAPTER = """
+import lrp_rules
+parameters = {"Epsilon": {"epsilon": 0.1, "zero_params": None}}
+def Epsilon():
+    return lrp_rules.Epsilon(0.1)
+"""
+
+
+def test_a_run_says_with_which_values_it_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fixing.py").write_text(ADAPTER)
+    monkeypatch.chdir(tmp_path)
+    words = ["--subject", "fixing", "--workers", "0", "--json", "run.json"]
+    for name in ("default", "epsilon=0.3"):
+        words += ["--case", f"agreement/Epsilon/linear-5-4/{name}/signed/float64"]
+    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["subject"]["parameters"] == {"Epsilon": {"epsilon": 0.1, "zero_params": []}}
+    assert run["notes"] == ["Fixed parameters, in place of the defaults: Epsilon with epsilon=0.1, zero_params=None"]
+    assert [case["verdict"] for case in run["cases"]] == ["pass", "not-offered"]
+    assert "parameters  epsilon=0.1" in result.stdout

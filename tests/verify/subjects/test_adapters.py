@@ -355,12 +355,13 @@ class _Lacking(_Rule):
     [
         ({"Epsilon": _Broken, "Pass": _Broken}, "Epsilon: RuntimeError: no such kernel; Pass: RuntimeError"),
         ({"Epsilon": _Lacking}, None),
+        ({"Bilinear": _Broken}, None),
         ({"Epsilon": _Broken, "Pass": _Lacking}, None),
         ({}, "has none of the classes"),
         ({"Epsilon": _Wrong}, None),
         ({"Epsilon": _Broken, "Pass": _Wrong}, None),
     ],
-    ids=["broken", "not-offered", "one-not-offered", "empty", "wrong", "one-broken"],
+    ids=["broken", "not-offered", "for-networks", "one-not-offered", "empty", "wrong", "one-broken"],
 )
 def test_what_cannot_run_is_told_from_what_is_wrong(rules: dict[str, Any], reason: str | None) -> None:
     found = smoke(Subject("mine", SimpleNamespace(**rules), "0"))
