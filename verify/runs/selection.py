@@ -57,6 +57,7 @@ class Request:
     deviations: str | None = None
     depth: int = 2  # how many options meet in a case
     exit_first: bool = False
+    cluster: str | None = None
 
     @property
     def cases(self) -> str:

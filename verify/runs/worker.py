@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 # Nothing here imports torch before `begin`: it takes seconds, in which an interrupt would print a traceback a worker.
-from verify.model import TIME_LIMIT, Case, Outcome
+from verify.model import TIME_LIMIT, Case, Finding, Level, Outcome
 from verify.runs.hosted import Host, Hosted, Reply
 from verify.runs.isolation import adopt, can_fork, end_all
 from verify.runs.outcomes import alive, ask, carried, loaded, tried
@@ -28,6 +28,10 @@ SILENT_EXIT = 120
 
 class RunnerError(Exception):
     """The run cannot go on, for a reason that is no case's verdict."""
+
+
+class LostError(RunnerError):
+    """The run cannot go on, for a reason that is none of the subject's; what was answered stays."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ class SubjectInfo:
     spec: str
     version: str = "unknown"
     ours: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """A part of a search, as plain data: so many examples of one rule."""
+
+    rule: str
+    dtypes: tuple[str, ...]
+    seed: int
+    count: int
+
+    def outcome(self, finding: Finding) -> Outcome:
+        """Return what there is to say of the round as a whole, where no example answers for it."""
+        return Outcome(f"search/{self.rule}", self.rule, "-", "search", "-", Level.MUST, seconds=0.0, **vars(finding))
 
 
 class Worker:
@@ -117,6 +135,12 @@ class Worker:
         """Ask the host of a subject one case, to be judged elsewhere."""
         self._subject(spec)
         return self._hosts[spec].ask(self._case(id_), self._time_limit)
+
+    def searched(self, spec: str, one: Round) -> Outcome:
+        """Search one round."""
+        from verify.runs.search import searched  # noqa: PLC0415  imports torch, see the top
+
+        return searched(self._subject(spec), one)
 
     def _case(self, id_: str) -> Case:
         if id_ not in self._cases and id_.startswith("search/"):
@@ -203,6 +227,11 @@ def answer(spec: str, id_: str) -> Outcome:
 def reply(spec: str, id_: str) -> Reply:
     """Ask the host of a subject one case, in this worker process."""
     return _this().reply(spec, id_)
+
+
+def searched(spec: str, one: Round) -> Outcome:
+    """Search one round, in this worker process."""
+    return _this().searched(spec, one)
 
 
 def describe(spec: str) -> SubjectInfo:
