@@ -319,8 +319,6 @@ def _verify(request: Request) -> Status:
         check_itself()
         known = None if request.deviations is None else running.known_deviations(request.deviations)
         with running.started(request, source, part) as runner:
-            if runner.where and not request.quiet:
-                Console(stderr=True, highlight=False, markup=False).print(runner.where, soft_wrap=True)
             report = running.run(
                 request, source, runner, selected, part,
                 lambda subject, call: terminal.show_tested(subject, call, torch_version(), console), known,

@@ -88,7 +88,7 @@ def run(
         info = runner.describe(request.subject)
         begun(info, call)
         with (
-            _progress(request, len(selected)) as progress,
+            _progress(request, len(selected), runner.where) as progress,
             contextlib.closing(runner.run(request.subject, by_urgency(selected))) as answers,
         ):
             for outcome in answers:
@@ -154,8 +154,10 @@ class _Shown(Progress):
         self.update(task.id, advance=1, bad=task.fields["bad"] + bad)
 
 
-def _progress(request: Request, total: int) -> _Shown:
+def _progress(request: Request, total: int, where: str) -> _Shown:
     console = Console(stderr=True)
+    if where and not request.quiet:
+        console.print(where, soft_wrap=True, markup=False, highlight=False)
     columns = TextColumn(f"{request.subject}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     hidden = request.quiet or not console.is_terminal
     shown = _Shown(*columns, TextColumn("{task.fields[bad]} failed"), console=console, transient=True, disable=hidden)

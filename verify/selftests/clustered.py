@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from verify.runs.cluster.client import Cluster
 from verify.selftests.matrix import Judges, Row
@@ -30,7 +30,7 @@ class ClusterJudges(Judges):
     ) -> None:
         self._cluster = Cluster(address, "lrp_rules", partial(_judges, source, ids, first))
 
-    def __enter__(self) -> ClusterJudges:
+    def __enter__(self) -> Self:
         self._cluster.__enter__()
         return self
 

@@ -40,7 +40,7 @@ _POLL = 0.01
 
 
 class Cluster:
-    """A connection for one run of one subject; a context manager. ``make`` is that of `verify.runs.cluster.station.Job`.
+    """A connection for one run of one subject; a context manager. ``make`` is that of `station.Job`.
 
     ``address`` is that of a scheduler, such as ``tcp://host:8786``, or ``local:N`` for N workers on this machine.
     """
@@ -50,7 +50,7 @@ class Cluster:
         self._local = _local(address)
         self._job = station.Job(uuid.uuid4().hex, spec, environment_for(spec), make)
         self._stack = contextlib.ExitStack()
-        self._client: Client = None
+        self._client: Client  # while it is entered
         self._looked = self._worked = 0.0
         #: Threads of all workers at the start; each asks one process.
         self.threads = 0
@@ -116,7 +116,7 @@ class Cluster:
     ) -> Generator[tuple[Sequence[Any], list[Any] | None], None, None]:
         """Yield each chunk with its answers, None where they were lost with several workers."""
         futures = self._client.map(partial(station.work, self._job, ask), chunks, pure=False, key="lrp-verify")
-        waiting: dict[Future, Sequence[Any]] = dict(zip(futures, chunks, strict=True))
+        waiting: dict[Future[Any], Sequence[Any]] = dict(zip(futures, chunks, strict=True))
         del futures  # a future that nobody holds is forgotten by the cluster
         done = as_completed(waiting, loop=self._client.loop, with_results=True, raise_errors=False)
         self._worked = time.monotonic()
@@ -132,7 +132,7 @@ class Cluster:
             if waiting and self._client.status == "running":
                 self._client.cancel(list(waiting), force=True)
 
-    def _answers(self, future: Future, result: Any) -> list[Any] | None:
+    def _answers(self, future: Future[Any], result: Any) -> list[Any] | None:
         if future.status == "finished":
             answers: list[Any] = result
             return answers
@@ -234,7 +234,7 @@ def _named(unlike: dict[tuple[str, ...], list[str]]) -> list[str]:
 def _local(address: str) -> int | None:
     """Return N of ``local:N``, and None for the address of a scheduler."""
     local = re.fullmatch(r"local:(\d+)", address)
-    if local is None and re.match(r"[a-z]+://.", address) is None or local is not None and not int(local[1]):
+    if not (int(local[1]) if local else re.match(r"[a-z]+://.", address)):
         msg = f"--cluster is {address!r}; expected the address of a Dask scheduler, such as tcp://host:8786, or local:N"
         raise UnusableError(msg)
     return int(local[1]) if local else None
