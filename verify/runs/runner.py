@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from verify.model import Subject
-    from verify.runs.worker import Round
+    from verify.runs.rounds import Round
 
 
 class Runner:

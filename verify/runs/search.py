@@ -21,7 +21,7 @@ from verify.formats.text import text_of
 from verify.model import BAD, TIME_LIMIT, Finding, NotOfferedError, UnansweredError, Verdict
 from verify.questions.examples import CHECK, Example
 from verify.questions.strategies import examples
-from verify.runs.worker import Round
+from verify.runs.rounds import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 # Nothing here imports torch before `begin`: it takes seconds, in which an interrupt would print a traceback a worker.
-from verify.model import TIME_LIMIT, Case, Finding, Level, Outcome
+from verify.model import TIME_LIMIT, Case, Outcome
 from verify.runs.hosted import Host, Hosted, Reply
 from verify.runs.isolation import adopt, can_fork, end_all
 from verify.runs.outcomes import alive, ask, carried, loaded, tried
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from verify.model import Subject
+    from verify.runs.rounds import Round
 
 #: Stands for exit status 0, see `begin`.
 SILENT_EXIT = 120
@@ -74,20 +75,6 @@ class SubjectInfo:
     spec: str
     version: str = "unknown"
     ours: bool = False
-
-
-@dataclass(frozen=True)
-class Round:
-    """A part of a search, as plain data: so many examples of one rule."""
-
-    rule: str
-    dtypes: tuple[str, ...]
-    seed: int
-    count: int
-
-    def outcome(self, finding: Finding) -> Outcome:
-        """Return what there is to say of the round as a whole, where no example answers for it."""
-        return Outcome(f"search/{self.rule}", self.rule, "-", "search", "-", Level.MUST, seconds=0.0, **vars(finding))
 
 
 class Worker:

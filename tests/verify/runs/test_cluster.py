@@ -1,6 +1,7 @@
 """A run on a cluster says what a run on one machine says, whatever happens to the cluster."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -8,21 +9,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 from distributed import Client
 from typer.testing import CliRunner, Result
 
+from lrp_entry import extras
 from verify.faces import cli
 from verify.model import Verdict
 from verify.runs import selection
 from verify.runs.cluster import alike, client, station
 from verify.runs.cluster.clustered import ClusterRunner
-from verify.runs.worker import Source
+from verify.runs.worker import LostError, Source
 from verify.selftests import matrix
 from verify.selftests.clustered import ClusterJudges
 from verify.selftests.mutants import MUTANTS
@@ -55,6 +58,17 @@ def test_workers_are_of_this_machine() -> None:
     result = _call("--cluster", "local:2", "--workers", "2")
     assert result.exit_code == 2
     assert "--workers is for this machine" in result.stderr
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "_required", lambda extra: iter([f"part-of-{extra}"]))
+    for words in (["--cluster", "local:1"], ["self-test", "--cluster", "local:1"]):
+        result = _call(*words)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "lrp-verify: --cluster needs part-of-cluster, which is not installed: "
+            "run pip install 'lrp-rules[cluster]'\n"
+        )
 
 
 def test_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +117,79 @@ def test_a_worker_that_joins_late_is_compared_too() -> None:
         station.work(job, lambda *_: pytest.fail("asked"), [1])
 
 
+class Engine:
+    """What notes how it is used."""
+
+    def __init__(self, _beside: int = 1) -> None:
+        self.said: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.said.append("started")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.said.append("ended")
+
+    def abandon(self) -> None:
+        self.said.append("abandoned")
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> station.Job:
+    monkeypatch.setattr(station, "_beside", lambda: 1)
+    monkeypatch.setattr(station, "_stations", {})
+    return station.Job("job", "lrp_rules", alike.environment_for("lrp_rules"), Engine)
+
+
+def _echoes(engine: Engine, items: Sequence[int]) -> list[tuple[Engine, int]]:
+    return [(engine, item) for item in items]
+
+
+def test_processes_live_from_one_chunk_to_the_next(job: station.Job) -> None:
+    ((first, one),) = station.work(job, _echoes, [1])
+    ((second, two),) = station.work(job, _echoes, [2])
+    assert (first is second, one, two) == (True, 1, 2)
+    assert first.said == ["started"]
+    station._stations["job"].end()
+    assert first.said == ["started", "ended"]
+
+
+def test_processes_that_nobody_asks_are_ended(job: station.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(station, "IDLE", 0.01)
+    ((first, _),) = station.work(job, _echoes, [1])
+    _eventually(lambda: first.said == ["started", "ended"])
+    ((second, _),) = station.work(job, _echoes, [2])
+    assert second is not first
+
+
+def test_the_end_of_a_job_ends_a_chunk(job: station.Job) -> None:
+    def asked(engine: Engine, items: Sequence[int]) -> Iterator[tuple[Engine, int]]:
+        for item in items:
+            yield engine, item
+            station._stations["job"].end()
+
+    ((engine, item),) = station.work(job, asked, [1, 2, 3])
+    assert (item, engine.said) == (1, ["started", "abandoned", "ended"])
+
+
+def test_an_error_in_a_chunk_ends_nothing_else(job: station.Job) -> None:
+    with pytest.raises(ZeroDivisionError):
+        station.work(job, lambda _engine, _items: [1 // 0], [1])
+    ((engine, _),) = station.work(job, _echoes, [1])
+    assert engine.said == ["started"]
+    station._stations["job"].end()
+
+
+def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = client.Cluster("tcp://host:1", "lrp_rules", Engine)
+    monkeypatch.setattr(connection, "_client", SimpleNamespace(nthreads=dict), raising=False)
+    connection._worked = time.monotonic()
+    connection._look()
+    connection._looked = connection._worked = -math.inf
+    with pytest.raises(LostError, match=r"the last worker of tcp://host:1 was lost"):
+        connection._look()
+
+
 # --- a cluster on this machine ----------------------------------------------------------------------------------------
 
 
@@ -125,7 +212,7 @@ def test_a_local_cluster() -> None:
 class Processes:
     """A scheduler and two workers, each with a nanny."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, *, workers: bool = True, **environment: str) -> None:
         self.told = folder / "told"
         self.environment = os.environ | {"PYTHONPATH": _path(FAKES), "REACHING_TELLS": str(self.told), "COLUMNS": "100"}
         theirs = {
@@ -137,7 +224,9 @@ class Processes:
         common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(self._file)]
         self.scheduler = self._started("scheduler", *common, "--port", "0")
         self.address = self._address()
-        self.workers = self._started("worker", *common[:3], self.address, "--nworkers", "2", "--nthreads", "1")
+        self._all = [self.scheduler]
+        if workers:
+            self._all.append(self._started("worker", *common[:3], self.address, "--nworkers", "2", "--nthreads", "1"))
 
     def _started(self, what: str, *words: str) -> "subprocess.Popen[bytes]":
         program = [sys.executable, "-m", f"distributed.cli.dask_{what}", *words]
@@ -151,7 +240,7 @@ class Processes:
         return found
 
     def end(self) -> None:
-        for process in (self.workers, self.scheduler):
+        for process in self._all:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -311,6 +400,18 @@ class TestTroubleWithTheCluster:
         assert "INTERRUPTED: 2 of 3 cases" in printed
         assert f"The run ended early: the connection to the scheduler of {cluster.address} was lost" in printed
         assert len(json.loads(path.read_text())["cases"]) == 2
+
+    def test_no_worker_joins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(client, "WORKER_WITHIN", 0.5)
+        cluster = Processes(tmp_path, workers=False)
+        try:
+            result = _call("--subject", "behaving", "--cluster", cluster.address)
+        finally:
+            cluster.end()
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"lrp-verify: --cluster {cluster.address}: no worker joined within 0.5 seconds; nothing was run\n"
+        )
 
     def test_workers_that_differ_are_refused(self, tmp_path: Path) -> None:
         for path in FAKES.glob("*.py"):

@@ -10,6 +10,7 @@ import uuid
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, as_completed
@@ -203,9 +204,9 @@ class Cluster:
                 unlike.setdefault(tuple(lines), []).append(worker)
         if unlike:
             raise UnusableError("\n".join([_refused(self._address), *_named(unlike)]))
-        workers = self._client.scheduler_info()["workers"].values()
-        self.threads = sum(int(worker["nthreads"]) for worker in workers)
-        hosts = len({worker["host"] for worker in workers})
+        workers = self._client.nthreads()
+        self.threads = sum(workers.values())
+        hosts = len({urlsplit(address).hostname for address in workers})
         counts = {"worker": len(workers), "host": hosts, "process": self.threads}
         one, other, each = (
             f"{n} {name}{'' if n == 1 else 'es' if name[-1] == 's' else 's'}" for name, n in counts.items()

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from verify.model import Subject
-    from verify.runs.worker import Round, Source, SubjectInfo
+    from verify.runs.rounds import Round
+    from verify.runs.worker import Source, SubjectInfo
 
 #: What is said of a case that is lost with every worker that is asked it.
 _DEADLY = Finding(Verdict.CRASH, reason="every worker of the cluster that was asked this ended")
