@@ -416,7 +416,7 @@ class TestTroubleWithTheCluster:
     def test_workers_that_differ_are_refused(self, tmp_path: Path) -> None:
         for path in FAKES.glob("*.py"):
             (tmp_path / path.name).write_text(path.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
-        differing = {"PYTHONPATH": _path(tmp_path), "DASK_DISTRIBUTED__WORKER__DAEMON": "True"}
+        differing: dict[str, Any] = {"PYTHONPATH": _path(tmp_path), "DASK_DISTRIBUTED__WORKER__DAEMON": "True"}
         cluster = Processes(tmp_path, **differing)
         try:
             result = _call("--subject", "behaving", "--cluster", cluster.address)
