@@ -193,6 +193,11 @@ class Cluster:
         except TimeoutError as error:
             msg = f"--cluster {self._address}: no worker joined within {WORKER_WITHIN:g} seconds; nothing was run"
             raise UnusableError(msg) from error
+        try:
+            self._client.run_on_scheduler(differences, {}, {})  # it reads what it passes on
+        except Exception as error:
+            msg = f"--cluster {self._address}: the scheduler cannot use lrp-rules: {type(error).__name__}: {error}"
+            raise UnusableError(msg) from error
         found = self._client.run(environment_for, self._job.spec, on_error="return")
         unlike: dict[tuple[str, ...], list[str]] = {}
         for worker, there in found.items():
@@ -258,8 +263,9 @@ def _started(workers: int) -> Generator[str, None, None]:
 
 def _hush(stack: contextlib.ExitStack) -> None:
     """What Dask logs and warns of is told by us, where it matters."""
-    logger = logging.getLogger("distributed")
-    stack.callback(logger.setLevel, logger.level)
-    logger.setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):
+        logger = logging.getLogger(name)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
     stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")
