@@ -317,6 +317,15 @@ class TestWorkersElsewhere:
         assert here[0] == 1
         assert _report(tmp_path / "there.json", *words, "--cluster", cluster.address) == here
 
+    @pytest.mark.parametrize("subject", ["dying", "no_such_package", "behaving:DTYPES"])
+    def test_a_subject_that_cannot_be_used(self, cluster: Processes, subject: str) -> None:
+        here, there = (
+            _call("--subject", subject, "--check", "passes", *words)
+            for words in (["--workers", "1"], ["--cluster", cluster.address])
+        )
+        assert here.exit_code == 2
+        assert (there.exit_code, there.stderr) == (2, here.stderr)
+
     def test_a_worker_is_killed_while_it_works(
         self, cluster: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
