@@ -6,8 +6,11 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+yaml: Any = importlib.import_module("yaml")  # it has no types
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -48,6 +51,31 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
         assert (page.parent / link).resolve().exists(), link
+
+
+def _blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [(f"{name_of(page)}-{number}", block) for number, block in enumerate(blocks)]
+    return found
+
+
+YAML = _blocks("yaml")
+
+
+@pytest.mark.parametrize("block", [block for _, block in YAML], ids=[name for name, _ in YAML])
+def test_yaml_can_be_read(block: str) -> None:
+    assert yaml.safe_load(block)
+
+
+def test_workers_of_a_cluster_may_start_processes() -> None:
+    found = [block for name, block in YAML if name.startswith("docs/how-to/cluster.md")]
+    dask, slurm, kubernetes = map(yaml.safe_load, found)
+    assert dask["distributed"]["worker"]["daemon"] is False
+    assert "export DASK_DISTRIBUTED__WORKER__DAEMON=False" in slurm["jobqueue"]["slurm"]["job-script-prologue"]
+    (worker,) = kubernetes["spec"]["worker"]["spec"]["containers"]
+    assert {"name": "DASK_DISTRIBUTED__WORKER__DAEMON", "value": "False"} in worker["env"]
 
 
 def test_numbers_of_clauses_are_anchors_in_their_order() -> None:

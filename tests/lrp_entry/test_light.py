@@ -15,8 +15,8 @@ from verify.formats.environment import version
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = {
-    "captum", "coverwise", "hypothesis", "jinja2", "jsonschema", "matplotlib", "mpmath", "pandas", "pyarrow",
-    "safetensors", "scipy", "sklearn", "torch", "zennit",
+    "captum", "coverwise", "dask", "distributed", "hypothesis", "jinja2", "jsonschema", "matplotlib", "mpmath",
+    "pandas", "pyarrow", "safetensors", "scipy", "sklearn", "torch", "zennit",
 }  # fmt: skip
 
 

@@ -80,6 +80,7 @@ _EPILOG = (
     "Exit status: 0 passed, 1 failed, 2 wrong options or an implementation that cannot be used, 130 "
     "interrupted. Recommendations (level should) fail the run for lrp_rules itself, and for others with --strict."
 )
+_NO_WORKERS = "--workers is for this machine; with --cluster, each thread of its workers has one process"
 _MANY = "Several: repeat it, or use commas; * stands for anything."
 
 
@@ -112,6 +113,13 @@ def lrp_verify(
         int | None,
         typer.Option(
             min=0, metavar="N", help="Number of processes; 0 runs in this one. Default: one per CPU; 0 with --case."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Dask cluster: the address of its scheduler, tcp://HOST:8786, or local:N for N workers here.",
         ),
     ] = None,
     shard: Annotated[
@@ -168,6 +176,8 @@ def lrp_verify(
     ids = tuple(case or ())
     if command is not None and subject != "lrp_rules":
         context.fail("--subject and --command both name an implementation to test; expected one of them")
+    if cluster is not None and workers is not None:
+        context.fail(_NO_WORKERS)
 
     def run() -> Status:
         request = Request(
@@ -189,6 +199,7 @@ def lrp_verify(
             tuple(deviations or ()),
             depth,
             exit_first,
+            cluster,
         )
         return _list(request) if list_ else _verify(request)
 
@@ -242,16 +253,26 @@ def self_test(
     record: Annotated[
         bool, typer.Option("--record", help="Write down which case finds which mistake, to be asked first from now on.")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster: tcp://HOST:8786, or local:N.")
+    ] = None,
 ) -> None:
     """Test the tests: run them on wrong rules, each with one mistake. Exit status 1 if a mistake is not found.
 
     A wrong rule is asked until one case finds its mistake.
     """
+    if cluster is not None and workers is not None:
+        raise typer.BadParameter(_NO_WORKERS)
 
     def run() -> int:
         from verify.selftests import matrix as selftest  # noqa: PLC0415  imports torch
 
-        return selftest.main(workers=workers, whole=all_, write=record)
+        if cluster is None:
+            return selftest.main(workers=workers, whole=all_, write=record)
+        running.require_cluster()
+        from verify.selftests.clustered import ClusterJudges  # noqa: PLC0415  imports Dask
+
+        return selftest.main(whole=all_, write=record, judges=partial(ClusterJudges, cluster))
 
     exit_with("lrp-verify", run)
 

@@ -7,11 +7,13 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lrp_entry.extras import MissingExtraError, require
 from verify.explaining import deviations as deviating
 from verify.formats.environment import environment
 from verify.model import BAD, Level, Verdict
@@ -21,7 +23,7 @@ from verify.runs.order import by_urgency
 from verify.runs.outcomes import alive
 from verify.runs.runner import Runner
 from verify.runs.selection import UnusableError
-from verify.runs.worker import SubjectInfo
+from verify.runs.worker import LostError, SubjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +40,21 @@ _COMPARED = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict
 
 def started(request: Request, source: Source, selected: Sequence[Case]) -> Runner:
     """Return the workers for the selected cases, and for what is asked after them."""
+    if request.cluster is not None:
+        require_cluster()
+        from verify.runs.cluster.clustered import ClusterRunner  # noqa: PLC0415  imports Dask
+
+        return ClusterRunner(request.cluster, source, time_limit=request.time_limit, subject=request.subject)
     workers = min(request.workers, max(len(selected), request.searching))
     return Runner(source, workers=workers, time_limit=request.time_limit, subjects=(request.subject,))
+
+
+def require_cluster() -> None:
+    """Raise UnusableError where what --cluster needs is not installed."""
+    try:
+        require("cluster", "--cluster")
+    except MissingExtraError as error:
+        raise UnusableError(str(error)) from error
 
 
 def run(
@@ -57,7 +72,7 @@ def run(
     failures that do not end a run that ends with the first one.
     """
     start = time.perf_counter()
-    workers = min(request.workers, len(selected))
+    workers = min(runner.workers, len(selected))
     call = Call(
         len(selected),
         source.dtypes,
@@ -67,13 +82,13 @@ def run(
         request.time_limit,
         request.strict,
     )
-    info, interrupted, ended = SubjectInfo(request.subject), False, False
+    info, interrupted, ended, lost = SubjectInfo(request.subject), False, False, ""
     outcomes: list[Outcome] = []
     try:
         info = runner.describe(request.subject)
         begun(info, call)
         with (
-            _progress(request, len(selected)) as progress,
+            _progress(request, len(selected), runner.where) as progress,
             contextlib.closing(runner.run(request.subject, by_urgency(selected))) as answers,
         ):
             for outcome in answers:
@@ -84,9 +99,14 @@ def run(
                     break
         if request.searching and not ended:
             with alive():  # what there is stays when it is interrupted
-                outcomes.extend(searching.run(request, runner.subject(request.subject)))
+                asked = None if request.cluster is None else partial(runner.searched, request.subject)
+                outcomes.extend(searching.run(request, runner.subject(request.subject), asked))
     except KeyboardInterrupt:
         interrupted = True
+    except LostError as error:
+        if not outcomes:
+            raise
+        interrupted, lost = True, f"The run ended early: {error}"
     places = {case.id: index for index, case in enumerate(whole)}
     for outcome in outcomes:
         places.setdefault(outcome.id, len(places))  # what the search has asked
@@ -94,12 +114,11 @@ def run(
     call = replace(call, selected=len(selected) + len(places) - len(whole))
     part = Shard(*request.shard, shards.corpus(places), len(places))
     seconds = time.perf_counter() - start
-    notes = (*_fixed(info), *_met(request, selected, outcomes))
+    notes = (*([runner.note] if runner.note else []), *_fixed(info), *_met(request, selected, outcomes))
     if ended:
-        notes = (
-            *_fixed(info),
-            f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases",
-        )
+        notes = (*_fixed(info), f"-x: ended at the first failure, after {len(ordered)} of {len(selected)} cases")
+    if lost:
+        notes = (lost,)
     return Report(info, call, ordered, seconds, interrupted, environment(request.device), part, places, notes)
 
 
@@ -147,8 +166,10 @@ class _Shown(Progress):
         self.update(task.id, advance=1, bad=task.fields["bad"] + bad)
 
 
-def _progress(request: Request, total: int) -> _Shown:
+def _progress(request: Request, total: int, where: str) -> _Shown:
     console = Console(stderr=True)
+    if where and not request.quiet:
+        console.print(where, soft_wrap=True, markup=False, highlight=False)
     columns = TextColumn(f"{request.subject}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     hidden = request.quiet or not console.is_terminal
     shown = _Shown(*columns, TextColumn("{task.fields[bad]} failed"), console=console, transient=True, disable=hidden)

@@ -8,11 +8,13 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -26,10 +28,11 @@ from verify.runs.worker import RunnerError, Source, SubjectInfo
 from verify.subjects.protocol import is_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from verify.model import Subject
+    from verify.runs.rounds import Round
 
 
 class Runner:
@@ -37,6 +40,7 @@ class Runner:
 
     With ``workers=0`` cases run in this process, for a debugger: then a crash is a crash, and nothing limits the time.
     ``subjects`` are loaded when a worker starts, others with their first case, within the time limit of that.
+    ``beside``: how many such runners share the memory of the machine.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Runner:
         workers: int | None = None,
         time_limit: float = TIME_LIMIT,
         subjects: Sequence[str] = (),
+        beside: int = 1,
     ) -> None:
         self.workers = cpu_count() if workers is None else workers
         self.time_limit = time_limit
@@ -56,10 +61,16 @@ class Runner:
             msg = f"time_limit is {time_limit}; expected a finite number of seconds above 0"
             raise ValueError(msg)
         self._setup = (source, tuple(subjects), time_limit)
+        self._beside = beside
         self._isolated = os.name == "posix"
         self._pool: ProcessPool | None = None
         self._here: worker.Worker | None = None
         self._threads = 0
+        self._lock = threading.Lock()
+        self._asked: WeakSet[Future[Any]] = WeakSet()
+        self._abandoned = False
+        #: Where the workers are, and what a report has to say of that; empty for this machine.
+        self.where = self.note = ""
 
     def __enter__(self) -> Self:
         if self.workers:
@@ -123,15 +134,24 @@ class Runner:
         if self._here is not None or not self._isolated or is_command(spec):
             return loaded(spec)
         about = self.describe(spec)
-        return Hosted(spec, partial(self._reply, spec), about.version, parameters=about.parameters)
+        return Hosted(spec, partial(self.reply, spec), about.version, parameters=about.parameters)
 
-    def _reply(self, spec: str, case: Case, seconds: float) -> Reply:
+    def reply(self, spec: str, case: Case, seconds: float) -> Reply:
+        """Ask the host of a subject one case, to be judged here."""
         limit = seconds + self.time_limit + START_LIMIT
         try:
             reply: Reply = self._schedule(worker.reply, spec, case.id, limit=limit).result()
         except (BrokenProcessPool, ProcessExpired, TimeoutError) as error:
             return Reply(Finding(Verdict.CRASH, reason=f"the worker ended: {error}"))
         return reply
+
+    def searched(self, spec: str, rounds: Iterable[Round]) -> Iterator[tuple[Round, Outcome]]:
+        """Yield rounds of a search with their outcomes, in their order."""
+        for one in rounds:
+            try:
+                yield one, self._schedule(worker.searched, spec, one, limit=None).result()
+            except ProcessExpired as error:
+                yield one, one.outcome(Finding(Verdict.CRASH, reason=_ended(error.exitcode)))
 
     def _run(self, subject: str, waiting: deque[Case]) -> Generator[Outcome, None, None]:
         running: dict[Future[Outcome], Case] = {}
@@ -176,9 +196,16 @@ class Runner:
         except ProcessExpired as error:
             return outcomes.outcome_of(case, Finding(Verdict.CRASH, reason=_ended(error.exitcode)), 0.0)
 
+    def abandon(self) -> None:
+        """End what is asked now, from another thread than that which asks: an error is raised there, and ever after."""
+        with self._lock:
+            self._abandoned = True
+            for future in self._asked:
+                future.cancel()
+
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        setup = (*self._setup, self._isolated, share_of_memory(self.workers))
+        setup = (*self._setup, self._isolated, share_of_memory(self.workers * self._beside))
         self._pool = ProcessPool(self.workers, initializer=worker.begin, initargs=setup, context=context)
 
     def _stop(self) -> None:
@@ -187,14 +214,20 @@ class Runner:
             self._pool.join()
             self._pool = None
 
-    def _schedule(self, function: Callable[..., Any], *args: str, limit: float | None) -> Future[Any]:
+    def _schedule(self, function: Callable[..., Any], *args: object, limit: float | None) -> Future[Any]:
         if self._pool is None:
             msg = "the workers have not started; use the runner in a `with` statement"
             raise RuntimeError(msg)
         if not self._pool.active:
             self._stop()
             self._start()
-        return self._pool.schedule(function, args=args, timeout=limit)
+        with self._lock:
+            if self._abandoned:
+                msg = "the run was ended"
+                raise RunnerError(msg)
+            future = self._pool.schedule(function, args=args, timeout=limit)
+            self._asked.add(future)
+        return future
 
 
 def run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -17,14 +18,17 @@ from hypothesis.errors import Flaky
 from verify.checks.examples import RULES, case_of
 from verify.formats.remembered import forgetting
 from verify.formats.text import text_of
-from verify.model import BAD, TIME_LIMIT, Finding, Level, NotOfferedError, Outcome, UnansweredError, Verdict
+from verify.model import BAD, TIME_LIMIT, Finding, NotOfferedError, UnansweredError, Verdict
 from verify.questions.examples import CHECK, Example
 from verify.questions.strategies import examples
+from verify.runs.rounds import Round
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from verify.model import Subject
+    from verify.model import Outcome, Subject
+
+    Asked = Callable[[Iterable[Round]], Iterator[tuple[Round, Outcome]]]
 
 #: Examples in one round; a round is one rule.
 ROUND = 100
@@ -43,30 +47,42 @@ def search(
     dtypes: Sequence[str] = ("float64", "float32"),
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
+    asked: Asked | None = None,
 ) -> Iterator[Outcome]:
     """Search until the budget is used up, in rounds over the rules; yield one outcome for each round.
 
-    A rule that was found wrong is not searched again. ``progress`` is told how many examples were tried.
+    A rule that was found wrong is not searched again. ``progress`` is told how many examples were tried. ``asked``
+    searches rounds elsewhere, and yields each with its outcome, in their order.
     """
     if seconds is None and count is None:
         msg = "search has no budget; give seconds, or a count of examples"
         raise ValueError(msg)
-    start, tried, number, left = time.monotonic(), 0, 0, list(rules)
-    while left:
+    start, left, number, tried = time.monotonic(), list(rules), 0, 0
+    spent = False
+
+    def over_the_rules() -> Iterator[Round]:
+        nonlocal number, tried, spent
         for rule in list(left):
-            if (seconds is not None and time.monotonic() - start >= seconds) or (count is not None and tried >= count):
+            spent = seconds is not None and time.monotonic() - start >= seconds
+            spent |= count is not None and tried >= count
+            if spent:
                 return
             size = ROUND if count is None else min(ROUND, count - tried)
-            outcome = _round(subject, rule, dtypes, seed + number, size, progress)
+            one = Round(rule, tuple(dtypes), seed + number, size)
             number, tried = number + 1, tried + size
+            yield one
+
+    here: Asked = partial(map, lambda one: (one, searched(subject, one)))
+    while left and not spent:
+        for one, outcome in (asked or here)(over_the_rules()):
+            progress(one.count)
             if outcome.verdict is not Verdict.PASS:
-                left.remove(rule)
+                left.remove(one.rule)
             yield outcome
 
 
-def _round(
-    subject: Subject, rule: str, dtypes: Sequence[str], seed: int, count: int, progress: Callable[[int], None]
-) -> Outcome:
+def searched(subject: Subject, one: Round) -> Outcome:
+    """Search one round."""
     wrong: list[tuple[Example, Finding]] = []
     best, offered = 0.0, False
 
@@ -79,29 +95,29 @@ def _round(
             wrong.append((example, finding))
             raise _FoundError
 
-    run = hypothesis.seed(seed)(
+    run = hypothesis.seed(one.seed)(
         settings(
-            max_examples=count, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
+            max_examples=one.count, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck), print_blob=False,
-        )(hypothesis.given(examples(rule, dtypes))(ask))
+        )(hypothesis.given(examples(one.rule, one.dtypes))(ask))
     )  # fmt: skip
     begun = time.perf_counter()
-    missing = Finding(Verdict.NOT_OFFERED, reason=f"{subject.spec} has no {rule}")
-    if not subject.offers(rule):
-        return _outcome(f"{CHECK}/{rule}", rule, missing, 0.0)
+    missing = one.outcome(Finding(Verdict.NOT_OFFERED, reason=f"{subject.spec} has no {one.rule}"))
+    if not subject.offers(one.rule):
+        return missing
     try:
         with forgetting():  # nobody asks for these examples again
             run()
     except (_FoundError, Flaky):
         # the last that failed is the smallest
         example, finding = _simplest(*wrong[-1], subject)
-        return _outcome(example.id, rule, finding, time.perf_counter() - begun, example)
-    finally:
-        progress(count)
+        found = replace(one.outcome(finding), id=example.id, layer=example.kind, dtype=example.dtype)
+        return replace(found, seconds=time.perf_counter() - begun)
     if not offered:
-        return _outcome(f"{CHECK}/{rule}", rule, missing, 0.0)
-    name = f"{CHECK}/{rule}/seed-{seed}/{count}-examples"
-    return _outcome(name, rule, Finding(Verdict.PASS, best), time.perf_counter() - begun)
+        return missing
+    passed = one.outcome(Finding(Verdict.PASS, best))
+    name = f"{CHECK}/{one.rule}/seed-{one.seed}/{one.count}-examples"
+    return replace(passed, id=name, seconds=time.perf_counter() - begun)
 
 
 def _simplest(example: Example, finding: Finding, subject: Subject) -> tuple[Example, Finding]:
@@ -145,8 +161,3 @@ def _finding(example: Example, subject: Subject) -> Finding:
         if isinstance(error, KeyboardInterrupt):
             raise
         return Finding(Verdict.ERROR, reason=f"{type(error).__name__}: {text_of(error)}")
-
-
-def _outcome(id_: str, rule: str, finding: Finding, seconds: float, example: Example | None = None) -> Outcome:
-    layer, dtype = (example.kind, example.dtype) if example else ("-", "-")
-    return Outcome(id_, rule, layer, CHECK, dtype, Level.MUST, seconds=seconds, **vars(finding))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from verify.model import Outcome, Subject
+    from verify.runs.search import Asked
     from verify.runs.selection import Request
 
 #: Seconds, where nothing else is said.
@@ -31,8 +32,8 @@ def rules_and_dtypes(request: Request) -> tuple[list[str], list[str]]:
     return rules, searched("dtype", request.dtypes, ("float64", "float32"))
 
 
-def run(request: Request, subject: Subject) -> Iterator[Outcome]:
-    """Search, and yield an outcome for each round."""
+def run(request: Request, subject: Subject, asked: Asked | None = None) -> Iterator[Outcome]:
+    """Search, and yield an outcome for each round; ``asked``: elsewhere, see `verify.runs.search.search`."""
     from verify.runs.search import search  # noqa: PLC0415  imports torch
 
     rules, dtypes = rules_and_dtypes(request)
@@ -59,6 +60,7 @@ def run(request: Request, subject: Subject) -> Iterator[Outcome]:
                 dtypes=dtypes,
                 seed=request.seed,
                 progress=progress,
+                asked=asked,
             )
         while True:
             with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():

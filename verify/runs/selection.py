@@ -58,6 +58,7 @@ class Request:
     deviations: Sequence[str] = ()
     depth: int = 2  # how many options meet in a case
     exit_first: bool = False
+    cluster: str | None = None
 
     @property
     def cases(self) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from verify.model import Subject
+    from verify.runs.rounds import Round
 
 #: Stands for exit status 0, see `begin`.
 SILENT_EXIT = 120
@@ -28,6 +29,10 @@ SILENT_EXIT = 120
 
 class RunnerError(Exception):
     """The run cannot go on, for a reason that is no case's verdict."""
+
+
+class LostError(RunnerError):
+    """The run cannot go on, for a reason that is none of the subject's; what was answered stays."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,12 @@ class Worker:
         self._subject(spec)
         return self._hosts[spec].ask(self._case(id_), self._time_limit)
 
+    def searched(self, spec: str, one: Round) -> Outcome:
+        """Search one round."""
+        from verify.runs.search import searched  # noqa: PLC0415  imports torch, see the top
+
+        return searched(self._subject(spec), one)
+
     def _case(self, id_: str) -> Case:
         if id_ not in self._cases and id_.startswith("search/"):
             return carried(id_)
@@ -206,6 +217,11 @@ def answer(spec: str, id_: str) -> Outcome:
 def reply(spec: str, id_: str) -> Reply:
     """Ask the host of a subject one case, in this worker process."""
     return _this().reply(spec, id_)
+
+
+def searched(spec: str, one: Round) -> Outcome:
+    """Search one round, in this worker process."""
+    return _this().searched(spec, one)
 
 
 def describe(spec: str) -> SubjectInfo:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from pebble import ProcessPool
@@ -36,8 +36,9 @@ from verify.selftests.mutants import MUTANTS, Mutant
 from verify.selftests.mutants.registry import found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
 
 #: How many cases of a check a mutant must survive for its blank in the matrix, if another check kills it.
 ENOUGH = 80
@@ -214,25 +215,42 @@ def record(matrix: Matrix) -> None:
     KILLS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _rows(
-    mutants: Sequence[Mutant], ids: frozenset[str] | None, workers: int, source: Source, first: Mapping[str, str] | None
-) -> Iterator[tuple[Row, list[str]]]:
-    pool = ProcessPool(
-        min(workers, len(mutants)),
-        initializer=_begin,
-        initargs=(source, ids),
-        context=multiprocessing.get_context("spawn"),
-    )
-    with pool:
-        running: dict[Future[tuple[Row, list[str]]], Mutant] = {
-            pool.schedule(_row, args=(m.name, None if first is None else first.get(m.name, "")), timeout=TIME_LIMIT): m
-            for m in mutants
+class Judges:
+    """Processes that ask mutants; a context manager. ``first`` as in :func:`kill_matrix`."""
+
+    def __init__(
+        self, workers: int, source: Source, ids: frozenset[str] | None, first: Mapping[str, str] | None
+    ) -> None:
+        self._first = first
+        self._running: dict[Future[tuple[Row, list[str]]], str] = {}
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPool(workers, initializer=_begin, initargs=(source, ids), context=context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves out the "-> None" of this one
+        self._pool.join()
+
+    def abandon(self) -> None:
+        """End what is asked now, from another thread than that which asks."""
+        for future in self._running:
+            future.cancel()
+
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
+        """Yield the rows of mutants as they come, and the cases that ``lrp_rules`` fails."""
+        self._running = {
+            self._pool.schedule(_row, args=(name, self._known(name)), timeout=TIME_LIMIT): name for name in names
         }
-        for future in as_completed(running):
+        for future in as_completed(self._running):
             try:
                 yield future.result()
             except Exception as error:  # noqa: BLE001  no verdict on this mutant, and the others go on
-                yield Row(running[future].name, {}, {}, f"{type(error).__name__}: {error}"), []
+                yield Row(self._running[future], {}, {}, f"{type(error).__name__}: {error}"), []
+
+    def _known(self, name: str) -> str | None:
+        return None if self._first is None else self._first.get(name, "")
 
 
 def kill_matrix(
@@ -241,10 +259,11 @@ def kill_matrix(
     workers: int = 1,
     source: Source = SOURCE,
     first: Mapping[str, str] | None = None,
+    judges: Callable[..., AbstractContextManager[Judges]] = Judges,
 ) -> Matrix:
     """Ask every check of every mutant; where ``first`` is given, of each only until one case kills it.
 
-    ``first`` names the case that is asked of a mutant before all others.
+    ``first`` names the case that is asked of a mutant before all others. ``judges`` are started as `Judges` is.
     Workers build the cases again from ``source``, and ask those that are among ``cases``; by default all. With
     ``workers=0`` all is done here, for mutants that are not in the registry and for a debugger.
     """
@@ -254,7 +273,8 @@ def kill_matrix(
         raise ValueError(msg)
     if workers and mutants:
         ids = None if cases is None else frozenset(case.id for case in cases)
-        results = list(_rows(mutants, ids, workers, source, first))
+        with judges(min(workers, len(mutants)), source, ids, first) as asked_by:
+            results = list(asked_by.rows([mutant.name for mutant in mutants]))
     else:
         judge = Judge(source.cases().values() if cases is None else cases)
         results = [
@@ -325,12 +345,17 @@ def show(matrix: Matrix, console: Console, *, once: bool = False) -> None:
 
 
 def main(
-    *, workers: int | None = None, mutants: Sequence[Mutant] = MUTANTS, whole: bool = False, write: bool = False
+    *,
+    workers: int | None = None,
+    mutants: Sequence[Mutant] = MUTANTS,
+    whole: bool = False,
+    write: bool = False,
+    judges: Callable[..., AbstractContextManager[Judges]] = Judges,
 ) -> int:
     """Run the self-test and print it; return the exit status, 1 if a mutant survives."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     first = None if whole else recorded()
-    matrix = kill_matrix(mutants, workers=count if workers is None else workers, first=first)
+    matrix = kill_matrix(mutants, workers=count if workers is None else workers, first=first, judges=judges)
     console = Console(highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = _WIDTH  # a log has no width, and all columns are wanted

@@ -140,7 +140,7 @@ def test_budget_rules_dtypes_and_seed_reach_the_search(
     monkeypatch.setattr("verify.runs.search.search", search)
     chosen = ["--rule", "f*t,epsilon", "--dtype", "float32", "--seed", "3"]
     assert command("--check", "Search", *words, *chosen).exit_code == 2  # nothing was asked
-    del seen["progress"]
+    del seen["progress"], seen["asked"]
     assert seen == {"rules": ["Epsilon", "Flat"], "dtypes": ["float32"], "seed": 3, **budget}
 
 
