@@ -472,7 +472,8 @@ class Placed(nn.Module):
         self.layer, self.position = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) + self.position
+        y: torch.Tensor = self.layer(x) + self.position
+        return y
 
 
 def test_a_constant_that_the_gradient_leaves_out_is_named() -> None:

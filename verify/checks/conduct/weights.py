@@ -92,7 +92,8 @@ class _ScaledConvolution(nn.Conv2d):
     """The same of a convolution."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * -0.5, self.bias)
+        y: Tensor = self._conv_forward(input, self.weight * -0.5, self.bias)
+        return y
 
 
 def _convolution(rule: str, subject: Subject) -> Iterator[str]:
