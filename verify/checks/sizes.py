@@ -123,7 +123,7 @@ def _agrees(
 
 def _conserves(large: sizes.Large, of: Variant, turn: int, seed: int, device: str, subject: Subject) -> Finding:
     """Give relevance to those outputs of the last sample that read one position, and to no others."""
-    problem = sizes.draw(large, "float64", "signed", seed, device)
+    problem, of = sizes.draw(large, "float64", "signed", seed, device), as_fixed(of, subject)
     described = describe(problem.module, large.layer.sample_shape)
     assert isinstance(described, Weighted)
     places = sizes.places(large.layer)
