@@ -56,7 +56,7 @@ Each rule has two tables: what came of each question, and the numbers layer by l
 | ✗ 24 of 312 | 24 of 312 cases failed |
 | ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the tables |
 | (✗) 68 of 84 | only cases that are recommended (level *should*) failed |
-| empty | not offered, or no case |
+| empty | not offered, or no case; an implementation without the rule has no row |
 
 `verify/explaining/deviations` says what is known of each failure, and where it was reported.
 [conformance.json](conformance.json) has the same for programs, with a badge for each implementation.
@@ -111,14 +111,16 @@ def _by_layer(case: dict[str, Any]) -> str:
 
 
 def _table(columns: Iterable[str], rows: Sequence[tuple[Run, list[dict[str, Any]]]], column: Any) -> list[str]:
-    """Return a table with a row for each run; ``column`` says where a case stands."""
+    """Return a table with a row for each run that has something; ``column`` says where a case stands."""
     names = list(columns)
     lines = ["| implementation | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(names)]
     for run, cases in rows:
         cells: dict[str, list[str | float]] = defaultdict(list)
         for case in cases:
             cells[column(case)].append(_told(case, run))
-        lines.append(f"| {_name(run)} | " + " | ".join(_cell(cells[name]) for name in names) + " |")
+        row = [_cell(cells[name]) for name in names]
+        if any(row):
+            lines.append(f"| {_name(run)} | " + " | ".join(row) + " |")
     return lines
 
 
