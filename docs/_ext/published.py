@@ -38,14 +38,12 @@ def conformance(page: str) -> str:
 
 
 def _overall(rule: str) -> dict[str, str]:
-    """Return for each implementation what it has for any question: failures, conventions, or a pass."""
+    """Return for each implementation what its numbers are: the first column of the first table, without the counts."""
     found = {}
-    rule = rule.partition("\nAgreement by layer")[0]
-    for line in re.findall(r"^\| (?!implementation|-)(.*) \|$", rule, re.MULTILINE):
-        name, *cells = (cell.strip() for cell in line.split("|"))
-        counts = [cell.partition(" ")[0] for cell in cells if cell]
-        marks = [mark for mark in ("✗", "≠") if mark in counts]
-        found[library(name)] = " ".join(marks) or next((mark for mark in ("(✗)", "✓") if mark in counts), "")
+    by_question = rule.partition("\nAgreement by layer")[0]
+    for line in re.findall(r"^\| (?!implementation|-)(.*) \|$", by_question, re.MULTILINE):
+        name, right, *_ = (cell.strip() for cell in line.split("|"))
+        found[library(name)] = right.partition(" ")[0]
     return found
 
 
@@ -57,7 +55,7 @@ What `lrp-verify` found for lrp_rules and for other libraries.
 
 ## Overview
 
-What an implementation has for a rule, whatever the question; ✓ only if all cases passed:
+Whether the numbers of a rule are right; ✓ only if all cases passed:
 
 {marks}
 

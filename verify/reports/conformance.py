@@ -56,7 +56,7 @@ Each rule has two tables: what came of each question, and the numbers layer by l
 | ✗ 24 of 312 | 24 of 312 cases failed |
 | ≠ 58 of 98 | 58 of 98 cases failed, because the rule follows another published convention, named below the tables |
 | (✗) 68 of 84 | only cases that are recommended (level *should*) failed |
-| empty | not offered, or no case |
+| empty | not offered, or no case; an implementation without the rule has no row |
 
 `verify/explaining/deviations` says what is known of each failure, and where it was reported.
 [conformance.json](conformance.json) has the same for programs, with a badge for each implementation.
@@ -111,14 +111,16 @@ def _by_layer(case: dict[str, Any]) -> str:
 
 
 def _table(columns: Iterable[str], rows: Sequence[tuple[Run, list[dict[str, Any]]]], column: Any) -> list[str]:
-    """Return a table with a row for each run; ``column`` says where a case stands."""
+    """Return a table with a row for each run that has something; ``column`` says where a case stands."""
     names = list(columns)
     lines = ["| implementation | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(names)]
     for run, cases in rows:
         cells: dict[str, list[str | float]] = defaultdict(list)
         for case in cases:
             cells[column(case)].append(_told(case, run))
-        lines.append(f"| {_name(run)} | " + " | ".join(_cell(cells[name]) for name in names) + " |")
+        row = [_cell(cells[name]) for name in names]
+        if any(row):
+            lines.append(f"| {_name(run)} | " + " | ".join(row) + " |")
     return lines
 
 
@@ -135,9 +137,11 @@ def _of_run(run: Run) -> dict[str, Any]:
             if case["rule"] == rule:
                 cells[_by_question(case)].append(_told(case, run))
         rules[rule] = {question: found for question in QUESTIONS if (found := _counted(cells[question]))}
-    right = "is the number right?"
-    offered = [rule for rule, found in rules.items() if right in found]
-    passed = [rule for rule in offered if not {"failed", "convention"} & rules[rule][right].keys()]
+    numbers = [found["is the number right?"] for found in rules.values() if "is the number right?" in found]
+    decided = sum(found["cases"] - found.get("inconclusive", 0) for found in numbers)
+    right = sum(found.get("passed", 0) for found in numbers)
+    # not rounded up: 100% is all of them
+    share = f"{100 * right // decided}% of {decided:,} numbers right" if decided else "nothing offered"
     return {
         "name": run["subject"]["spec"],
         "version": run["subject"]["version"],
@@ -147,8 +151,8 @@ def _of_run(run: Run) -> dict[str, Any]:
         "badge": {
             "schemaVersion": 1,
             "label": "LRP rules",
-            "message": f"{len(passed)} of {len(offered)} rules right",
-            "color": "brightgreen" if passed == offered else "yellow" if passed else "red",
+            "message": share,
+            "color": "lightgrey" if not decided else "brightgreen" if right == decided else "yellow",
         },
     }
 

@@ -127,7 +127,7 @@ class Report:
     @property
     def asked(self) -> bool:
         """Whether the subject offered anything that could be asked."""
-        return any(outcome.verdict not in {Verdict.NOT_OFFERED, Verdict.SKIPPED} for outcome in self.outcomes)
+        return any(outcome.verdict not in _MISSING for outcome in self.outcomes)
 
     @property
     def passed(self) -> bool:
@@ -171,6 +171,7 @@ class Mark:
     meaning: str
 
 
+_MISSING = frozenset({Verdict.NOT_OFFERED, Verdict.SKIPPED})
 #: The column of cases that need no particular layer: the API, bad input.
 NO_LAYER = "no layer"
 
@@ -213,6 +214,7 @@ class Grid:
     """The conformance table: cells by (rule, family), both in the order of the cases."""
 
     cells: Mapping[tuple[str, str], Cell]
+    missing: tuple[str, ...] = ()  # rules of which nothing is offered: they have no row
 
     @property
     def rules(self) -> list[str]:
@@ -250,6 +252,8 @@ def grid(report: Report) -> Grid:
     for outcome in report.outcomes:
         layer = NO_LAYER if outcome.layer in {"", "-"} else outcome.layer
         groups.setdefault((outcome.rule or "-", layer), []).append(outcome)
+    offered = {rule for (rule, _), group in groups.items() if {o.verdict for o in group} - _MISSING}
+    missing = tuple(dict.fromkeys(rule for rule, _ in groups if rule not in offered)) if offered else ()
     return Grid(
         {
             key: Cell(
@@ -257,10 +261,12 @@ def grid(report: Report) -> Grid:
                 largest(outcome.ratio for outcome in group),
                 share_undecided(group),
                 sum(outcome.verdict in BAD for outcome in group),
-                sum(outcome.verdict not in {Verdict.NOT_OFFERED, Verdict.SKIPPED} for outcome in group),
+                sum(outcome.verdict not in _MISSING for outcome in group),
             )
             for key, group in groups.items()
-        }
+            if key[0] not in missing
+        },
+        missing,
     )
 
 
@@ -338,7 +344,8 @@ def markdown(report: Report) -> str:
     rows = [["rule", *table.families], ["---", *([":-:"] * len(table.families))], *zip(*columns, strict=True)]
     lines = ["| " + " | ".join(value.replace("|", "\\|") for value in row) + " |" for row in rows]
     title = f"**{_plain(f'{report.subject.spec} {report.subject.version}')}**: {totals(report)}"
-    remarks = [f"- {_plain(remark)}" for remark in report.remarks]
+    given = [f"Not offered: {', '.join(table.missing)}"] if table.missing else []
+    remarks = [f"- {_plain(remark)}" for remark in (*given, *report.remarks)]
     return "\n".join([title, "", *lines, "", table.legend(), *([""] if remarks else []), *remarks, ""])
 
 

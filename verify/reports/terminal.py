@@ -46,6 +46,8 @@ def show(report: Report, console: Console) -> None:
             console.print(block)
             console.print()
         console.print(Text(table.legend(ascii_only=ascii_only), style="dim"))
+        if table.missing:
+            console.print(Text(f"Not offered: {', '.join(table.missing)}", style="dim"))
         console.print()
     network = ledger_table.table(report.outcomes)
     if network is not None:

@@ -209,6 +209,7 @@ def test_a_comparator_that_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -
 ENTRY = """[[deviation]]
 pattern = "{pattern}"
 verdict = "{verdict}"
+says = "*"
 reason = "they do it so"
 """
 

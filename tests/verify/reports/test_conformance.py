@@ -115,7 +115,9 @@ def test_json_for_badges() -> None:
     schema = json.loads((Path(conformance.__file__).parent / "lrp-conformance-1.schema.json").read_text())
     jsonschema.validate(found, schema)
     (one,) = found["implementations"]
-    assert one["badge"]["message"] == "1 of 2 rules right"
+    assert (one["badge"]["message"], one["badge"]["color"]) == ("66% of 3 numbers right", "yellow")
+    (none,) = conformance.as_json([run()])["implementations"]
+    assert none["badge"]["message"] == "nothing offered"
     right = "is the number right?"
     assert one["rules"]["Gamma"][right] == {"cases": 1, "passed": 1, "ratio": 0.5}
     assert one["rules"]["Gamma"]["does it behave?"] == {"cases": 1, "failed": 1}

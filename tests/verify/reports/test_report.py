@@ -170,6 +170,14 @@ def test_cell(rule: str, family: str, lines: list[str]) -> None:
     assert grid(WIDE).cells[rule, family].lines() == lines
 
 
+def test_a_rule_of_which_nothing_is_offered_has_no_row() -> None:
+    missing = [outcome(Verdict.NOT_OFFERED, rule="Norm", layer=layer) for layer in ("Linear", "Sum")]
+    some = grid(report(outcome(rule="Epsilon", layer="Linear"), *missing))
+    assert (some.rules, some.families, some.missing) == (["Epsilon"], ["Linear"], ("Norm",))
+    assert "\n- Not offered: Norm\n" in markdown(report(outcome(rule="Epsilon", layer="Linear"), *missing))
+    assert (grid(report(*missing)).rules, grid(report(*missing)).missing) == (["Norm"], ())
+
+
 CONVENTION = Diagnosis("Gamma", Level.MUST, (Known("other", "another formula", published=True),), 1, 1)
 
 
