@@ -108,7 +108,8 @@ class Cluster:
             ((_, answers),) = self._chunks(ask, [[item]])
             deadly += answers is None
             if deadly > _DEADLY:
-                msg = f"{self._job.spec!r} ends the workers of {self._address} again and again, last with {getattr(item, 'id', item)}"
+                last = getattr(item, "id", item)
+                msg = f"{self._job.spec!r} ends the workers of {self._address} again and again, last with {last}"
                 raise RunnerError(msg)
             yield from [killed(item)] if answers is None else answers
 
