@@ -6,6 +6,8 @@ the case that is written down for it in ``kills.json``; ``--record`` writes that
 For the whole matrix (``--all``), each check is asked of each mutant until one of its cases kills it, or until enough of
 them have not: ``ENOUGH`` for a mutant that another check kills, and all there are for one that no check does. So a dot
 in the matrix says that a check does not find the mistake at once, and a row of dots that nothing finds it at all.
+
+It is longer than other files because the matrix, the processes that fill it and its table are of one piece.
 """
 
 from __future__ import annotations
