@@ -2,8 +2,8 @@
 
 ``assert_rule`` holds one rule to its formula, ``assert_conserves`` a whole network to the rules that were meant for it;
 ``audit`` says where its relevance goes, and ``compare_pipelines`` where two explanations of it part. An adapter for
-``lrp-verify`` raises ``NotOfferedError`` for what its library does not have. They are those of ``verify``, and work in a
-repository that has a package ``verify`` of its own. They are loaded when they are used.
+``lrp-verify`` raises ``NotOfferedError`` for what its library does not have. They are those of ``verify``, and work in
+a repository that has a package ``verify`` of its own. They are loaded when they are used.
 
 Raises
 ------
