@@ -22,6 +22,7 @@ from verify.questions.grid import named
 from verify.questions.variants import VARIANTS, variant
 from verify.runs.outcomes import ask
 from verify.subjects.asking import smoke
+from verify.subjects.loading import load
 from verify.subjects.protocol import messages
 
 (LINEAR,) = named("linear-5-4")
@@ -131,6 +132,20 @@ def test_what_is_no_declaration_is_refused(parameters: Any, message: str) -> Non
     with pytest.raises(SubjectError) as refused:
         checked("fake", parameters)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("given", "usable"), [("lambda: 3", True), ("torch.nn", True), ("[1]", False), ("{}", True)])
+def test_a_function_or_module_of_that_name_is_no_declaration(
+    given: str, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"subject_{usable}_{len(given)}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\nfrom lrp_rules import Epsilon\nparameters = {given}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    if usable:
+        assert load(name).parameters == {}
+    else:
+        with pytest.raises(SubjectError, match=r"is \[1\]; expected a dictionary"):
+            load(name)
 
 
 def test_not_offered_alone_makes_no_subject_unusable() -> None:
