@@ -1,4 +1,4 @@
-"""What `lrp_rules.testing` offers: functions of the verifier that work in a process of the user."""
+"""What `lrp_rules.testing` offers: functions and exceptions of the verifier that work in a process of the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Return a function of `verify`, to be called whatever else goes by the names of our packages."""
+    """Return a function of `verify`, to be called whatever else goes by the names of our packages, or an exception."""
     require("verify", f"lrp_rules.testing.{name}")
     with pinned():
         function: Callable[..., Any] = getattr(importlib.import_module("verify"), name)

@@ -124,12 +124,12 @@ def run(
 
 def _fixed(info: SubjectInfo) -> tuple[str, ...]:
     """Say which parameters a subject was asked with, if it cannot change them."""
-    rules = [
-        f"{rule} with {', '.join(f'{name}={value if value != [] else None}' for name, value in values.items())}"
-        for rule, values in info.parameters.items()
-        if values
-    ]
-    return (f"Fixed parameters, in place of the defaults: {'; '.join(rules)}",) if rules else ()
+    rules: dict[str, list[str]] = {}
+    for rule, values in info.parameters.items():
+        told = ", ".join(f"{name}={value if value != [] else None}" for name, value in values.items())
+        rules.setdefault(told, []).append(rule)
+    given = "; ".join(f"{', '.join(names)} with {told}" for told, names in rules.items() if told)
+    return (f"Fixed parameters, in place of the defaults: {given}",) if given else ()
 
 
 def _met(request: Request, selected: Sequence[Case], outcomes: Sequence[Outcome]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ def load(spec: str) -> Subject:
         )
         raise SubjectError(msg)
     version = shortened(str(getattr(namespace, "__version__", None) or _version(module_name)))
-    parameters = checked(spec, getattr(namespace, "parameters", {}))
+    given = getattr(namespace, "parameters", {})
+    # a library may have a function or a module of that name, which says nothing to us
+    parameters = {} if callable(given) or isinstance(given, ModuleType) else checked(spec, given)
     return Subject(spec, namespace, version, parameters=parameters)
 
 

@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 import lrp_rules
 from verify.checks import agreement, laws, laws_room
-from verify.checks.cases import all_cases
 from verify.faces import cli
-from verify.model import NotOfferedError, Subject, SubjectError, Verdict
+from verify.model import Case, NotOfferedError, Subject, SubjectError, Verdict
 from verify.questions.drawing import draw
 from verify.questions.fixed import DEFAULTS, as_fixed, checked
 from verify.questions.grid import named
 from verify.questions.variants import VARIANTS, variant
 from verify.runs.outcomes import ask
 from verify.subjects.asking import smoke
+from verify.subjects.loading import load
 from verify.subjects.protocol import messages
 
 (LINEAR,) = named("linear-5-4")
@@ -30,6 +30,11 @@ PROBLEM = partial(draw, LINEAR, "signed", "float64")
 
 def _subject(parameters: dict[str, dict[str, Any]], **rules: Any) -> Subject:
     return Subject("fake", SimpleNamespace(**rules), "1", parameters=checked("fake", parameters))
+
+
+def _case(id_: str) -> Case:
+    dtypes = [id_.rpartition("/")[2]]
+    return next(case for case in laws.cases(draw, [LINEAR], dtypes) if case.id == id_)
 
 
 def _agrees(subject: Subject, rule: str, name: str = "default") -> Verdict:
@@ -100,7 +105,7 @@ def test_gradient_rule() -> None:
 def test_a_law_of_two_rules_needs_one_stabilizer() -> None:
     rules = {"Norm": lrp_rules.Norm, "Epsilon": partial(lrp_rules.Epsilon, 0.1)}
     subject = _subject({"Epsilon": {"epsilon": 0.1}}, **rules)
-    case = next(case for case in all_cases() if case.id == "laws/Norm/norm-is-epsilon/linear-5-4/float64")
+    case = _case("laws/Norm/norm-is-epsilon/linear-5-4/float64")
     outcome = ask(case, subject, 0, here=True)
     assert (outcome.verdict, "another stabilizer" in outcome.reason) == (Verdict.NOT_OFFERED, True)
     assert ask(case, _subject({}, **rules), 0, here=True).verdict is Verdict.INCONCLUSIVE  # Epsilon is off, not Norm
@@ -131,6 +136,20 @@ def test_what_is_no_declaration_is_refused(parameters: Any, message: str) -> Non
     with pytest.raises(SubjectError) as refused:
         checked("fake", parameters)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(("given", "usable"), [("lambda: 3", True), ("torch.nn", True), ("[1]", False), ("{}", True)])
+def test_a_function_or_module_of_that_name_is_no_declaration(
+    given: str, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"subject_{usable}_{len(given)}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\nfrom lrp_rules import Epsilon\nparameters = {given}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    if usable:
+        assert load(name).parameters == {}
+    else:
+        with pytest.raises(SubjectError, match=r"is \[1\]; expected a dictionary"):
+            load(name)
 
 
 def test_not_offered_alone_makes_no_subject_unusable() -> None:
@@ -168,7 +187,7 @@ class _Larger(lrp_rules.Epsilon):
 
 def test_a_law_takes_the_room_of_what_the_subject_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = _subject({}, Epsilon=_Larger)
-    case = next(case for case in all_cases() if case.id == "laws/Epsilon/permuted-inputs/linear-5-4/float32")
+    case = _case("laws/Epsilon/permuted-inputs/linear-5-4/float32")
     assert ask(case, subject, 0, here=True).verdict is Verdict.PASS
     monkeypatch.setattr(laws_room, "_own", lambda _room, _runs: 0.0)
     assert ask(case, subject, 0, here=True).verdict is Verdict.FAIL  # by the bounds of the specification's formula
