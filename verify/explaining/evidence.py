@@ -91,10 +91,11 @@ class Asked:
         return [question.answer() for question in self.batch]
 
     @cached_property
-    def _as_right(self) -> list[bool]:
+    def as_right(self) -> list[bool]:
         """Whether what came of a sample is what the rule itself gives."""
-        got = () if self.got is None else self.got
-        return [holds(row, answer) for row, answer in zip(got, self.right, strict=True)]
+        if self.got is None or len(self.got) != len(self.right):
+            return [False] * len(self.right)
+        return [holds(row, answer) for row, answer in zip(self.got, self.right, strict=True)]
 
     @cached_property
     def certain(self) -> bool:
@@ -121,7 +122,7 @@ class Asked:
     def answered(self, index: int, question: Question) -> Answer | None:
         """Return the answer to a question of one sample; None where it is far from what came."""
         r, right = quick(question), self.right[index]
-        if question.digits is None and self._as_right[index] and np.array_equal(r, right.relevance):
+        if question.digits is None and self.as_right[index] and np.array_equal(r, right.relevance):
             return right  # the rule itself; what holds within its bound needs no other
         return None if self._is_far(index, r, question.digits) else question.answer()
 

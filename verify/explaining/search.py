@@ -81,7 +81,7 @@ class Search:
         failing, passing = spread(failing), spread(passing, failed_on)
         here = [case for case in passing if _name(case) in failed_on]
         elsewhere = [case for case in passing if _name(case) not in failed_on]
-        if failing and not self._repeats(failing[0]):
+        if failing and not self._repeats(failing, passing):
             return None
         for several in (False, True) if len(failing) >= _FEWEST else (False,):
             tiers = self._several(failing, passing) if several else [self._singles]
@@ -95,12 +95,14 @@ class Search:
                     return self._unless_many(found, failing, here, failed_on)
         return None
 
-    def _repeats(self, case: Case) -> bool:
-        """Whether the subject gives the same answer again: what an earlier call leaves behind is no formula."""
-        first, again = self._asked(case).got, self._ask(case)
-        return (first is None) == (again is None) and (
-            first is None or again is None or np.array_equal(first, again, equal_nan=True)
-        )
+    def _repeats(self, failing: Sequence[Case], passing: Sequence[Case]) -> bool:
+        """Whether the subject answers as it did in the run: what an earlier call leaves behind is no formula."""
+        if passing and not all(self._asked(passing[0]).as_right):
+            return False
+        first, again = self._asked(failing[0]).got, self._ask(failing[0])
+        if first is None or again is None:
+            return first is again
+        return np.array_equal(first, again, equal_nan=True)
 
     def _unless_many(
         self, found: tuple[Together, ...], failing: Sequence[Case], passing: Sequence[Case], layers: tuple[str, ...]

@@ -55,6 +55,7 @@ UNDECLARED = {
     "alphabeta-second-half-unstabilized": "second-half-unstabilized",
     "alphabeta-zero-params-ignored": "zero-params-ignored",
     "epsilon-default": "stabilizer-default",
+    "epsilon-handle-does-nothing": "gradient",  # what its numbers are, wherever a rule is left on the module
     "epsilon-stabilized-twice": "stabilized-twice",
     "gamma-fixed": "gamma-ignored",
     "gamma-zero-params-letters": "zero-params-letters",
