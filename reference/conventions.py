@@ -78,8 +78,9 @@ class Together:
 
     @property
     def seen(self) -> str:
-        """Where they were seen."""
-        return "; ".join(dict.fromkeys(one.seen for one in self.conventions if one.seen))
+        """Where it was seen; of several together that is not known."""
+        first, *more = self.conventions or (None,)
+        return "" if first is None or more else first.seen
 
     @property
     def published(self) -> bool:

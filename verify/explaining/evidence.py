@@ -91,11 +91,20 @@ class Asked:
         return [question.answer() for question in self.batch]
 
     @cached_property
+    def as_right(self) -> list[bool]:
+        """Whether what came of a sample is what the rule itself gives."""
+        if self.got is None or len(self.got) != len(self.right):
+            return [False] * len(self.right)
+        return [holds(row, answer) for row, answer in zip(self.got, self.right, strict=True)]
+
+    @cached_property
     def certain(self) -> bool:
-        """Whether rounding decides nothing here: what is far off is another formula, and needs no bound."""
-        return all(
-            q.model == FLOAT64 and np.isfinite(a.worst).all() for q, a in zip(self.batch, self.right, strict=True)
-        )
+        """Whether rounding decides nothing here: what is far off is another formula, and needs no bound.
+
+        Where weights are integers, the rule's own denominators are exact, and those of a variant need not be.
+        """
+        known = zip(self.batch, self.right, strict=True)
+        return all(q.model == FLOAT64 and not q.layer.weight_grain and np.isfinite(a.worst).all() for q, a in known)
 
     def changed(self, variant: Together) -> list[Question]:
         """Return the questions as a variant changes them; those before its details are kept for its other details."""
@@ -113,8 +122,8 @@ class Asked:
     def answered(self, index: int, question: Question) -> Answer | None:
         """Return the answer to a question of one sample; None where it is far from what came."""
         r, right = quick(question), self.right[index]
-        if question.digits is None and np.array_equal(r, right.relevance):
-            return right  # the rule itself, and so is the bound
+        if question.digits is None and self.as_right[index] and np.array_equal(r, right.relevance):
+            return right  # the rule itself; what holds within its bound needs no other
         return None if self._is_far(index, r, question.digits) else question.answer()
 
     def _is_far(self, index: int, r: Array, digits: int | None) -> bool:

@@ -462,7 +462,7 @@ def test_no_more_cases_are_asked_than_enough() -> None:
 
     assert diagnose(outcomes, {case.id: case for case in cases}, ask, seconds=ENOUGH_TIME).diagnoses
     failing = {one.id for one in outcomes if one.verdict is Verdict.FAIL and one.level is Level.MUST}
-    assert len(asked) == len(set(asked))
+    assert len(asked) <= len(set(asked)) + len(Level)  # one of each level twice: whether the answer is the same again
     assert len(failing & set(asked)) <= search.ENOUGH < len(failing)
 
 

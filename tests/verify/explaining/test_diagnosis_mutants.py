@@ -54,9 +54,12 @@ UNDECLARED = {
     "alphabeta-second-half-default": "second-half-default-stabilizer",
     "alphabeta-second-half-unstabilized": "second-half-unstabilized",
     "alphabeta-zero-params-ignored": "zero-params-ignored",
+    "epsilon-default": "stabilizer-default",
+    "epsilon-handle-does-nothing": "gradient",  # what its numbers are, wherever a rule is left on the module
     "epsilon-stabilized-twice": "stabilized-twice",
     "gamma-fixed": "gamma-ignored",
     "gamma-zero-params-letters": "zero-params-letters",
+    "norm-default-overridden": "stabilizer-default",
     "norm-stabilizer-hard-coded": "stabilizer-ignored",
     "norm-zeroes-bias": "bias-dropped",
     "zbox-bounds-added": "bounds-added",
