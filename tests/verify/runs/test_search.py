@@ -16,7 +16,9 @@ from verify.checks.examples import EACH_RUN, RULES, case_of, cases
 from verify.model import Subject, Verdict
 from verify.questions.examples import Example
 from verify.questions.strategies import examples
+from verify.runs.runner import Runner
 from verify.runs.search import _simplest, search
+from verify.runs.worker import Source
 
 
 class Clips(lrp_rules.ZPlus):
@@ -156,3 +158,29 @@ def test_each_run_searches_a_little_and_says_how_to_ask_again() -> None:
     example = Example.from_id(finding.reason.rpartition("(--case ")[2].removesuffix(")"))
     assert case_of(example).run(subject(WSquare=CastsInside)).verdict is Verdict.FAIL
     assert case.run(subject()).verdict is Verdict.PASS
+
+
+PARTIAL = """
+import lrp_rules
+from verify.subjects import NotOfferedError
+
+
+class ZPlus(lrp_rules.ZPlus):
+    def register(self, module):
+        if "Pool" in type(module).__name__:
+            raise NotOfferedError("no pools")
+        return super().register(module)
+"""
+
+
+def test_a_rule_that_lacks_a_layer_is_judged_from_another_process_as_in_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "partial_rules.py").write_text(PARTIAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = Source(("float64",))
+    asked = [case for case in source.cases().values() if case.id.startswith(("search/ZPlus/seed", "search/Norm/seed"))]
+    assert len(asked) == 2
+    with Runner(source, workers=1, time_limit=20, subjects=["partial_rules"]) as runner:
+        found = list(runner.run("partial_rules", asked))
+    assert {outcome.verdict for outcome in found} == {Verdict.NOT_OFFERED}
