@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -182,7 +182,7 @@ def attach(
         check_keys([*table, *ignored, *left_out], names, any_model=composite is not None)
         wanted = parameters(model, kept)
         missing = {*kept} - {*wanted} - {name for own in names.values() for name in own}
-        check_keys(sorted(missing, key=str), {}, any_model=False)
+        _check_kept(missing, names)
         decided, taken = chosen(names, table, list(ignored), demands=composite is None)
         roots = [module for module, own in names.items() if any(matches(key, module, own) for key in left_out)]
         left = [module for module, own in names.items() if any(matches(key, module, own) for key in ignored)]
@@ -216,6 +216,16 @@ def attach(
         attachment._remove()
         raise
     return attachment
+
+
+def _check_kept(missing: Collection[str], names: Mapping[nn.Module, list[str]]) -> None:
+    """Refuse names that are those of no module, and of no parameter."""
+    if not missing:
+        return
+    known = ", ".join(name for own in names.values() for name in own if name)
+    given = ", ".join(repr(name) for name in sorted(missing, key=str))
+    msg = f"{given} matches no module of the model, nor a parameter of one; the model has {known}"
+    raise ValueError(msg)
 
 
 def _check(model: Any, rules: Any) -> None:

@@ -317,3 +317,9 @@ def test_autocast() -> None:
     (found,) = torch.autograd.grad(output.float().sum(), rules.kept["weight"])
     assert found.dtype == torch.float32
     assert bool(found.isfinite().all())
+
+
+def test_a_name_that_is_kept_and_is_nowhere_is_refused_with_those_that_there_are() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.raises(ValueError, match=r"'nope' matches no module of the model.*; the model has 0, 1$"):
+        attach(model, {nn.Linear: Epsilon(), nn.ReLU: Pass()}, keep=["nope"])

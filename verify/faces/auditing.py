@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrp_entry.extras import MissingExtraError, require
 from verify.formats.files import check_writable, write
 from verify.reports.status import Status, exit_with
 from verify.runs.selection import UnusableError
@@ -75,6 +76,11 @@ def audit(
         if png and png.suffix.lower() != ".png":
             msg = f"--png is {png}; expected a name that ends in .png"
             raise UnusableError(msg)
+        if png:
+            try:
+                require("figure", "--png")
+            except MissingExtraError as error:  # before the audit, not after it
+                raise UnusableError(str(error)) from error
         model, inputs = _setting(factory, input_, dtype)
         with _explaining(f"the audit of {factory}"):
             from verify.auditing import audit as run  # noqa: PLC0415  imports torch
