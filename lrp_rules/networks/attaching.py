@@ -218,7 +218,7 @@ def attach(
     return attachment
 
 
-def _check_kept(missing: Collection[str], names: Mapping[nn.Module, list[str]]) -> None:
+def _check_kept(missing: Collection[Any], names: Mapping[nn.Module, list[str]]) -> None:
     """Refuse names that are those of no module, and of no parameter."""
     if not missing:
         return
