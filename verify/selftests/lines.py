@@ -87,8 +87,14 @@ def table(found: Sequence[Function], known: Sequence[Reason]) -> str:
 
 
 def main() -> int:
-    """Judge a report by ``coverage json``."""
-    found = list(functions(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    """Judge a report by ``coverage json``; return 2 if it is none."""
+    try:
+        (given,) = sys.argv[1:]
+        found = list(functions(json.loads(Path(given).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        print(f"expected one file that `coverage json` wrote, as tox -e verify-lines does: {said}", file=sys.stderr)  # noqa: T201
+        return 2
     known = reasons()
     print(table(found, known))  # noqa: T201
     wrong = list(faults(found, known))
