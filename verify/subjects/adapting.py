@@ -7,6 +7,7 @@ and a parameter without a counterpart raises NotOfferedError as soon as it is gi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,7 +62,7 @@ class Handle:
 _MARK = "_rule_of_adapter"
 
 
-class Rule:
+class Rule(ABC):
     """A rule of a library that explains a whole call: `explain` says what it makes of a relevance."""
 
     #: What messages call the library.
@@ -74,11 +75,11 @@ class Rule:
         """Return a rule with the same arguments."""
         return type(self)(**self._arguments)
 
+    @abstractmethod
     def explain(
         self, module: nn.Module, own: Callable[..., Any], inputs: tuple[Tensor, ...], R: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the relevance of the inputs, given that of the output; ``own`` is the module's own forward pass."""
-        raise NotImplementedError
 
     def takes(self, module: nn.Module) -> bool:  # noqa: ARG002  for subclasses
         """Whether a call of the module is to be explained."""

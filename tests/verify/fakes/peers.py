@@ -6,6 +6,7 @@ know, and has their mistakes, several at once. What is described and what is not
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ class _Carry(torch.autograd.Function):
         return ctx.rule(x.detach(), gradients[0]), None, None
 
 
-class Rule:
+class Rule(ABC):
     """A rule on the layers that a library knows; on the others it raises an error."""
 
     knows: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS)
@@ -100,12 +101,12 @@ class Rule:
     def _carry(self, module: nn.Module, given: Sequence[Tensor], y: Tensor) -> Tensor:
         if not isinstance(module, self.knows):
             msg = f"no propagation rule for {type(module).__name__}"
-            raise NotImplementedError(msg)
+            raise TypeError(msg)
         found: Tensor = _Carry.apply(given[0], y.detach(), partial(self.relevance, module))  # type: ignore[no-untyped-call]
         return found
 
-    def relevance(self, module: Any, x: Tensor, R: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def relevance(self, module: Any, x: Tensor, R: Tensor) -> Tensor: ...
 
 
 class Stabilized(Rule):
