@@ -76,8 +76,9 @@ def _runner(source: Source, time_limit: float, subject: str, beside: int) -> Run
 
 
 def _elsewhere(_: Subject) -> Finding:
-    """What a case is asked with where it is only passed on."""
-    raise NotImplementedError
+    """Stand for what a case asks where it is only passed on: a worker makes the case again from its id."""
+    msg = "a case that is passed on to a cluster was asked here; it can only be asked in a worker"
+    raise RuntimeError(msg)
 
 
 def _described(runner: Runner, specs: Sequence[str]) -> list[SubjectInfo]:
