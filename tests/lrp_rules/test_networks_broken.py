@@ -349,7 +349,7 @@ def test_rules_for_functions_are_refused_where_torch_compiles(rules: Any) -> Non
         model(x)
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch has it since 2.6")
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="new in torch 2.6; 2.5 is supported")
 @pytest.mark.parametrize("before", [False, True], ids=["after the rules", "before the rules"])
 def test_a_compiled_model_that_is_forced_to_run_as_it_is_has_its_rules(before: bool) -> None:
     model, x, R = Residual(), leaf(2, 4), torch.ones(2, 4)

@@ -309,7 +309,7 @@ def _report(path: Path, *words: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a worker in /proc")
 class TestWorkersElsewhere:
     def test_the_report_is_that_of_one_machine(self, cluster: Processes, tmp_path: Path) -> None:
         words = ["--subject", "behaving", "--check", "passes,crashes,raises,gives_arrays,is_far_off,draws,missing"]
@@ -393,7 +393,7 @@ class TestWorkersElsewhere:
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a worker in /proc")
 class TestTroubleWithTheCluster:
     def test_the_scheduler_is_lost(self, tmp_path: Path) -> None:
         cluster = Processes(tmp_path)
